@@ -1,0 +1,131 @@
+"""RandAugment as timm means it: the op table and the map from level to argument.
+
+Sources: RandAugment (Cubuk et al. 2019, arXiv 1909.13719); `timm.data.auto_augment` (`rand_augment_transform`,
+`LEVEL_TO_ARG`). Nothing here touches a pixel: `plan.py` draws ids and arguments, `pipelines/` carries them out.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from rsbdali.errors import RecipeError
+
+LEVEL_MAX = 10.0
+FILL_RGB = (124, 116, 104)  # timm: the ImageNet mean in 8 bits, min(255, round(255 * mean))
+
+
+class Op(IntEnum):
+    """The 15 ops in timm's order; NONE is a layer whose coin came up tails."""
+
+    NONE = -1
+    AUTO_CONTRAST = 0
+    EQUALIZE = 1
+    INVERT = 2
+    ROTATE = 3
+    POSTERIZE = 4
+    SOLARIZE = 5
+    SOLARIZE_ADD = 6
+    COLOR = 7
+    CONTRAST = 8
+    BRIGHTNESS = 9
+    SHARPNESS = 10
+    SHEAR_X = 11
+    SHEAR_Y = 12
+    TRANSLATE_X = 13
+    TRANSLATE_Y = 14
+
+
+NUM_OPS = 15
+GEOMETRIC = frozenset({Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandAugmentPolicy:
+    """A parsed `aa` string such as `rand-m6-mstd0.5-inc1`.
+
+    Attributes:
+        magnitude: mean level M, in 0..10 (`m`).
+        num_layers: ops drawn per image, with replacement (`n`).
+        prob: probability that a drawn op is applied (`p`).
+        magnitude_std: standard deviation of the level; inf means uniform in 0..M (`mstd`, above 100).
+        magnitude_max: upper bound of the level (`mmax`).
+        increasing: severity grows with the level for every op (`inc`).
+    """
+
+    magnitude: float = LEVEL_MAX
+    num_layers: int = 2
+    prob: float = 0.5
+    magnitude_std: float = 0.0
+    magnitude_max: float = LEVEL_MAX
+    increasing: bool = False
+
+    @classmethod
+    def parse(cls, aa: str | None) -> "RandAugmentPolicy | None":
+        """Read timm's config string; None, '' and 'none' mean no RandAugment.
+
+        Raises:
+            RecipeError: another policy than `rand`, or an unknown section.
+        """
+        if aa is None or aa in ("", "none"):
+            return None
+        head, *sections = aa.split("-")
+        if head != "rand":
+            raise RecipeError(f"aa={aa!r}: only RandAugment is known here, for example rand-m6-mstd0.5-inc1, or none")
+        values: dict[str, float] = {}
+        for section in sections:
+            match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?|\d*\.\d+|inf)", section)
+            if match is None:
+                raise RecipeError(f"aa={aa!r}: section {section!r} is not one of mN, nN, pP, mstdS, mmaxN, inc0|1")
+            values[match[1]] = float(match[2])
+        std = values.get("mstd", 0.0)
+        policy = cls(
+            magnitude=int(values.get("m", LEVEL_MAX)),
+            num_layers=int(values.get("n", 2)),
+            prob=values.get("p", 0.5),
+            magnitude_std=np.inf if std > 100 else std,
+            magnitude_max=int(values.get("mmax", LEVEL_MAX)) or LEVEL_MAX,
+            increasing=bool(int(values.get("inc", 0))),
+        )
+        if not 0 <= policy.prob <= 1 or policy.num_layers < 1:
+            raise RecipeError(f"aa={aa!r}: p must be in 0..1 and n at least 1")
+        return policy
+
+
+def level_to_arg(op_N: np.ndarray, level_N: np.ndarray, negate_N: np.ndarray, *, increasing: bool) -> np.ndarray:
+    """Turn levels into op arguments, by timm's formulas to the last bit (`LEVEL_TO_ARG`).
+
+    Args:
+        op_N: int, values of `Op`.
+        level_N: float64, already clipped to 0..magnitude_max.
+        negate_N: bool, whether a signed op takes the minus sign.
+        increasing: timm's `inc`.
+
+    Returns:
+        float64 of the same shape: degrees (rotate), bits kept (posterize), threshold (solarize), addend (solarize
+        add), enhancement factor, shear, or translation as a share of the side; 0 for ops without an argument.
+    """
+    share_N = level_N / LEVEL_MAX
+    sign_N = np.where(negate_N, -1.0, 1.0)
+    posterize_N = np.trunc(share_N * 4)
+    solarize_N = np.minimum(256, np.trunc(share_N * 256))
+    if increasing:
+        posterize_N, solarize_N = 4 - posterize_N, 256 - solarize_N
+        enhance_N = np.maximum(0.1, 1.0 + sign_N * (share_N * 0.9))
+    else:
+        enhance_N = share_N * 1.8 + 0.1
+    shear_N, translate_N = sign_N * (share_N * 0.3), sign_N * (share_N * 0.45)
+    by_op = {
+        Op.ROTATE: sign_N * (share_N * 30.0),
+        Op.POSTERIZE: posterize_N,
+        Op.SOLARIZE: solarize_N,
+        Op.SOLARIZE_ADD: np.minimum(128, np.trunc(share_N * 110)),
+        **dict.fromkeys((Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS), enhance_N),
+        **dict.fromkeys((Op.SHEAR_X, Op.SHEAR_Y), shear_N),
+        **dict.fromkeys((Op.TRANSLATE_X, Op.TRANSLATE_Y), translate_N),
+    }
+    arg_N = np.zeros(level_N.shape)
+    for op, value_N in by_op.items():
+        np.copyto(arg_N, value_N, where=op_N == op)
+    return arg_N

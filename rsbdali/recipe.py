@@ -1,0 +1,286 @@
+"""Recipe: one training run's settings, typed and frozen, under the names that timm's train.py gave them.
+
+`Recipe.load("a3")` reads a recipe of the package, `Recipe.load("my.yaml")` a file. Unknown keys, wrong types and values
+out of range are refused in one line.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from rsbdali.errors import RecipeError
+
+PACKAGE = "rsbdali.recipes"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _range(low: float, high: float = float("inf")) -> dict[str, Any]:
+    return {"low": low, "high": high}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """What the paper reports for a recipe: the budget that a run is measured against.
+
+    Attributes:
+        top1: ImageNet top-1 in per cent.
+        hours: wall-clock hours of the whole run.
+        hardware: on what.
+    """
+
+    top1: float | None = None
+    hours: float | None = None
+    hardware: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings of one run. Names are timm's where timm has them.
+
+    Sizes are pixels, either one number (square) or (height, width). `global_batch_size` counts rows over all ranks and
+    accumulation steps; `batch_size` caps the rows of one forward pass on one GPU (none: a whole mix group).
+    """
+
+    name: str = "custom"
+    # model
+    model: str = "resnet50"
+    drop: float = field(default=0.0, metadata=_range(0, 0.999))
+    drop_path: float = field(default=0.0, metadata=_range(0, 0.999))
+    zero_init_last: bool = True
+    # sizes
+    img_size: int | tuple[int, int] = field(default=224, metadata=_range(1, 8192))
+    test_img_size: int | tuple[int, int] = field(default=224, metadata=_range(1, 8192))
+    crop_pct: float = field(default=0.95, metadata=_range(0.01, 1.0))
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    # length and batch
+    epochs: int = field(default=100, metadata=_range(1))
+    global_batch_size: int = field(default=2048, metadata=_range(1))
+    batch_size: int | None = field(default=None, metadata=_range(1))
+    # optimiser and schedule
+    opt: str = "lamb"
+    lr: float = field(default=5e-3, metadata=_range(0))
+    min_lr: float = field(default=1e-6, metadata=_range(0))
+    weight_decay: float = field(default=0.01, metadata=_range(0))
+    warmup_epochs: int = field(default=5, metadata=_range(0))
+    warmup_lr: float = field(default=1e-4, metadata=_range(0))
+    clip_grad: float | None = field(default=None, metadata=_range(0))
+    # loss
+    smoothing: float = field(default=0.0, metadata=_range(0, 0.999))
+    bce_loss: bool = True
+    bce_target_thresh: float | None = field(default=None, metadata=_range(0, 1))
+    # augmentation
+    scale: tuple[float, float] = field(default=(0.08, 1.0), metadata=_range(1e-6, 1))
+    ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), metadata=_range(1e-3, 1e3))
+    hflip: float = field(default=0.5, metadata=_range(0, 1))
+    train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    aa: str | None = None
+    aug_repeats: int = field(default=0, metadata=_range(0, 64))
+    aug_repeats_mode: Literal["spread", "local"] = "spread"
+    reprob: float = field(default=0.0, metadata=_range(0, 0))
+    # mixing
+    mixup: float = field(default=0.0, metadata=_range(0))
+    cutmix: float = field(default=0.0, metadata=_range(0))
+    mixup_prob: float = field(default=1.0, metadata=_range(0, 1))
+    mixup_switch_prob: float = field(default=0.5, metadata=_range(0, 1))
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    mixup_off_epoch: int = field(default=0, metadata=_range(0))
+    mix_groups: int = field(default=4, metadata=_range(1))
+    # running
+    seed: int = field(default=0, metadata=_range(0, 2**31 - 1))
+    amp_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    dist_bn: Literal["reduce", "broadcast", "none"] = "reduce"
+    model_ema: bool = False
+    model_ema_decay: float = field(default=0.9998, metadata=_range(0, 1))
+    eval_every: int = field(default=1, metadata=_range(1))
+    checkpoint_hist: int = field(default=10, metadata=_range(1))
+    log_interval: int = field(default=50, metadata=_range(1))
+    reported: Reported = Reported()
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            _check_range(f, getattr(self, f.name))
+        if self.scale[0] > self.scale[1] or self.ratio[0] > self.ratio[1]:
+            raise RecipeError("scale and ratio are (low, high) bounds, low first")
+        if not self.bce_loss and self.bce_target_thresh is not None:
+            raise RecipeError("bce_target_thresh needs bce_loss=true")
+
+    @property
+    def train_size(self) -> tuple[int, int]:
+        """Height and width of the training images."""
+        return _pair(self.img_size)
+
+    @property
+    def test_size(self) -> tuple[int, int]:
+        """Height and width of the evaluation images."""
+        return _pair(self.test_img_size)
+
+    @classmethod
+    def load(cls, name_or_path: str, overrides: Mapping[str, Any] | None = None) -> "Recipe":
+        """Read a recipe of the package by name, or a YAML file by path, and apply overrides.
+
+        Args:
+            name_or_path: `a1`, `a2`, `a3`, …, or a path that ends in .yaml or .yml.
+            overrides: values by key; a string is read as YAML (`"64"` is a number).
+
+        Raises:
+            RecipeError: no such recipe, an unknown key, a wrong type or a value out of range.
+        """
+        values = _read(name_or_path)
+        values.update({key: _yaml_value(key, value) for key, value in (overrides or {}).items()})
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """Build a recipe from plain values, as `to_dict` gives them or a YAML file holds them."""
+        return _build(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (lists for tuples) that `from_dict` takes back."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that the package ships."""
+    return sorted(f.name.removesuffix(".yaml") for f in resources.files(PACKAGE).iterdir() if f.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The text of a shipped recipe file, header and all."""
+    return (resources.files(PACKAGE) / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise RecipeError(f"no recipe file {name_or_path}")
+        text = path.read_text(encoding="utf-8")
+    elif name_or_path in recipe_names():
+        text = recipe_text(name_or_path)
+    else:
+        hint = _nearest(name_or_path, recipe_names())
+        raise RecipeError(f"unknown recipe {name_or_path!r}{hint}; known: {', '.join(recipe_names())}, or a .yaml path")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name_or_path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name_or_path} must hold keys and values")
+    return values
+
+
+def _yaml_value(key: str, value: Any) -> Any:  # noqa: ANN401 - a value of any key
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{key}={value}: not a YAML value") from error
+
+
+def _build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:  # noqa: ANN401 - an instance of cls
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise RecipeError(f"unknown key {prefix}{key!r}{_nearest(str(key), hints)}")
+    return cls(**{key: _coerce(prefix + key, value, hints[key]) for key, value in values.items()})
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:  # noqa: ANN401 - driven by the annotation
+    """`value` as the annotated type, or a RecipeError that says what is allowed."""
+    for option in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
+        matched, result = _match(key, value, option)
+        if matched:
+            return result
+    raise RecipeError(f"{key}={value!r}: expected {_describe(hint)}")
+
+
+def _match(key: str, value: Any, option: Any) -> tuple[bool, Any]:  # noqa: ANN401 - driven by the annotation
+    origin, args = typing.get_origin(option), typing.get_args(option)
+    if origin is Literal:
+        return value in args, value
+    if origin is tuple:
+        fits = isinstance(value, list | tuple) and len(value) == len(args)
+        return fits, tuple(_coerce(key, v, a) for v, a in zip(value, args, strict=True)) if fits else None
+    if dataclasses.is_dataclass(option) and isinstance(option, type):
+        if isinstance(value, option):
+            return True, value
+        return isinstance(value, dict), _build(option, value, key + ".") if isinstance(value, dict) else None
+    if option is types.NoneType:
+        return value is None or value == "none", None
+    if option is float:
+        return _match_float(value)
+    return type(value) is option, value
+
+
+def _match_float(value: Any) -> tuple[bool, float]:  # noqa: ANN401 - anything YAML gives
+    if isinstance(value, bool):
+        return False, 0.0
+    if isinstance(value, str):  # YAML 1.1 reads 5e-3 as a string
+        return _match_number_text(value)
+    return isinstance(value, int | float), float(value) if isinstance(value, int | float) else 0.0
+
+
+def _match_number_text(text: str) -> tuple[bool, float]:
+    try:
+        return True, float(text)
+    except ValueError:
+        return False, 0.0
+
+
+def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:  # noqa: ANN401 - any field's value
+    low, high = f.metadata.get("low"), f.metadata.get("high")
+    if low is None or value is None:
+        return
+    for number in value if isinstance(value, tuple) else (value,):
+        if not low <= number <= high:
+            what = "only 0 is supported" if low == high == 0 else _bounds(low, high)
+            raise RecipeError(f"{f.name}={value!r} is out of range: {what}")
+
+
+def _bounds(low: float, high: float) -> str:
+    return f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
+
+
+def _describe(hint: Any) -> str:  # noqa: ANN401 - an annotation
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_describe(h) for h in typing.get_args(hint))
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(str(a) for a in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {len(typing.get_args(hint))} numbers"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}
+    return names.get(hint, "keys and values")
+
+
+def _nearest(word: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - recursion over YAML values
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+# kept last: a reader looks for fields first
+TIMM_RENAMES: Mapping[str, Callable[[Recipe], Any]] = {}
