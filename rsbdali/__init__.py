@@ -1,3 +1,33 @@
-"""rsbdali: ResNet Strikes Back at the speed of the GPU."""
+"""rsbdali: the ResNet Strikes Back recipes at the speed of the GPU.
+
+The public names are imported when first used, so that `import rsbdali` costs neither torch nor DALI.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "BatchPlan": "rsbdali.plan",
+    "EvalLoader": "rsbdali.loader",
+    "ImageIndex": "rsbdali.index",
+    "Planner": "rsbdali.plan",
+    "Recipe": "rsbdali.recipe",
+    "RsbdaliError": "rsbdali.errors",
+    "TrainLoader": "rsbdali.loader",
+    "bce_loss": "rsbdali.ops.bce",
+    "create_loader": "rsbdali.loader",
+    "mix_normalize": "rsbdali.ops.mix",
+}
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - the names are strings
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rsbdali' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

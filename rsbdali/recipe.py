@@ -152,8 +152,15 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that the package ships."""
-    return sorted(f.name.removesuffix(".yaml") for f in resources.files(PACKAGE).iterdir() if f.name.endswith(".yaml"))
+    """Names of the recipes that the package ships (the demo is no recipe: see `demo_overrides`)."""
+    files = (f.name for f in resources.files(PACKAGE).iterdir())
+    return sorted(f.removesuffix(".yaml") for f in files if f.endswith(".yaml") and f != "demo.yaml")
+
+
+def demo_overrides() -> dict[str, Any]:
+    """What `--demo` lays over a recipe to scale it down (`recipes/demo.yaml` says how and why)."""
+    values: dict[str, Any] = yaml.safe_load(recipe_text("demo"))
+    return values
 
 
 def recipe_text(name: str) -> str:

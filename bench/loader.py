@@ -1,0 +1,260 @@
+"""bench-loader: how fast batches come, what they cost, how that compares, and whether a model would ever wait.
+
+Each contestant runs in a process of its own on the same files, recipe, batch size and number of threads; rounds are
+interleaved (A B C A B C …) and everybody but the one being measured is frozen.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rsbdali.bench.contestant import Contestant, ContestantFailed
+from rsbdali.bench.feeds import FeedSpec
+from rsbdali.bench.figures import BenchReport, LoaderFigures, ratio, to_json, write_json
+from rsbdali.bench.machine import machine_record
+from rsbdali.bench.material import enough_images
+from rsbdali.bench.meter import Round
+from rsbdali.bench.model_step import ModelFigures, measure_model
+from rsbdali.bench.peers import missing
+from rsbdali.bench.print_report import print_report
+from rsbdali.bench.stages import RUNGS, Stage, ladder
+from rsbdali.bench.verdict import Loader, Model, verdict
+from rsbdali.errors import RecipeError
+from rsbdali.index import ImageIndex, find_images
+from rsbdali.loader import default_threads, resolve_device
+from rsbdali.recipe import Recipe
+
+__all__ = ["BenchOptions", "BenchReport", "print_report", "run", "to_json", "write_json"]
+
+STAGE_ROUNDS = 3
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What to measure.
+
+    Attributes:
+        data: DIR/train/<class>/… or DIR/<class>/….
+        recipe: sizes, augmentation and mixing; its batch is replaced by `batch_size`.
+        batch_size: images a batch (one mix group).
+        workers: threads of our loader and of DALI, worker processes of the others; None: the cores at hand.
+        device: `cpu`, `cuda`, or `auto`.
+        seconds: length of one measured window.
+        rounds: how often each contestant is measured.
+        executor: of our loader: auto, graph or host.
+        peers: names of `peers.PEERS`.
+        stages: measure the ladder too.
+        against: a timm model whose training step is measured, None for none.
+        json: file for the report, None for none.
+        report: HTML page for the report, None for none.
+    """
+
+    data: Path
+    recipe: Recipe
+    batch_size: int = 128
+    workers: int | None = None
+    device: str = "auto"
+    seconds: float = 5.0
+    rounds: int = 5
+    executor: str = "auto"
+    peers: tuple[str, ...] = ()
+    stages: bool = False
+    against: str | None = None
+    json: Path | None = None
+    report: Path | None = None
+
+
+def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
+    """Measure, and write the JSON and HTML files that were asked for.
+
+    Args:
+        options: what to measure.
+        say: told in a line what is being done.
+
+    Raises:
+        RsbdaliError: no such data, device or recipe value; our own loader failed (its last line is the message).
+    """
+    _check(options)
+    with tempfile.TemporaryDirectory(prefix="rsbdali-bench-") as scratch:
+        report = _run(options, Path(scratch), say)
+    if options.json:
+        write_json(options.json, report)
+    if options.report:
+        from rsbdali.bench.report_html import write_html
+
+        write_html(options.report, to_json(report))
+    return report
+
+
+def _check(options: BenchOptions) -> None:
+    if options.batch_size < 2 or options.batch_size % 2:
+        raise RecipeError(f"--batch-size {options.batch_size}: must be even and at least 2, as images are mixed in pairs")
+    if options.seconds <= 0 or options.rounds < 1 or (options.workers is not None and options.workers < 1):
+        raise RecipeError("--seconds, --rounds and --workers must be positive")
+
+
+def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
+    device = resolve_device(options.device)
+    index = ImageIndex.load(find_images(options.data))
+    root, copies = enough_images(index, options.batch_size, scratch)
+    if copies > 1:
+        say(f"{len(index)} images are few: each is read {copies} times an epoch, from the page cache")
+    workers = options.workers or default_threads()
+    spec = FeedSpec(
+        kind="rsbdali", root=str(root), cache_dir=str(scratch / "cache"), recipe=_bench_recipe(options).to_dict(),
+        batch_size=options.batch_size, workers=workers, device=str(device), executor=options.executor,
+    )  # fmt: skip
+    ImageIndex.load(root, cache_dir=scratch / "cache")  # once, for all contestants
+    results, skipped = _loaders(options, spec, say)
+    stages = _stages(options, spec, say) if options.stages else ()
+    model = _model(options, say) if options.against else None
+    peers = [r for r in results if not r.name.startswith("rsbdali")]
+    return BenchReport(
+        machine=machine_record(),
+        config=_config(options, spec, len(index), copies),
+        results=results,
+        skipped=skipped,
+        ratio_to=_ratios(spec.load_recipe(), results),
+        stages=stages,
+        model=model,
+        verdict=verdict(
+            _figures(_ours(spec.load_recipe(), results)),
+            peers=tuple(_figures(p) for p in peers),
+            model=Model(name=model.name, images_per_s=model.median) if model else None,
+            threads=workers, cores=default_threads(), device=device.type,
+        ),
+    )  # fmt: skip
+
+
+def _bench_recipe(options: BenchOptions) -> Recipe:
+    """The recipe with one mix group of the bench's batch size a step."""
+    batch = {"global_batch_size": options.batch_size, "mix_groups": 1, "batch_size": None, "mixup_off_epoch": 0}
+    return dataclasses.replace(options.recipe, **batch)  # type: ignore[arg-type]
+
+
+def _own_specs(spec: FeedSpec) -> list[FeedSpec]:
+    """Ours, or with repeated augmentation both of its modes."""
+    if spec.load_recipe().aug_repeats <= 1:
+        return [spec]
+    return [spec.as_kind(f"rsbdali-{mode}", aug_repeats_mode=mode) for mode in ("spread", "local")]
+
+
+def _loaders(options: BenchOptions, spec: FeedSpec, say: Say) -> tuple[tuple[LoaderFigures, ...], dict[str, str]]:
+    skipped = {name: why for name in options.peers if (why := missing(name))}
+    peers = [spec.as_kind(name) for name in options.peers if name not in skipped]
+    with ExitStack() as stack:
+        contestants = _start(_own_specs(spec), {}, stack, say) + _start(peers, skipped, stack, say)
+        rounds = _race(contestants, options.rounds, options.seconds, skipped, say)
+    notes = {c.name: c.note for c in contestants}
+    results = tuple(LoaderFigures(name=n, rounds=tuple(r), note=notes[n]) for n, r in rounds.items())
+    return results, skipped
+
+
+def _start(specs: Sequence[FeedSpec], skipped: dict[str, str], stack: ExitStack, say: Say) -> list[Contestant]:
+    """Start contestants; a peer that fails is noted as skipped, ours is an error."""
+    started = []
+    for spec in specs:
+        say(f"starting {spec.kind}")
+        try:
+            contestant = Contestant(spec)
+        except ContestantFailed as failure:
+            if spec.kind.startswith("rsbdali"):
+                raise
+            skipped[spec.kind] = str(failure)
+            continue
+        stack.callback(contestant.close)
+        started.append(contestant)
+    return started
+
+
+def _race(
+    contestants: list[Contestant], rounds: int, seconds: float, skipped: dict[str, str], say: Say
+) -> dict[str, list[Round]]:
+    """Interleaved rounds by name. A peer that fails in mid-race is taken out; ours failing is an error."""
+    found: dict[str, list[Round]] = {c.name: [] for c in contestants}
+    for number in range(rounds):
+        for contestant in contestants:
+            if contestant.name not in found:
+                continue
+            try:
+                result = contestant.round(seconds)
+            except ContestantFailed as failure:
+                if contestant.name.startswith("rsbdali"):
+                    raise
+                skipped[contestant.name] = str(failure)
+                del found[contestant.name]
+                continue
+            found[contestant.name].append(result)
+            say(f"round {number + 1}/{rounds}: {contestant.name} {result.images_per_s:,.0f} images/s")
+    return found
+
+
+def _stages(options: BenchOptions, spec: FeedSpec, say: Say) -> tuple[Stage, ...]:
+    """The ladder, its rungs interleaved; without repeats, as a stage's cost is that of one image."""
+    single = spec.as_kind(spec.kind, aug_repeats=0)
+    specs = [dataclasses.replace(single, kind=f"stage:{name}") for name in RUNGS]
+    rounds = min(options.rounds, STAGE_ROUNDS)
+    with ExitStack() as stack:
+        skipped: dict[str, str] = {}
+        rungs = _start(specs, skipped, stack, say)
+        found = _race(rungs, rounds, options.seconds, skipped, say)
+        on_gpu = spec.device.startswith("cuda")
+        gpu_us = [rung.gpu_us_per_image() for rung in rungs if rung.name in found] if on_gpu else None
+    if skipped:
+        raise ContestantFailed("; ".join(skipped.values()))
+    figures = [LoaderFigures(name=name, rounds=tuple(r)) for name, r in found.items()]
+    return ladder(
+        RUNGS, [f.cpu_us_per_image for f in figures], [f.images_per_s.median for f in figures], gpu_us
+    )  # fmt: skip
+
+
+def _model(options: BenchOptions, say: Say) -> ModelFigures:
+    say(f"training steps of {options.against} on synthetic data")
+    recipe = dataclasses.replace(options.recipe, model=str(options.against))
+    return measure_model(recipe, batch_size=options.batch_size, device=options.device, seconds=options.seconds)
+
+
+def _ours(recipe: Recipe, results: Sequence[LoaderFigures]) -> LoaderFigures:
+    """The result of the recipe as it stands."""
+    name = "rsbdali" if recipe.aug_repeats <= 1 else f"rsbdali-{recipe.aug_repeats_mode}"
+    return next(r for r in results if r.name == name)
+
+
+def _ratios(recipe: Recipe, results: Sequence[LoaderFigures]) -> dict[str, float]:
+    ours, by_name = _ours(recipe, results), {r.name: r for r in results}
+    found = {name: ratio(ours, r) for name, r in by_name.items() if not name.startswith("rsbdali")}
+    if "rsbdali-local" in by_name:
+        found["spread"] = ratio(by_name["rsbdali-local"], by_name["rsbdali-spread"])
+    return found
+
+
+def _figures(result: LoaderFigures) -> Loader:
+    return Loader(
+        name=result.name, images_per_s=result.images_per_s.median, cpu_us_per_image=result.cpu_us_per_image
+    )  # fmt: skip
+
+
+def _config(options: BenchOptions, spec: FeedSpec, images: int, copies: int) -> dict[str, Any]:
+    recipe = spec.load_recipe()
+    return {
+        "recipe": recipe.name,
+        "train_size": list(recipe.train_size),
+        "aa": recipe.aa,
+        "aug_repeats": recipe.aug_repeats,
+        "aug_repeats_mode": recipe.aug_repeats_mode,
+        "batch_size": spec.batch_size,
+        "workers": spec.workers,
+        "device": spec.device,
+        "executor": spec.executor,
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "data": str(options.data),
+        "images": images,
+        "times_tiled": copies,
+        "page_cache": "warm",
+    }

@@ -1,0 +1,158 @@
+"""Where the time of an image goes: the data path built up rung by rung, each rung measured like a contestant.
+
+    read → decode → crop+resize → RandAugment → mix+normalise → on device
+
+A rung runs everything up to and including its stage; what a stage costs is the difference to the rung below it. The
+decode rung alone is the ceiling of any loader that starts from these JPEGs. read and decode are bare DALI graphs with
+the plan's own windows; the rungs above are the executor itself with less asked of it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def
+
+from rsbdali.bench.feeds import PREFETCH, Feed, FeedSpec, RsbdaliFeed
+from rsbdali.index import ImageIndex
+from rsbdali.loader import create_executor, resolve_device
+from rsbdali.ops.mix import mix_normalize
+from rsbdali.pipelines.decode import decode_crop
+from rsbdali.plan import BatchPlan, Planner
+
+RUNGS = ("read", "decode", "crop+resize", "RandAugment", "mix+normalise", "on device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage's own cost, and the rung's rate with everything below it.
+
+    Attributes:
+        name: of `RUNGS`.
+        cpu_us: CPU microseconds an image of this stage alone (the difference of two measurements: noise can make it
+            slightly negative).
+        cumulative_cpu_us: of all stages up to this one.
+        images_per_s: of all stages up to this one.
+        gpu_us: GPU microseconds an image of this stage alone; None on a CPU.
+    """
+
+    name: str
+    cpu_us: float
+    cumulative_cpu_us: float
+    images_per_s: float
+    gpu_us: float | None
+
+
+def ladder(names: Sequence[str], cpu_us: Sequence[float], rate: Sequence[float], gpu_us: Sequence[float] | None
+           ) -> tuple[Stage, ...]:  # fmt: skip
+    """Stages from the cumulative figures of their rungs, lowest first."""
+    gpu: list[float | None] = [None] * len(names) if gpu_us is None else list(np.diff(gpu_us, prepend=0.0))
+    own = np.diff(cpu_us, prepend=0.0)
+    return tuple(
+        Stage(name=name, cpu_us=float(mine), cumulative_cpu_us=total, images_per_s=per_s, gpu_us=on_gpu)
+        for name, mine, total, per_s, on_gpu in zip(names, own, cpu_us, rate, gpu, strict=True)
+    )
+
+
+def build_rung(spec: FeedSpec) -> Feed:
+    """The feed of `stage:<name>`."""
+    name = spec.kind.removeprefix("stage:")
+    if name == "on device":
+        return RsbdaliFeed(spec)
+    if name in ("read", "decode"):
+        return GraphRung(spec, decode=name == "decode")
+    if name == "crop+resize":
+        spec = spec.as_kind(spec.kind, aa=None)
+    return ExecutorRung(spec, mixed=name == "mix+normalise")
+
+
+def _plans(spec: FeedSpec, index: ImageIndex) -> Iterator[BatchPlan]:
+    """Group plans in training's order, for ever."""
+    planner = Planner(index.width_N, index.height_N, spec.load_recipe())
+    epoch = 0
+    while True:
+        for step in range(planner.steps_per_epoch):
+            yield planner.group(epoch, step, 0)
+        epoch += 1
+
+
+class GraphRung:
+    """Reads files, and decodes the plan's crop of each, by DALI's threads alone."""
+
+    def __init__(self, spec: FeedSpec, *, decode: bool) -> None:
+        self.ready, self.note = PREFETCH + 1, ""
+        self._index = spec.load_index()
+        self._plans, self._rows = _plans(spec, self._index), spec.batch_size
+        device = resolve_device(spec.device)
+        on_gpu = device.type == "cuda"
+        self._pipe = pipeline_def(_decode_graph if decode else _read_graph)(
+            self._next, "gpu" if on_gpu else "cpu", batch_size=spec.batch_size, num_threads=spec.workers,
+            device_id=device.index if on_gpu else None, prefetch_queue_depth=PREFETCH, exec_dynamic=True,
+        )  # fmt: skip
+        self._pipe.build()
+
+    def deliver(self) -> Sized:
+        """The images' numbers; their bytes or pixels are dropped."""
+        self._pipe.run()
+        return range(self._rows)
+
+    def close(self) -> None:
+        """Let go of the pipeline."""
+        del self._pipe
+
+    def _next(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        plan = next(self._plans)
+        paths = [self._index.path_array(int(i)) for i in plan.sample_N]
+        crop_N4 = np.ascontiguousarray(plan.crop_N4, np.int32)
+        return paths, crop_N4[:, :2].copy(), crop_N4[:, 2:].copy()
+
+
+def _read_graph(source: Callable[[], Any], device: str) -> Any:  # noqa: ANN401 - DALI nodes
+    path, _, _ = fn.external_source(source=source, num_outputs=3, batch=True)
+    return fn.io.file.read(path)
+
+
+def _decode_graph(source: Callable[[], Any], device: str) -> Any:  # noqa: ANN401 - DALI nodes
+    path, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
+    # on a GPU the whole image is decoded unless ROI decoding has proven itself there
+    return decode_crop(path, start, shape, device=device, roi=device == "cpu")
+
+
+class ExecutorRung:
+    """The executor with the recipe it is given, its batches mixed and normalised or left as they come."""
+
+    def __init__(self, spec: FeedSpec, *, mixed: bool) -> None:
+        self.ready, self.note = 2 * PREFETCH + 1, ""
+        index, self._recipe = spec.load_index(), spec.load_recipe()
+        self._plans, self._mixed = _plans(spec, index), mixed
+        self._executor = create_executor(
+            spec.executor, index, self._recipe, rows=spec.batch_size, device=resolve_device(spec.device),
+            num_threads=spec.workers, prefetch=PREFETCH,
+        )  # fmt: skip
+        self._queue: list[BatchPlan] = []
+        for _ in range(PREFETCH):
+            self._submit()
+
+    def deliver(self) -> Sized:
+        """The next batch: uint8 (N, H, W, 3), or mixed (N, 3, H, W) float32."""
+        images_NHWC = self._executor.collect()
+        plan = self._queue.pop(0)
+        self._submit()
+        if not self._mixed:
+            return images_NHWC
+        recipe = self._recipe
+        images: torch.Tensor = mix_normalize(
+            images_NHWC, plan.partner_N, plan.lam_N, plan.box_N4, recipe.mean, recipe.std, torch.float32
+        )
+        return images
+
+    def close(self) -> None:
+        """Stop the executor."""
+        self._executor.close()
+
+    def _submit(self) -> None:
+        plan = next(self._plans)
+        self._executor.submit(plan)
+        self._queue.append(plan)

@@ -1,0 +1,114 @@
+"""From figures to a sentence: does data hold training back, and what would mend it? A pure function."""
+
+import math
+from dataclasses import dataclass
+
+EASE = 1.1  # a loader this much faster than the model leaves room for the unevenness of both
+SAME = 1.05  # figures closer than this are called equal
+IDLE = 0.6  # a loader that uses less than this share of its threads is not short of threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """A loader's figures: name, images a second, CPU microseconds an image (all cores together)."""
+
+    name: str
+    images_per_s: float
+    cpu_us_per_image: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model's training step alone: name and images a second on synthetic data."""
+
+    name: str
+    images_per_s: float
+
+
+def verdict(
+    ours: Loader, *, peers: tuple[Loader, ...] = (), model: Model | None = None, threads: int, cores: int, device: str
+) -> str:
+    """One sentence (or two) that answers what a reader of the table wants to know.
+
+    Args:
+        ours: the loader of this package.
+        peers: other loaders measured in the same rounds with the same number of threads.
+        model: the model's step measured alone on the device, None when it was not.
+        threads: CPU threads (workers) each loader had.
+        cores: CPU cores this process may use.
+        device: `cpu` or `cuda`, where batches are made and the model runs.
+    """
+    if model is None:
+        return _without_model(ours, peers, threads)
+    enough = [p for p in peers if p.images_per_s >= EASE * model.images_per_s]
+    if enough:
+        return _plain_would_do(ours, max(enough, key=lambda p: p.images_per_s), model, threads)
+    return _against_model(ours, model, threads, cores, device)
+
+
+def _without_model(ours: Loader, peers: tuple[Loader, ...], threads: int) -> str:
+    cost = f"{_thousands(ours.cpu_us_per_image)} CPU-µs an image"
+    figure = f"rsbdali gives {_rate(ours)} images/s with {_threads(threads)}, {cost}"
+    if not peers:
+        return f"{figure}; --peers timm compares it, --against MODEL says whether a model can use it."
+    compared = ", ".join(_compared(ours, p) for p in peers)
+    best = max(peers, key=lambda p: p.images_per_s)
+    if ours.images_per_s < best.images_per_s / SAME:
+        return f"{figure}: {compared}. {best.name} is the faster one here."
+    return f"{figure}: {compared}."
+
+
+def _compared(ours: Loader, peer: Loader) -> str:
+    ratio = ours.images_per_s / peer.images_per_s
+    if 1 / SAME < ratio < SAME:
+        return f"the same as {peer.name} ({_rate(peer)})"
+    return f"{_times(ratio)} {peer.name} ({_rate(peer)})"
+
+
+def _plain_would_do(ours: Loader, peer: Loader, model: Model, threads: int) -> str:
+    start = (
+        f"the plain loader would do as well: {peer.name} gives {_rate(peer)} images/s with {_threads(threads)}, "
+        f"{model.name} takes {_rate(model)}, so DALI brings no speed here"
+    )
+    saved = peer.cpu_us_per_image / ours.cpu_us_per_image
+    return f"{start} (it uses {_times(saved)} less CPU)." if saved >= EASE else f"{start}."
+
+
+def _against_model(ours: Loader, model: Model, threads: int, cores: int, device: str) -> str:
+    ratio = ours.images_per_s / model.images_per_s
+    figures = f"the loader gives {_rate(ours)} images/s, {model.name} takes {_rate(model)}"
+    if ratio >= EASE:
+        return f"{figures}: data will not hold training back ({_times(ratio)})."
+    if ratio >= 1:
+        return f"{figures}: data just keeps up ({_times(ratio)}), with nothing to spare."
+    return f"{figures}: data holds training back ({_times(ratio)}); {_remedy(ours, model, threads, cores, device)}."
+
+
+def _remedy(ours: Loader, model: Model, threads: int, cores: int, device: str) -> str:
+    busy = ours.images_per_s * ours.cpu_us_per_image / 1e6 / threads
+    if busy < IDLE:
+        idle, limit = f"{1 - busy:.0%}", "the GPU's decoding" if device == "cuda" else "the disk"
+        return f"its {_threads(threads)} are idle {idle} of the time, so more would not help: {limit} is the limit"
+    needed = math.ceil(EASE * threads * model.images_per_s / ours.images_per_s)
+    have = f"this machine has {cores} cores" if needed > cores else f"set --workers {needed}"
+    return f"at this rate a thread it would take about {needed} threads, and it has {threads} ({have})"
+
+
+def _rate(figures: Loader | Model) -> str:
+    return _thousands(figures.images_per_s)
+
+
+def _thousands(value: float) -> str:
+    """Three significant digits, thousands by commas: 9,830 or 48.2."""
+    if value >= 100:
+        digits = 3 - len(str(int(value)))
+        return f"{round(value, min(0, digits)):,.0f}"
+    return f"{value:.3g}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g} ×" if ratio < 10 else f"{ratio:.0f} ×"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" if count == 1 else f"{count} threads"

@@ -1,0 +1,104 @@
+"""The evaluation graph: timm's `transforms_imagenet_eval` (resize, centre crop) without the normalisation.
+
+Sizes and offsets are integers computed here from the index, as torchvision and timm compute them: DALI's own
+`resize_shorter` with `crop` shifts the image by a fraction of a pixel.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn
+
+from rsbdali.pipelines.decode import decode, filter_codes, resize
+from rsbdali.pipelines.executor import ImageSource
+from rsbdali.pipelines.runner import Fields, Runner, path_arrays
+from rsbdali.plan import BICUBIC, BILINEAR
+from rsbdali.recipe import Recipe
+
+
+class EvalExecutor:
+    """Batches for evaluation at the recipe's test size, crop share and filter.
+
+    Args:
+        index: where the images are, and how large.
+        recipe: gives `test_img_size`, `crop_pct` and `interpolation`.
+        rows: most rows of a batch.
+        device: where the graph decodes and computes.
+        num_threads: DALI's worker threads.
+        prefetch: batches that the caller should keep submitted (DALI queues any number).
+    """
+
+    def __init__(
+        self,
+        index: ImageSource,
+        recipe: Recipe,
+        *,
+        rows: int,
+        device: torch.device,
+        num_threads: int,
+        prefetch: int = 2,
+    ) -> None:
+        self.index, self.recipe, self.rows, self.device, self.prefetch = index, recipe, rows, device, prefetch
+        self._filter = BICUBIC if recipe.interpolation == "bicubic" else BILINEAR
+        define = eval_graph(size=recipe.test_size, device="gpu" if device.type == "cuda" else "cpu")
+        self._runner = Runner(define, rows=rows, device=device, num_threads=num_threads)
+
+    def submit(self, sample_N: np.ndarray) -> None:
+        """Queue some images (rows of the index); at most `rows` of them."""
+        assert len(sample_N) <= self.rows, f"{len(sample_N)} images, the graph was built for {self.rows}"
+        resized_N2, offset_N2 = eval_geometry(
+            self.index.width_N[sample_N], self.index.height_N[sample_N], self.recipe.test_size, self.recipe.crop_pct
+        )
+        filters_N = filter_codes(np.full(len(sample_N), self._filter))
+        self._runner.submit([path_arrays(self.index, sample_N), resized_N2, offset_N2, filters_N])
+
+    def collect(self) -> torch.Tensor:
+        """The oldest batch: uint8, shape (N, H, W, 3), on `device`.
+
+        Raises:
+            DecodeFailure: an image of this batch did not decode.
+        """
+        return self._runner.collect()
+
+    def close(self) -> None:
+        """Free DALI's threads and buffers."""
+        self._runner.close()
+
+
+def eval_geometry(
+    width_N: np.ndarray, height_N: np.ndarray, size: tuple[int, int], crop_pct: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Size after the resize and offset of the centre crop (torchvision's `Resize`, timm's `ResizeKeepRatio`).
+
+    A square target resizes the shorter side to floor(size / crop_pct), the longer one truncated; any other target
+    resizes until both sides cover (floor(H / crop_pct), floor(W / crop_pct)), rounded.
+
+    Returns:
+        resized_N2 float32 (h, w), whole numbers; offset_N2 int32 (y, x).
+    """
+    target_h, target_w = (math.floor(side / crop_pct) for side in size)
+    # int64: a product of two int32 sides could overflow
+    sides_N2 = np.stack([height_N, width_N], axis=1).astype(np.int64)
+    if target_h == target_w:
+        short_N1 = sides_N2.min(axis=1, keepdims=True)
+        resized_N2 = np.where(sides_N2 == short_N1, target_h, (target_h * sides_N2 / short_N1).astype(np.int64))
+    else:
+        ratio_N1 = np.minimum(sides_N2[:, :1] / target_h, sides_N2[:, 1:] / target_w)
+        resized_N2 = np.rint(sides_N2 / ratio_N1).astype(np.int64)
+    # crop_pct <= 1, so the resized image covers the crop and torchvision's padding of small images never happens
+    offset_N2 = np.rint((resized_N2 - np.array(size)) / 2).astype(np.int32)
+    return resized_N2.astype(np.float32), offset_N2
+
+
+def eval_graph(*, size: tuple[int, int], device: str) -> Callable[[Callable[[], Fields]], Any]:
+    """The graph as a function of its source (see `Runner`); `device` is 'cpu' or 'gpu'."""
+
+    def define(source: Callable[[], Fields]) -> Any:  # noqa: ANN401 - a DALI node
+        path, resized, offset, filters = fn.external_source(source=source, num_outputs=4, batch=True)
+        images = resize(decode(path, device=device), resized, filters)
+        return fn.slice(images, start=offset, shape=list(size), axes=(0, 1))
+
+    return define

@@ -1,0 +1,79 @@
+"""Drive one DALI pipeline as a queue: arrays in by `submit`, a torch tensor out by `collect`, in order."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import pipeline_def
+from nvidia.dali.pipeline import Pipeline
+from torch.utils.dlpack import from_dlpack
+
+from rsbdali.pipelines.executor import DecodeFailure, ImageSource
+
+Fields = Sequence[Any]  # one entry per input of the graph: an array with the batch first, or a list of arrays
+
+
+class Runner:
+    """A DALI pipeline whose inputs are handed over batch by batch.
+
+    DALI's own prefetching is not used (a queue depth of 1): with the dynamic executor any number of iterations may be
+    scheduled ahead, and the caller alone decides how many.
+
+    Args:
+        define: called as `define(source)` inside the pipeline, returns the output node; `source` is what
+            `fn.external_source(source=…, batch=True)` calls for each batch.
+        rows: most rows of a batch.
+        device: where the batches come out.
+        num_threads: DALI's worker threads.
+    """
+
+    def __init__(
+        self, define: Callable[[Callable[[], Fields]], Any], *, rows: int, device: torch.device, num_threads: int
+    ) -> None:
+        self.rows, self.device = rows, device
+        self._queue: deque[Fields] = deque()
+        # DALI refuses a builtin method as source, hence the lambda; conditionals make `if` in the graph act per sample
+        self._pipe: Pipeline | None = pipeline_def(define, enable_conditionals=True)(
+            lambda: self._queue.popleft(),
+            batch_size=rows,
+            num_threads=num_threads,
+            device_id=(device.index or 0) if device.type == "cuda" else None,
+            prefetch_queue_depth=1,
+            exec_dynamic=True,
+        )
+        self._pipe.build()
+
+    def submit(self, fields: Fields) -> None:
+        """Queue one batch of inputs and start on it."""
+        assert self._pipe is not None, "closed"
+        self._queue.append(fields)
+        self._pipe.schedule_run()
+
+    def collect(self) -> torch.Tensor:
+        """The oldest batch, without a copy; on a GPU it is ordered after DALI's work on the current stream.
+
+        Raises:
+            DecodeFailure: DALI could not carry out this batch.
+        """
+        assert self._pipe is not None, "closed"
+        on_gpu = self.device.type == "cuda"
+        try:
+            (output,) = self._pipe.share_outputs(cuda_stream=torch.cuda.current_stream(self.device) if on_gpu else None)
+        except RuntimeError as error:
+            raise DecodeFailure(str(error)) from error
+        # the dynamic executor gives every batch memory of its own, so the tensor outlives the release
+        tensor = from_dlpack(output.as_tensor())
+        self._pipe.release_outputs()
+        return tensor
+
+    def close(self) -> None:
+        """Free the pipeline; batches not yet collected are dropped."""
+        self._pipe = None
+        self._queue.clear()
+
+
+def path_arrays(index: ImageSource, sample_N: np.ndarray) -> list[np.ndarray]:
+    """Source paths of some images as uint8 arrays, the form that `fn.io.file.read` takes."""
+    return [np.frombuffer(index.source_path(int(i)).encode("utf-8", "surrogateescape"), np.uint8) for i in sample_N]

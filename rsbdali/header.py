@@ -1,0 +1,162 @@
+"""Width, height and kind of an image from its first bytes, without decoding it.
+
+JPEG headers are read by hand (a few microseconds); everything else goes through Pillow, which knows more and is slower.
+"""
+
+import os
+from enum import IntEnum, IntFlag
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+FIRST_BYTES = 4096
+TAIL_BYTES = 65536
+# Frame headers that every decoder here reads alike: baseline, extended sequential, progressive (ITU T.81, table B.1)
+COMMON_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+OTHER_FRAMES = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+ALONE = frozenset({0x01, 0xD8, *range(0xD0, 0xD8)})  # markers without a length
+END_OF_IMAGE = b"\xff\xd9"
+
+
+class Format(IntEnum):
+    """What the content of a file is, whatever its name says."""
+
+    JPEG = 0
+    PNG = 1
+    WEBP = 2
+    OTHER = 3
+
+
+class Care(IntFlag):
+    """What is special about a file.
+
+    CMYK: four ink components. OTHER_FORMAT: the content is not what the name says. NO_EOI: a JPEG without end-of-image
+    marker, most likely cut off; only decoding tells how much is missing. CONVERT: DALI may decode it to other RGB
+    values than Pillow's `convert("RGB")`, so pipelines read a copy (`ImageIndex.source_path`).
+    """
+
+    NONE = 0
+    CMYK = 1
+    OTHER_FORMAT = 2
+    NO_EOI = 4
+    CONVERT = 8
+
+
+class Header(NamedTuple):
+    """Width and height in pixels as stored (EXIF orientation not applied), format, and `Care` flags."""
+
+    width: int
+    height: int
+    format: Format
+    care: int
+
+
+class NoImageError(Exception):
+    """The file is no image that can be used; the message says why."""
+
+
+def read_header(path: str, nbytes: int) -> Header:
+    """Read the header of one file.
+
+    Args:
+        path: the file.
+        nbytes: its size, known from the walk.
+
+    Raises:
+        NoImageError: empty, unreadable, or no image.
+    """
+    if nbytes == 0:
+        raise NoImageError("empty file")
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise NoImageError(f"cannot be read: {error.strerror}") from error
+    try:
+        head = os.pread(descriptor, FIRST_BYTES, 0)
+        if head.startswith(b"\xff\xd8\xff"):
+            found = _read_jpeg(descriptor, head, nbytes)
+            if found is not None:
+                width, height, care = found
+                return Header(width, height, Format.JPEG, care | _name_care(path, Format.JPEG))
+    except OSError as error:
+        raise NoImageError(f"cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    return _read_by_pillow(path)
+
+
+def _read_jpeg(descriptor: int, head: bytes, nbytes: int) -> tuple[int, int, int] | None:
+    """Width, height and care of a JPEG; None where Pillow should look (an unusual frame, or none found)."""
+    found = _find_frame(descriptor, head)
+    if found is None:
+        return None
+    end, (precision, height, width, components) = found
+    if precision != 8 or components not in (1, 3, 4) or not width or not height:
+        return None
+    care = Care.CMYK | Care.CONVERT if components == 4 else 0
+    return width, height, care if _has_end(descriptor, nbytes, end) else care | Care.NO_EOI
+
+
+def _find_frame(descriptor: int, head: bytes) -> tuple[int, tuple[int, int, int, int]] | None:
+    """Walk the marker segments to the frame header: (offset, (precision, height, width, components)) or None."""
+    at, base = 2, 0
+    while True:
+        i = at - base
+        if i + 10 > len(head):
+            base, i = at, 0
+            head = os.pread(descriptor, FIRST_BYTES, at)
+            if len(head) < 10:
+                return None
+        if head[i] != 0xFF:
+            return None
+        marker = head[i + 1]
+        if marker in COMMON_FRAMES:
+            height, width = head[i + 5] << 8 | head[i + 6], head[i + 7] << 8 | head[i + 8]
+            return at, (head[i + 4], height, width, head[i + 9])
+        if marker in OTHER_FRAMES or marker in (0x00, 0xD9, 0xDA):  # 0xDA: a scan before any frame
+            return None
+        if marker == 0xFF:
+            at += 1
+        elif marker in ALONE:
+            at += 2
+        else:
+            at += 2 + (head[i + 2] << 8 | head[i + 3])
+
+
+def _has_end(descriptor: int, nbytes: int, after: int) -> bool:
+    """Whether an end-of-image marker stands at the end, or before some trailing bytes that others have added."""
+    if os.pread(descriptor, 2, nbytes - 2) == END_OF_IMAGE:
+        return True
+    # within coded data 0xFF is never followed by 0xD9; thumbnails with a marker of their own come before the frame
+    start = max(after, nbytes - TAIL_BYTES)
+    return END_OF_IMAGE in os.pread(descriptor, nbytes - start, start)
+
+
+def _name_care(path: str, content: Format) -> int:
+    extension = os.path.splitext(path)[1].lower()
+    named = {".png": Format.PNG, ".webp": Format.WEBP}.get(extension, Format.JPEG)
+    return 0 if named == content else Care.OTHER_FORMAT
+
+
+def _read_by_pillow(path: str) -> Header:
+    try:
+        with Image.open(path) as image:
+            format_name, (width, height), mode = image.format, image.size, image.mode
+            deep = mode.startswith(("I", "F")) or _is_deep_png(image)
+    except UnidentifiedImageError as error:
+        raise NoImageError("not an image") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise NoImageError(f"header cannot be read: {error}") from error
+    content = {"JPEG": Format.JPEG, "MPO": Format.JPEG, "PNG": Format.PNG, "WEBP": Format.WEBP}.get(
+        format_name or "", Format.OTHER
+    )
+    care = _name_care(path, content)
+    # a JPEG comes here only when its frame is an unusual one
+    if deep or mode == "CMYK" or content in (Format.JPEG, Format.OTHER):
+        care |= Care.CONVERT
+    return Header(width, height, content, care | (Care.CMYK if mode == "CMYK" else 0))
+
+
+def _is_deep_png(image: Image.Image) -> bool:
+    # Pillow opens 16-bit colour as 8-bit, and keeps the raw mode only in its tiles
+    return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))

@@ -1,0 +1,85 @@
+"""Mixing and normalising a batch: uint8 NHWC in, mixed and normalised NCHW (channels last) out, in one go.
+
+Source of the semantics: mixup (Zhang et al. 2018, arXiv 1710.09412), CutMix (Yun et al. 2019, arXiv 1905.04899),
+`timm.data.Mixup`. The per-row arrays express timm's batch, pair and elem modes alike. timm's `FastCollateMixup` rounds
+a mixup to whole levels before it normalises; nothing is rounded here.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+Rows = np.ndarray | torch.Tensor
+
+
+def mix_normalize(
+    images_NHWC: torch.Tensor, partner_N: Rows, lam_N: Rows, box_N4: Rows, mean: Sequence[float],
+    std: Sequence[float], dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Mix each row with its partner and normalise: (mixed / 255 − mean) / std.
+
+    Row i takes the partner's pixels inside its box (CutMix); where the box is empty it becomes λ·own + (1−λ)·partner
+    (mixup; λ = 1 leaves it alone).
+
+    Args:
+        images_NHWC: uint8, shape (N, H, W, 3), contiguous.
+        partner_N: int, shape (N,), row that is mixed in.
+        lam_N: float32, shape (N,), λ.
+        box_N4: int32, shape (N, 4): (y0, y1, x0, x1), half-open, in pixels; all zero where there is no box.
+        mean: of the three channels, as a share of 255.
+        std: likewise.
+        dtype: of the result; arithmetic is float32 whatever it is.
+        out: the result's memory, as this function shapes it; made when None.
+
+    Returns:
+        `dtype`, shape (N, 3, H, W), channels_last, on the images' device. On the CPU it is within 2e-6 × (1 + |value|)
+        of `mix_normalize_reference` before rounding to `dtype`.
+    """
+    if images_NHWC.device.type == "cpu":
+        return _mix_normalize_cpu(images_NHWC, partner_N, lam_N, box_N4, mean, std, dtype, out)
+    mixed = mix_normalize_reference(images_NHWC, partner_N, lam_N, box_N4, mean, std, dtype)
+    return mixed if out is None else out.copy_(mixed)
+
+
+def mix_normalize_reference(
+    images_NHWC: torch.Tensor, partner_N: Rows, lam_N: Rows, box_N4: Rows, mean: Sequence[float],
+    std: Sequence[float], dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:  # fmt: skip
+    """`mix_normalize` in plain torch, on any device: the meaning, not the fast way."""
+    device = images_NHWC.device
+    partner_N, lam_N, box_N4 = (_on(rows, device) for rows in (partner_N, lam_N, box_N4))
+    scale_C = torch.tensor(std, device=device, dtype=torch.float32)
+    shift_C = torch.tensor(mean, device=device, dtype=torch.float32)
+    own_NHWC = (images_NHWC.float() / 255 - shift_C) / scale_C
+    other_NHWC = own_NHWC[partner_N.long()]
+    _, height, width, _ = images_NHWC.shape
+    y0_N, y1_N, x0_N, x1_N = box_N4[:, :, None].unbind(1)
+    y_H, x_W = torch.arange(height, device=device), torch.arange(width, device=device)
+    inside_NH, inside_NW = (y_H >= y0_N) & (y_H < y1_N), (x_W >= x0_N) & (x_W < x1_N)
+    inside_NHW1 = (inside_NH[:, :, None] & inside_NW[:, None, :])[..., None]
+    boxed_N111 = ((y1_N > y0_N) & (x1_N > x0_N))[:, :, None, None]
+    lam_N111 = lam_N.float()[:, None, None, None]
+    mixup_NHWC = own_NHWC * lam_N111 + other_NHWC * (1 - lam_N111)
+    mixed_NHWC = torch.where(boxed_N111, torch.where(inside_NHW1, other_NHWC, own_NHWC), mixup_NHWC)
+    return mixed_NHWC.to(dtype).permute(0, 3, 1, 2)
+
+
+def _on(rows: Rows, device: torch.device) -> torch.Tensor:
+    """The rows on `device`; NumPy rows reach a GPU through pinned memory, without waiting."""
+    tensor = torch.as_tensor(rows)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _mix_normalize_cpu(
+    images_NHWC: torch.Tensor, partner_N: Rows, lam_N: Rows, box_N4: Rows, mean: Sequence[float],
+    std: Sequence[float], dtype: torch.dtype, out: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    rows, height, width, channels = images_NHWC.shape
+    if out is None:
+        out = torch.empty((rows, channels, height, width), dtype=dtype, memory_format=torch.channels_last)
+    out_NHX = out.permute(0, 2, 3, 1).view(rows, height, width * channels)
+    source_NHX = images_NHWC.view(rows, height, width * channels)
+    return _blocks(out, out_NHX, source_NHX, partner_N, lam_N, box_N4, mean, std)

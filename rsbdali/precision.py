@@ -1,0 +1,78 @@
+"""Number formats and kernel choice: the AMP dtype, TF32, cuDNN's autotuner, deterministic kernels."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from rsbdali.errors import RecipeError
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def amp_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast: the recipe's `amp_dtype` for this device.
+
+    `auto` takes float16 on Volta and Turing (sm_70 to sm_75, which have tensor cores for float16 alone), bfloat16 from
+    Ampere on (sm_80, which computes it natively), float32 on older GPUs and on the CPU.
+    """
+    if name != "auto":
+        return DTYPES[name]
+    if device.type != "cuda":
+        return torch.float32
+    major, _ = torch.cuda.get_device_capability(device)
+    return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to `dtype`; off for float32."""
+    enabled = dtype is not torch.float32
+    return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`bfloat16` for torch.bfloat16, and so on."""
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def kernel_policy(device: torch.device, *, deterministic: bool) -> Iterator[None]:
+    """Set the process's kernel policy while the block runs, and log it.
+
+    On a GPU TF32 serves what autocast leaves in float32, and cuDNN tries its algorithms out (sizes never change in
+    training). `deterministic` turns the trying off and has torch refuse kernels whose results vary from run to run.
+
+    Raises:
+        RecipeError: deterministic was asked for when CUDA's workspace was already set up otherwise.
+    """
+    before = (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.benchmark,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    if deterministic and device.type == "cuda":
+        _fix_cublas_workspace()
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else before[0])
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
+    torch.use_deterministic_algorithms(deterministic or before[2])
+    log.info(
+        "Kernels: TF32 %s, cudnn.benchmark %s, deterministic %s",
+        *(("on" if on else "off") for on in (device.type == "cuda", torch.backends.cudnn.benchmark, deterministic)),
+    )
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+        torch.use_deterministic_algorithms(before[2])
+
+
+def _fix_cublas_workspace() -> None:
+    # cuBLAS reads it when its first handle is made; without it torch refuses deterministic matrix products
+    wanted = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if wanted not in (":4096:8", ":16:8"):
+        raise RecipeError(f"CUBLAS_WORKSPACE_CONFIG={wanted} is not deterministic: set it to :4096:8")

@@ -1,0 +1,61 @@
+"""An RGB PNG of an image that DALI would not decode as Pillow does, made once, on first use, in the cache folder."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+from rsbdali.index_cache import default_folder, write_atomically
+
+log = logging.getLogger(__name__)
+
+
+def rgb_copy(path: str, cache_dir: Path | None = None) -> str:
+    """Path of a PNG that holds Pillow's `convert("RGB")` of the image.
+
+    The copy is named by the source's real path, size and time of last change, so a changed source gets a new one.
+    Safe to call from several threads and processes.
+
+    Args:
+        path: the source image.
+        cache_dir: folder for copies; the XDG cache folder where None, a temporary one where that cannot be written.
+
+    Returns:
+        The copy's path, or `path` itself where Pillow cannot decode it (whoever decodes it next then says so).
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path
+    identity = f"{os.path.realpath(path)}\0{status.st_size}\0{status.st_mtime_ns}"
+    name = hashlib.blake2b(os.fsencode(identity), digest_size=16).hexdigest() + ".png"
+    folder = (cache_dir or default_folder()) / "rgb"
+    if (folder / name).exists():
+        return str(folder / name)
+    try:
+        with Image.open(path) as image:
+            rgb = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        log.warning("%s: no RGB copy can be made: %s", path, error)
+        return path
+    try:
+        return _save(rgb, folder / name)
+    except OSError:
+        return _save(rgb, _temporary_folder() / name)
+
+
+def _save(image: Image.Image, path: Path) -> str:
+    if not path.exists():
+        write_atomically(path, lambda file: image.save(file, "PNG", compress_level=1))
+    return str(path)
+
+
+@lru_cache(maxsize=1)
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="rsbdali-rgb-"))
+    log.warning("the cache folder cannot be written to: RGB copies go to %s", folder)
+    return folder

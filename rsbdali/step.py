@@ -1,0 +1,166 @@
+"""One optimiser step: forward and backward over this rank's share of a global batch, then the update.
+
+    global batch = G mix groups; a rank owns G/W of them; each is one micro-batch, or `batch_size`-capped slices of one
+
+Gradients add up over micro-batches, each weighted by its share of the rank's rows, and DDP averages them over the ranks
+on the last one: together the gradient of the mean over the global batch. The host never waits for the GPU here, but for
+float16's GradScaler, which has to know whether gradients overflowed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rsbdali.distributed import World
+from rsbdali.errors import DeviceError
+from rsbdali.late import LateSum
+from rsbdali.model import reseed
+from rsbdali.ops.bce import bce_loss, soft_cross_entropy
+from rsbdali.precision import autocast
+from rsbdali.recipe import Recipe
+
+if TYPE_CHECKING:
+    from rsbdali.loader import TrainBatch
+
+Loss = Callable[..., torch.Tensor]
+
+
+def make_loss(recipe: Recipe) -> Callable[[torch.Tensor, "TrainBatch", slice], torch.Tensor]:
+    """The recipe's loss as `loss(logits_NC, batch, rows)`: mean over the rows of a slice of a batch, float32."""
+
+    def loss(logits_NC: torch.Tensor, batch: "TrainBatch", rows: slice) -> torch.Tensor:
+        labels = batch.label_N[rows], batch.partner_label_N[rows], batch.lam_N[rows]
+        if recipe.bce_loss:
+            return bce_loss(logits_NC, *labels, smoothing=recipe.smoothing, threshold=recipe.bce_target_thresh)
+        return soft_cross_entropy(logits_NC, *labels, smoothing=recipe.smoothing)
+
+    return loss
+
+
+def slices(rows: int, cap: int | None) -> list[slice]:
+    """Cut a group of rows into the fewest slices of at most `cap` rows, as even as can be (BatchNorm sees each alone)."""
+    parts = -(-rows // min(cap or rows, rows))
+    edges = [rows * part // parts for part in range(parts + 1)]
+    return [slice(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+
+
+def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
+    """The model for this rank: wrapped by DistributedDataParallel where there are several.
+
+    Buffers are not broadcast in each forward pass: every rank keeps its own running statistics of BatchNorm, which
+    `dist_bn` brings together at the end of the epoch.
+    """
+    if world.size == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class TrainStep:
+    """Callable that makes one optimiser step.
+
+    Args:
+        model: from `parallel`, on the device.
+        optimizer: over its parameters.
+        scaler: GradScaler, enabled for float16 alone.
+        recipe: loss, `batch_size`, `clip_grad`, seed.
+        device: of the model and the batches.
+        amp_dtype: of autocast; float32 means none.
+        world: the processes.
+        ema: averaged weights to update, if any.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        recipe: Recipe,
+        *,
+        device: torch.device,
+        amp_dtype: torch.dtype,
+        world: World,
+        ema: ModelEmaV3 | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.scaler, self.recipe, self.ema = model, optimizer, scaler, recipe, ema
+        self.device, self.amp_dtype, self.world = device, amp_dtype, world
+        self._bare = model.module if isinstance(model, DistributedDataParallel) else model
+        self._loss = make_loss(recipe)
+        self._rank_rows = recipe.global_batch_size // world.size
+        self._late = LateSum(device, world)
+
+    def __call__(
+        self, groups: Iterable["TrainBatch"], *, update: int, notes: Iterable[float] = ()
+    ) -> list[float] | None:
+        """One step over the rank's mix groups.
+
+        Args:
+            groups: this rank's batches of one global batch, taken one after the other.
+            update: number of the optimiser step in the whole run, from 1 (for the averaged weights).
+            notes: numbers of this rank to sum over the ranks along with the loss.
+
+        Returns:
+            Of the step *before*: the mean loss over the global batch, then the summed notes. None at the first.
+
+        Raises:
+            DeviceError: out of GPU memory.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.device)
+        for batch, rows, is_last in self._micro_batches(groups):
+            loss += self._micro_step(batch, rows, is_last=is_last)
+        self._update(update)
+        told = torch.tensor(list(notes), device=self.device)
+        return self._late.push(torch.cat([(loss / self.world.size).reshape(1), told]))
+
+    def flush(self) -> list[float] | None:
+        """The numbers of the last step, waiting for it; None where they were given already."""
+        return self._late.flush()
+
+    def _micro_batches(self, groups: Iterable["TrainBatch"]) -> Iterator[tuple["TrainBatch", slice, bool]]:
+        done = 0
+        for batch in groups:
+            for rows in slices(len(batch.label_N), self.recipe.batch_size):
+                done += rows.stop - rows.start
+                yield batch, rows, done == self._rank_rows
+
+    def _micro_step(self, batch: "TrainBatch", rows: slice, *, is_last: bool) -> torch.Tensor:
+        """Add one micro-batch's gradient, and return its part of the rank's mean loss."""
+        reseed(self.recipe.seed, batch.epoch, batch.step, batch.group, rows.start)
+        share = (rows.stop - rows.start) / self._rank_rows
+        try:
+            with self._sync(is_last):
+                with autocast(self.device, self.amp_dtype):
+                    logits_NC = self.model(batch.images[rows])
+                loss = self._loss(logits_NC, batch, rows) * share
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(_out_of_memory(batch.images[rows])) from error
+        return loss.detach()
+
+    def _sync(self, is_last: bool) -> AbstractContextManager[None]:
+        if isinstance(self.model, DistributedDataParallel) and not is_last:
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _update(self, update: int) -> None:
+        if self.recipe.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            dispatch_clip_grad(self._bare.parameters(), self.recipe.clip_grad, mode="norm")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self._bare, step=update)
+
+
+def _out_of_memory(images: torch.Tensor) -> str:
+    rows, _, height, width = images.shape
+    return (
+        f"out of GPU memory in a pass of {rows} images of {height} × {width} pixels: "
+        f"--set batch_size={max(1, rows // 2)} halves it (gradients add up, the global batch stays as it is)"
+    )

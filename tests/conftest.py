@@ -1,0 +1,130 @@
+"""Shared fixtures: folders of small real JPEGs, and files that need care, made on the spot with Pillow."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+JPEG_KINDS = ("plain", "grey", "cmyk", "ycck", "rgb", "progressive", "s411", "exif", "restart")
+BAD_KINDS = ("empty", "text", "cut_header")  # no image by the header
+KINDS = (*JPEG_KINDS, "no_eoi", "truncated", "png", "webp", "palette", "alpha", "grey16", *BAD_KINDS)
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has an XDG cache folder of its own."""
+    folder = tmp_path_factory.mktemp("xdg-cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+def _photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    coarse_HWC = rng.integers(0, 256, (max(2, height // 16), max(2, width // 16), 3), dtype=np.uint8)
+    smooth_HWC = np.asarray(Image.fromarray(coarse_HWC).resize((width, height), Image.Resampling.BICUBIC))
+    noise_HWC = rng.normal(0, 6, smooth_HWC.shape)
+    return Image.fromarray(np.clip(smooth_HWC + noise_HWC, 0, 255).astype(np.uint8))
+
+
+def _jpeg(image: Image.Image, **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", **{"quality": 90, **options})
+    return buffer.getvalue()
+
+
+def _as_ycck(cmyk_jpeg: bytes) -> bytes:
+    # libjpeg writes Adobe's marker with transform 0 (CMYK); the same samples under transform 2 are a valid YCCK file
+    at = cmyk_jpeg.index(b"\xff\xee\x00\x0eAdobe") + 15
+    return cmyk_jpeg[:at] + b"\x02" + cmyk_jpeg[at + 1 :]
+
+
+def _encode(kind: str, image: Image.Image) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = _jpeg(image)
+    if kind == "grey16":
+        grey_HW = np.asarray(image.convert("L")).astype(np.uint16) * 257
+        return _other(Image.fromarray(grey_HW), "PNG")
+    makers: dict[str, Callable[[], bytes]] = {
+        "plain": lambda: plain,
+        "grey": lambda: _jpeg(image.convert("L")),
+        "cmyk": lambda: _jpeg(image.convert("CMYK")),
+        "ycck": lambda: _as_ycck(_jpeg(image.convert("CMYK"))),
+        "rgb": lambda: _jpeg(image, keep_rgb=True),
+        "progressive": lambda: _jpeg(image, progressive=True),
+        "s411": lambda: _jpeg(image, subsampling="4:1:1"),
+        "exif": lambda: _jpeg(image, exif=exif),
+        "restart": lambda: _jpeg(image, restart_marker_rows=1),
+        "no_eoi": lambda: plain[:-2],
+        "truncated": lambda: plain[: len(plain) * 6 // 10],
+        "png": lambda: _other(image, "PNG"),
+        "webp": lambda: _other(image, "WEBP"),
+        "palette": lambda: _other(image.quantize(64), "PNG"),
+        "alpha": lambda: _other(_with_alpha(image), "PNG"),
+        "empty": lambda: b"",
+        "text": lambda: b"this is no image\n" * 20,
+        "cut_header": lambda: plain[:120],
+    }
+    return makers[kind]()
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    alpha = Image.linear_gradient("L").resize(image.size)
+    return Image.merge("RGBA", (*image.split(), alpha))
+
+
+def _other(image: Image.Image, format_name: str) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format_name)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def make_photo() -> Callable[..., Image.Image]:
+    """`make_photo(width, height, seed=0)`: a smooth RGB picture with a little noise."""
+    return _photo
+
+
+@pytest.fixture
+def write_image() -> Callable[..., Path]:
+    """`write_image(path, kind="plain", width=120, height=90, seed=0)`: one file of one of KINDS, whatever its name.
+
+    Kinds: plain, grey, cmyk, ycck, rgb (Adobe transform 0), progressive, s411, exif (orientation 6), restart: JPEGs;
+    no_eoi (end marker gone), truncated (cut at 60 %); png, webp, palette, alpha, grey16 (PNGs) under any name;
+    empty, text, cut_header: no images.
+    """
+
+    def write(path: Path, kind: str = "plain", width: int = 120, height: int = 90, seed: int = 0) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_encode(kind, _photo(width, height, seed)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def image_tree(tmp_path: Path, write_image: Callable[..., Path]) -> Callable[..., Path]:
+    """`image_tree(classes=3, per_class=4, split="train", name="data", seed=0, odd=())` -> folder of class folders.
+
+    Files are `<tmp_path>/<name>/<split>/class<k>/<i>.JPEG` of random size, 40 to 200 pixels a side; split "" leaves
+    that folder out. `odd` names kinds (see `write_image`), each written as `odd_<kind>.JPEG` into class 0 as well.
+    """
+
+    def make(
+        classes: int = 3, per_class: int = 4, split: str = "train", name: str = "data", seed: int = 0,
+        odd: tuple[str, ...] = (),
+    ) -> Path:  # fmt: skip
+        rng = np.random.default_rng(seed)
+        root = tmp_path / name / split
+        for label in range(classes):
+            for i in range(per_class):
+                width, height = (int(side) for side in rng.integers(40, 201, 2))
+                write_image(root / f"class{label}" / f"{i}.JPEG", "plain", width, height, int(rng.integers(1 << 30)))
+        for kind in odd:
+            write_image(root / "class0" / f"odd_{kind}.JPEG", kind)
+        return root
+
+    return make

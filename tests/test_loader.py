@@ -1,0 +1,208 @@
+"""The loaders as a trainer sees them: order, mixing, resume, bad images, evaluation."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from timm.data.mixup import mixup_target
+
+from rsbdali.errors import DataError, DeviceError, RecipeError
+from rsbdali.index import ImageIndex
+from rsbdali.loader import EvalLoader, TrainBatch, TrainLoader, create_loader, resolve_device
+from rsbdali.recipe import Recipe
+
+SMALL = {"img_size": 32, "test_img_size": 40, "global_batch_size": 16, "epochs": 2}
+EXECUTORS = ("graph", "host")
+
+
+@pytest.fixture
+def index(image_tree: Callable[..., Path]) -> ImageIndex:
+    return ImageIndex.load(image_tree(classes=3, per_class=14))
+
+
+def train_loader(index: ImageIndex, executor: str = "host", **options: object) -> TrainLoader:
+    overrides = options.pop("overrides", {})
+    settings = {"device": "cpu", "num_threads": 2, **options}
+    return TrainLoader(index, Recipe.load("a3", {**SMALL, **overrides}), executor=executor, **settings)
+
+
+def take(loader: TrainLoader, count: int | None = None) -> list[TrainBatch]:
+    batches = []
+    for batch in loader:
+        batches.append(batch)
+        if len(batches) == count:
+            break
+    return batches
+
+
+def same(one: TrainBatch, other: TrainBatch) -> bool:
+    return torch.equal(one.images, other.images) and torch.equal(one.label_N, other.label_N)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_batches(index: ImageIndex, executor: str) -> None:
+    loader = train_loader(index, executor)
+    batches = take(loader)
+    assert len(batches) == len(loader) == 2 * 4
+    assert [(b.step, b.group) for b in batches] == [(s, g) for s in range(2) for g in range(4)]
+    for batch in batches:
+        assert batch.images.shape == (4, 3, 32, 32)
+        assert batch.images.dtype == torch.float32
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(batch.partner_label_N, batch.label_N.flip(0))
+        np.testing.assert_array_equal(batch.label_N, index.label_N[batch.plan.sample_N])
+        assert batch.images.isfinite().all()
+    loader.close()
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_same_batches_for_every_world_size_and_thread_count(index: ImageIndex, executor: str) -> None:
+    whole = {(b.step, b.group): b for b in take(train_loader(index, executor, num_threads=1))}
+    for world_size in (2, 4):
+        for rank in range(world_size):
+            loader = train_loader(index, executor, rank=rank, world_size=world_size)
+            assert len(loader) == len(whole) // world_size
+            for batch in loader:
+                assert batch.group % world_size == rank
+                assert same(batch, whole[batch.step, batch.group])
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_repeats_local_decode_once_equals_one_by_one(index: ImageIndex, executor: str) -> None:
+    overrides = {"aug_repeats": 3, "aug_repeats_mode": "local", "mix_groups": 2}
+    loader = train_loader(index, executor, overrides=overrides)
+    batch = take(loader, 1)[0]
+    assert len(np.unique(batch.plan.sample_N)) == 3
+    # row by row there is nothing to share
+    single = train_loader(index, executor, overrides=overrides)
+    mixed = [batch.plan.rows(np.array([row])) for row in range(len(batch.plan))]
+    for row, plan in enumerate(mixed):
+        single._executor.submit(plan)
+        alone_1HWC = single._executor.collect()
+        loader._executor.submit(batch.plan)
+        assert torch.equal(loader_row(loader, row), alone_1HWC[0])
+
+
+def loader_row(loader: TrainLoader, row: int) -> torch.Tensor:
+    """One row of the batch just submitted (batches still in flight come first, and are dropped)."""
+    while loader._feed._jobs:
+        job = loader._feed._jobs.popleft()
+        if job.result is None:
+            loader._executor.collect()
+    return loader._executor.collect()[row]
+
+
+def test_epochs_differ_and_follow_each_other(index: ImageIndex) -> None:
+    loader = train_loader(index)
+    first, second = take(loader), take(loader)
+    assert [b.epoch for b in first + second] == [0] * 8 + [1] * 8
+    assert not same(first[0], second[0])
+    loader.set_epoch(0)
+    assert all(same(a, b) for a, b in zip(take(loader), first, strict=True))
+
+
+def test_seek_and_break_resume_exactly(index: ImageIndex) -> None:
+    whole = take(train_loader(index))
+    loader = train_loader(index)
+    take(loader, 3)  # break in mid-epoch leaves strays
+    loader.seek(0, 1)
+    assert all(same(a, b) for a, b in zip(take(loader), whole[4:], strict=True))
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_bad_images_are_replaced_and_named_once(
+    image_tree: Callable[..., Path], executor: str, tmp_path: Path
+) -> None:
+    tree = image_tree(classes=3, per_class=8, odd=("truncated", "empty", "text", "grey", "cmyk", "png"))
+    index = ImageIndex.load(tree)
+    assert {Path(b.path).name for b in index.bad} == {"odd_empty.JPEG", "odd_text.JPEG"}
+    full_crops = {"scale": [1.0, 1.0], "ratio": [0.5, 2.0]}  # so that the cut is within every crop
+    seen: list[tuple[str, str]] = []
+    overrides = {"global_batch_size": 14, "mix_groups": 2, **full_crops}
+    loader = train_loader(index, executor, overrides=overrides, on_bad=lambda *bad: seen.append(bad))
+    runs = [take(loader) for _ in range(4)]
+    truncated = [path for path, _ in seen]
+    assert [Path(path).name for path in truncated] == ["odd_truncated.JPEG"]
+    bad_row = index_of(index, "odd_truncated.JPEG")
+    assert not any(bad_row in b.plan.sample_N for run in runs for b in run)
+    # a new loader, started in the middle, meets the same replacements
+    again = train_loader(index, executor, overrides=overrides, on_bad=lambda *bad: None)
+    again.seek(3, 0)
+    assert all(same(a, b) for a, b in zip(take(again), runs[3], strict=True))
+
+
+def index_of(index: ImageIndex, name: str) -> int:
+    return next(i for i in range(len(index)) if index.path(i).endswith(name))
+
+
+def test_too_many_bad_images(image_tree: Callable[..., Path]) -> None:
+    index = ImageIndex.load(image_tree(per_class=6, odd=("truncated",)))
+    overrides = {"scale": [1.0, 1.0], "global_batch_size": 16}
+    loader = train_loader(index, overrides=overrides, max_bad_images=0)
+    with pytest.raises(DataError, match="--max-bad-images 0"):
+        for _ in range(4):
+            take(loader)
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 16), (2, 8), (4, 16), (5, 1)])
+def test_eval_counts_every_image_once(index: ImageIndex, world_size: int, batch_size: int) -> None:
+    labels, lengths = [], set()
+    for rank in range(world_size):
+        loader = EvalLoader(
+            index, Recipe.load("a3", SMALL), rank=rank, world_size=world_size, device="cpu", batch_size=batch_size,
+            num_threads=1,
+        )  # fmt: skip
+        lengths.add(len(loader))
+        for _ in range(2):  # a second pass gives the same
+            batches = list(loader)
+            assert len(batches) == len(loader)
+        assert all(b.images.shape[1:] == (3, 40, 40) for b in batches)
+        labels += [b.label_N for b in batches]
+        loader.close()
+    assert len(lengths) == 1
+    assert sorted(torch.cat(labels).tolist()) == sorted(index.label_N.tolist())
+
+
+def test_eval_leaves_out_and_names_what_does_not_decode(image_tree: Callable[..., Path]) -> None:
+    index = ImageIndex.load(image_tree(per_class=3, odd=("truncated",)))
+    seen: list[str] = []
+    recipe = Recipe.load("a3", SMALL)
+    loader = EvalLoader(index, recipe, device="cpu", batch_size=4, on_bad=lambda path, _: seen.append(Path(path).name))
+    assert sum(len(b.label_N) for b in loader) == len(index) - 1
+    assert seen == ["odd_truncated.JPEG"]
+
+
+def test_create_loader_gives_timms_targets(image_tree: Callable[..., Path]) -> None:
+    tree = image_tree(classes=3, per_class=14)
+    recipe = Recipe.load("a1", {**SMALL, "aug_repeats": 0})
+    loader = create_loader(tree.parent, recipe, device="cpu", num_threads=1)
+    raw = take(TrainLoader(ImageIndex.load(tree), recipe, device="cpu", num_threads=1))
+    for (images, targets), batch in zip(loader, raw, strict=True):
+        assert torch.equal(images, batch.images)
+        expected = mixup_target(batch.label_N, 3, float(batch.lam_N[0]), recipe.smoothing)
+        torch.testing.assert_close(targets, expected)
+    assert len(loader) == len(raw)
+    loader.close()
+
+
+def test_create_loader_for_evaluation(image_tree: Callable[..., Path]) -> None:
+    tree = image_tree(classes=2, per_class=3, split="val")
+    pairs = list(create_loader(tree.parent, is_training=False, device="cpu", batch_size=4))
+    assert [tuple(i.shape) for i, _ in pairs] == [(4, 3, 224, 224), (2, 3, 224, 224)]
+    assert torch.cat([t for _, t in pairs]).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_mistakes(index: ImageIndex) -> None:
+    with pytest.raises(RecipeError, match="larger than an epoch of 42 images"):
+        train_loader(index, overrides={"global_batch_size": 64})
+    with pytest.raises(RecipeError, match="use one of auto, graph, host"):
+        train_loader(index, "gpu")
+    with pytest.raises(DeviceError, match="only cpu and cuda"):
+        resolve_device("meta")
+    with pytest.raises(DeviceError, match="use auto, cpu"):
+        resolve_device("tpu9")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="torch sees no GPU"):
+            resolve_device("cuda")
