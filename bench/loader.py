@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from rsbdali.bench.contestant import Contestant, ContestantFailed
 from rsbdali.bench.feeds import FeedSpec
 from rsbdali.bench.figures import BenchReport, LoaderFigures, ratio, to_json, write_json
@@ -28,7 +30,7 @@ from rsbdali.index import ImageIndex, find_images
 from rsbdali.loader import default_threads, resolve_device
 from rsbdali.recipe import Recipe
 
-__all__ = ["BenchOptions", "BenchReport", "print_report", "run", "to_json", "write_json"]
+__all__ = ["BenchOptions", "BenchReport", "main", "print_report", "run", "to_json", "write_json"]
 
 STAGE_ROUNDS = 3
 Say = Callable[[str], None]
@@ -69,6 +71,19 @@ class BenchOptions:
     report: Path | None = None
 
 
+def main(
+    recipe: Recipe, data: Path, console: Console, *, peers: str | None, json_path: Path | None,
+    report_path: Path | None, **options: Any,  # noqa: ANN401 - the other BenchOptions, which name and type them
+) -> None:  # fmt: skip
+    """The command: measure, saying what is being done, then print and write the report."""
+    names = tuple(name.strip() for name in (peers or "").split(",") if name.strip())
+    chosen = BenchOptions(recipe=recipe, data=data, peers=names, json=json_path, report=report_path, **options)
+    print_report(console, run(chosen, say=lambda line: console.print(line, style="dim", markup=False)))
+    for path in (json_path, report_path):
+        if path:
+            console.print(f"wrote {path}", markup=False)
+
+
 def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
     """Measure, and write the JSON and HTML files that were asked for.
 
@@ -93,7 +108,7 @@ def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
 
 def _check(options: BenchOptions) -> None:
     if options.batch_size < 2 or options.batch_size % 2:
-        raise RecipeError(f"--batch-size {options.batch_size}: must be even and at least 2, as images are mixed in pairs")
+        raise RecipeError(f"--batch-size {options.batch_size}: must be even and at least 2: images are mixed in pairs")
     if options.seconds <= 0 or options.rounds < 1 or (options.workers is not None and options.workers < 1):
         raise RecipeError("--seconds, --rounds and --workers must be positive")
 

@@ -25,15 +25,15 @@ def decode(path: Any, *, device: str) -> Any:  # noqa: ANN401 - DALI nodes
     return fn.decoders.image(encoded, device=decoder, output_type=types.RGB, adjust_orientation=False)
 
 
-def decode_crop(path: Any, start: Any, shape: Any, *, device: str, roi: bool) -> Any:  # noqa: ANN401 - DALI nodes
-    """Exactly the pixels of a crop, uint8 HWC RGB.
+def decode_window(path: Any, start: Any, shape: Any, *, device: str, roi: bool) -> Any:  # noqa: ANN401 - DALI nodes
+    """Exactly the pixels of a window of each image, uint8 HWC RGB.
 
     Args:
         path: uint8 node, path of each file.
-        start: int32 node, (y, x) of each crop in source pixels.
-        shape: int32 node, (h, w) of each crop.
+        start: int32 node, (y, x) of each window in source pixels.
+        shape: int32 node, (h, w) of each window.
         device: 'cpu' or 'gpu'.
-        roi: decode only what the crop needs; else the whole image, then slice.
+        roi: decode only what the window needs; else the whole image, then slice.
     """
     if not roi:
         return fn.slice(decode(path, device=device), start=start, shape=shape, axes=(0, 1))

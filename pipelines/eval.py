@@ -48,7 +48,7 @@ class EvalExecutor:
 
     def submit(self, sample_N: np.ndarray) -> None:
         """Queue some images (rows of the index); at most `rows` of them."""
-        assert len(sample_N) <= self.rows, f"{len(sample_N)} images, the graph was built for {self.rows}"
+        assert 0 < len(sample_N) <= self.rows, f"{len(sample_N)} images, the graph was built for 1 to {self.rows}"
         resized_N2, offset_N2 = eval_geometry(
             self.index.width_N[sample_N], self.index.height_N[sample_N], self.recipe.test_size, self.recipe.crop_pct
         )
@@ -61,7 +61,8 @@ class EvalExecutor:
         Raises:
             DecodeFailure: an image of this batch did not decode.
         """
-        return self._runner.collect()
+        (images_NHWC,) = self._runner.collect()
+        return images_NHWC
 
     def close(self) -> None:
         """Free DALI's threads and buffers."""

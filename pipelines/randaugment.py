@@ -12,7 +12,8 @@ import numpy as np
 from nvidia.dali import fn, types
 from nvidia.dali import math as dmath
 
-from rsbdali.pipelines.warp import affine_matrices, equalize_samples, warp_samples
+from rsbdali.pipelines.callbacks import equalize_samples, warp_samples
+from rsbdali.pipelines.warp import affine_matrices
 from rsbdali.plan import BatchPlan
 from rsbdali.policy import Op
 
@@ -54,13 +55,12 @@ def _layer(images: Node, op: Node, arg: Node, matrix: Node, filters: Node, size:
     """One op on each sample, or none. `if` acts per sample."""
     if device == "gpu":
         arg, matrix, filters = arg.gpu(), matrix.gpu(), filters.gpu()
+    call = {"device": device, "batch_processing": True, "output_layouts": "HWC"}
     if op >= 0:
         if op == Op.AUTO_CONTRAST.value:
             images = auto_contrast(images)
         elif op == Op.EQUALIZE.value:
-            images = fn.dl_tensor_python_function(
-                images, function=equalize_samples, device=device, output_layouts="HWC"
-            )
+            images = fn.dl_tensor_python_function(images, function=equalize_samples, **call)
         elif op == Op.INVERT.value:
             images = images ^ types.Constant(255, dtype=types.UINT8)
         elif op == Op.POSTERIZE.value:
@@ -78,9 +78,7 @@ def _layer(images: Node, op: Node, arg: Node, matrix: Node, filters: Node, size:
         elif op == Op.SHARPNESS.value:
             images = sharpness(images, arg, size, device)
         else:
-            images = fn.dl_tensor_python_function(
-                images, matrix, filters, function=warp_samples, device=device, output_layouts="HWC"
-            )
+            images = fn.dl_tensor_python_function(images, matrix, filters, function=warp_samples, **call)
     return images
 
 

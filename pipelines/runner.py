@@ -1,4 +1,4 @@
-"""Drive one DALI pipeline as a queue: arrays in by `submit`, a torch tensor out by `collect`, in order."""
+"""Drive one DALI pipeline as a queue: arrays in by `submit`, torch tensors out by `collect`, in order."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ class Runner:
     scheduled ahead, and the caller alone decides how many.
 
     Args:
-        define: called as `define(source)` inside the pipeline, returns the output node; `source` is what
+        define: called as `define(source)` inside the pipeline, returns the output node or nodes; `source` is what
             `fn.external_source(source=…, batch=True)` calls for each batch.
         rows: most rows of a batch.
         device: where the batches come out.
@@ -48,11 +48,12 @@ class Runner:
     def submit(self, fields: Fields) -> None:
         """Queue one batch of inputs and start on it."""
         assert self._pipe is not None, "closed"
-        self._queue.append(fields)
+        # DALI takes no strided arrays
+        self._queue.append([f if isinstance(f, list) else np.ascontiguousarray(f) for f in fields])
         self._pipe.schedule_run()
 
-    def collect(self) -> torch.Tensor:
-        """The oldest batch, without a copy; on a GPU it is ordered after DALI's work on the current stream.
+    def collect(self) -> list[torch.Tensor]:
+        """The graph's outputs for the oldest batch, without a copy; on a GPU the current stream waits for DALI's work.
 
         Raises:
             DecodeFailure: DALI could not carry out this batch.
@@ -60,13 +61,13 @@ class Runner:
         assert self._pipe is not None, "closed"
         on_gpu = self.device.type == "cuda"
         try:
-            (output,) = self._pipe.share_outputs(cuda_stream=torch.cuda.current_stream(self.device) if on_gpu else None)
+            outputs = self._pipe.share_outputs(cuda_stream=torch.cuda.current_stream(self.device) if on_gpu else None)
         except RuntimeError as error:
             raise DecodeFailure(str(error)) from error
-        # the dynamic executor gives every batch memory of its own, so the tensor outlives the release
-        tensor = from_dlpack(output.as_tensor())
+        # the dynamic executor gives every batch memory of its own, so the tensors outlive the release
+        tensors = [from_dlpack(output.as_tensor()) for output in outputs]
         self._pipe.release_outputs()
-        return tensor
+        return tensors
 
     def close(self) -> None:
         """Free the pipeline; batches not yet collected are dropped."""

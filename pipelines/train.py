@@ -1,8 +1,15 @@
 """The training graph: read, decode, crop, resize, flip, RandAugment, every number from the plan.
 
 `GraphExecutor` runs it in DALI, on the CPU or on a GPU (decoding included); no number is drawn here.
+
+    path, window ──> decode ──┬─> crop ──> resize ──> flip ──> RandAugment ──> rows of repeat 1
+                              └─> …                                            rows of repeat 2, …
+
+The branches are one unless the recipe repeats augmentations locally (`aug_repeats_mode: local`): then each image is
+decoded once and its `aug_repeats` rows are made from it.
 """
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -10,16 +17,19 @@ import numpy as np
 import torch
 from nvidia.dali import fn
 
-from rsbdali.pipelines.decode import decode_crop, filter_codes, resize
+from rsbdali.pipelines.decode import decode_window, filter_codes, resize
 from rsbdali.pipelines.decode_mode import DecodeMode, use_roi
 from rsbdali.pipelines.executor import ImageSource
 from rsbdali.pipelines.randaugment import LAYER_FIELDS, apply_randaugment, layer_fields
+from rsbdali.pipelines.repeats import covering_windows, share_decodes
 from rsbdali.pipelines.runner import Fields, Runner, path_arrays
 from rsbdali.plan import BatchPlan
 from rsbdali.policy import RandAugmentPolicy
 from rsbdali.recipe import Recipe
 
-IMAGE_FIELDS = 5  # path, crop start, crop shape, filter, flip
+WINDOW_FIELDS = 3  # path, start and shape of the window to decode
+CROP_FIELDS = 2  # start and shape of a crop within the window, where rows share one
+RESIZE_FIELDS = 2  # filter, flip
 
 
 class GraphExecutor:
@@ -27,13 +37,13 @@ class GraphExecutor:
 
     Args:
         index: where the images are.
-        recipe: gives the training size and whether there is RandAugment.
+        recipe: gives the training size, the RandAugment layers, and whether decoded images are shared.
         rows: most rows of a plan.
         device: where the graph decodes and computes.
         num_threads: DALI's worker threads.
-        prefetch: batches that the caller should keep submitted (DALI queues any number).
-        decode: 'roi' decodes only the crop, 'full' the whole image; 'auto' is roi on the CPU, and on a GPU what a
-            self-test shows to work.
+        prefetch: batches that the caller means to keep submitted (DALI queues any number).
+        decode: 'roi' decodes only the window needed, 'full' the whole image; 'auto' is roi on the CPU, and on a GPU
+            what a self-test shows to work.
 
     Raises:
         DeviceError: decode='roi' was asked for and this GPU cannot.
@@ -53,18 +63,32 @@ class GraphExecutor:
         self.index, self.recipe, self.rows, self.device, self.prefetch = index, recipe, rows, device, prefetch
         policy = RandAugmentPolicy.parse(recipe.aa)
         self.layers = 0 if policy is None else policy.num_layers
+        self.repeats = recipe.aug_repeats if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "local" else 1
         self.roi = use_roi(decode, device)
         define = train_graph(
-            size=recipe.train_size, layers=self.layers, device="gpu" if device.type == "cuda" else "cpu", roi=self.roi
+            size=recipe.train_size,
+            layers=self.layers,
+            repeats=self.repeats,
+            device="gpu" if device.type == "cuda" else "cpu",
+            roi=self.roi,
         )
         self._runner = Runner(define, rows=rows, device=device, num_threads=num_threads)
+        self._rows: deque[np.ndarray] = deque()  # rows_UK of each batch under way
 
     def submit(self, plan: BatchPlan) -> None:
         """Queue one plan; at most `rows` rows."""
-        assert len(plan) <= self.rows, f"{len(plan)} rows, the graph was built for {self.rows}"
-        self._runner.submit(
-            image_fields(self.index, plan) + layer_fields(plan, layers=self.layers, size=self.recipe.train_size)
-        )
+        assert 0 < len(plan) <= self.rows, f"{len(plan)} rows, the graph was built for 1 to {self.rows}"
+        rows_UK = share_decodes(plan.sample_N, self.repeats) if self.repeats > 1 else np.arange(len(plan))[:, None]
+        window_U4 = covering_windows(plan.crop_N4, rows_UK)
+        fields = [path_arrays(self.index, plan.sample_N[rows_UK[:, 0]]), window_U4[:, :2], window_U4[:, 2:]]
+        for rows_U in rows_UK.T:
+            part = plan.rows(rows_U)
+            if self.repeats > 1:
+                fields += [part.crop_N4[:, :2] - window_U4[:, :2], part.crop_N4[:, 2:]]
+            fields += [filter_codes(part.interp_N), part.flip_N.astype(np.int32)]
+            fields += layer_fields(part, layers=self.layers, size=self.recipe.train_size)
+        self._rows.append(rows_UK)
+        self._runner.submit(fields)
 
     def collect(self) -> torch.Tensor:
         """The oldest batch: uint8, shape (N, H, W, 3), on `device`.
@@ -72,41 +96,49 @@ class GraphExecutor:
         Raises:
             DecodeFailure: an image of this batch did not decode.
         """
-        return self._runner.collect()
+        rows_UK = self._rows.popleft()
+        parts = self._runner.collect()
+        if len(parts) == 1:
+            return parts[0]
+        images_NHWC = parts[0].new_empty((int(rows_UK.max()) + 1, *parts[0].shape[1:]))
+        for rows_U, part_UHWC in zip(torch.as_tensor(rows_UK.T, device=self.device), parts, strict=True):
+            # a row that was made twice is written twice, with the same pixels
+            images_NHWC.index_copy_(0, rows_U, part_UHWC)
+        return images_NHWC
 
     def close(self) -> None:
         """Free DALI's threads and buffers."""
         self._runner.close()
+        self._rows.clear()
 
 
-def image_fields(index: ImageSource, plan: BatchPlan) -> list[Any]:
-    """The graph's inputs for decode, crop, resize and flip."""
-    return [
-        path_arrays(index, plan.sample_N),
-        np.ascontiguousarray(plan.crop_N4[:, :2], np.int32),
-        np.ascontiguousarray(plan.crop_N4[:, 2:], np.int32),
-        filter_codes(plan.interp_N),
-        plan.flip_N.astype(np.int32),
-    ]
-
-
-def train_graph(*, size: tuple[int, int], layers: int, device: str, roi: bool) -> Callable[[Callable[[], Fields]], Any]:
-    """The graph as a function of its source (see `Runner`).
+def train_graph(
+    *, size: tuple[int, int], layers: int, repeats: int, device: str, roi: bool
+) -> Callable[[Callable[[], Fields]], Any]:
+    """The graph as a function of its source (see `Runner`); it has `repeats` outputs.
 
     Args:
         size: (H, W) of the output.
         layers: RandAugment layers, 0 for none.
+        repeats: rows made of one decoded image.
         device: 'cpu' or 'gpu'.
-        roi: see `decode_crop`.
+        roi: see `decode_window`.
     """
+    crop = CROP_FIELDS if repeats > 1 else 0
+    per_repeat = crop + RESIZE_FIELDS + LAYER_FIELDS * layers
 
-    def define(source: Callable[[], Fields]) -> Any:  # noqa: ANN401 - a DALI node
-        count = IMAGE_FIELDS + LAYER_FIELDS * layers
-        fields = fn.external_source(source=source, num_outputs=count, batch=True)
-        path, start, shape, filters, flip = fields[:IMAGE_FIELDS]
-        images = decode_crop(path, start, shape, device=device, roi=roi)
-        images = resize(images, size, filters)
-        images = fn.flip(images, horizontal=flip)
-        return apply_randaugment(images, fields[IMAGE_FIELDS:], size=size, device=device)
+    def define(source: Callable[[], Fields]) -> Any:  # noqa: ANN401 - DALI nodes
+        fields = fn.external_source(source=source, num_outputs=WINDOW_FIELDS + per_repeat * repeats, batch=True)
+        path, start, shape = fields[:WINDOW_FIELDS]
+        windows = decode_window(path, start, shape, device=device, roi=roi)
+        outputs = []
+        for first in range(WINDOW_FIELDS, len(fields), per_repeat):
+            mine = fields[first : first + per_repeat]
+            # with one repeat the window is the crop
+            images = fn.slice(windows, start=mine[0], shape=mine[1], axes=(0, 1)) if repeats > 1 else windows
+            filters, flip = mine[crop : crop + RESIZE_FIELDS]
+            images = fn.flip(resize(images, size, filters), horizontal=flip)
+            outputs.append(apply_randaugment(images, mine[crop + RESIZE_FIELDS :], size=size, device=device))
+        return tuple(outputs)
 
     return define

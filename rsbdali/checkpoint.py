@@ -1,11 +1,12 @@
 """Checkpoint files: written atomically, read without running anybody's code, under the keys that timm uses.
 
-`last.pth.tar` is the newest, `model_best.pth.tar` the best, `checkpoint-<epoch>.pth.tar` the best `checkpoint_hist`
-epochs. Each holds plain containers and tensors only, so that `torch.load(weights_only=True)` and
-`timm.create_model(name, checkpoint_path=…)` take it.
+Each holds plain containers and tensors only, so that `torch.load(weights_only=True)` and
+`timm.create_model(name, checkpoint_path=…)` take it:
 
     epoch, arch, state_dict, optimizer, version, args, amp_scaler, metric, state_dict_ema      timm's
-    rsbdali: {recipe, versions, position, class_names, mix_groups, steps_per_epoch, ...}        ours (see run_state.py)
+    rsbdali: {recipe, versions, position, class_names, mix_groups, steps_per_epoch, …}         ours, see run_state.py
+
+Which files a run keeps is the business of saver.py.
 """
 
 import argparse
@@ -21,7 +22,6 @@ import torch
 
 from rsbdali.errors import CheckpointError
 
-LAST, BEST = "last.pth.tar", "model_best.pth.tar"
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
@@ -139,44 +139,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class Saver:
-    """Keeps last, best and the top k checkpoints of one run's folder.
-
-    Args:
-        folder: where they lie; it exists.
-        keep: k, how many `checkpoint-<epoch>` files stay.
-        history: `history` of the checkpoint that a run resumes from.
-    """
-
-    def __init__(self, folder: Path, keep: int, history: Mapping[str, float] | None = None) -> None:
-        self.folder, self.keep = folder, keep
-        # name → metric, of the files that are still there
-        self.history = {name: metric for name, metric in (history or {}).items() if (folder / name).exists()}
-
-    def history_with(self, epoch: int, metric: float) -> dict[str, float]:
-        """The k best files, best first, once this epoch is among them; on a tie the earlier epoch wins."""
-        entries = [*((n, m) for n, m in self.history.items() if n != _name(epoch)), (_name(epoch), metric)]
-        return dict(sorted(entries, key=lambda entry: -entry[1])[: self.keep])
-
-    def save_last(self, content: Mapping[str, Any]) -> Path:
-        """Write `last.pth.tar`."""
-        path = self.folder / LAST
-        write(content, path)
-        return path
-
-    def save_epoch(self, content: Mapping[str, Any], epoch: int, metric: float, *, is_best: bool) -> None:
-        """Write `last.pth.tar` at the end of an evaluated epoch, and give it the names it has earned."""
-        last = self.save_last(content)
-        before, self.history = self.history, self.history_with(epoch, metric)
-        if _name(epoch) in self.history:
-            link(last, self.folder / _name(epoch))
-        if is_best:
-            link(last, self.folder / BEST)
-        for name in before.keys() - self.history.keys():
-            (self.folder / name).unlink(missing_ok=True)
-
-
-def _name(epoch: int) -> str:
-    return f"checkpoint-{epoch}.pth.tar"

@@ -97,7 +97,7 @@ EXECUTOR = click.option(
 @DATA
 @click.option("--demo", is_flag=True, help="Train the recipe scaled down on a small made-up data set (minutes on a CPU).")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("output"), show_default=True)
-@click.option("--experiment", help="Folder below --output (default: the recipe's name and the time).")
+@click.option("--experiment", help="Folder below --output (default: recipe and model, numbered).")
 @click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint; auto: the experiment's last one, if any.")
 @click.option("--initial-checkpoint", type=click.Path(path_type=Path), help="Start from these weights.")
 @click.option("--pretrained", is_flag=True, help="Start from timm's weights for the model.")
@@ -121,6 +121,8 @@ def train(ctx: click.Context, recipe: str, overrides: tuple[str, ...], demo: boo
     if data is None:
         raise RsbdaliError("--data is missing: the folder with train/<class>/… and val/<class>/… (or use --demo)")
     summary = run(TrainOptions(recipe=chosen, data=data, **rest))
+    for line in summary.lines():
+        click.echo(line)
     return summary.exit_code
 
 

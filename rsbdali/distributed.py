@@ -124,9 +124,9 @@ def from_primary(value: T, world: World) -> T:
     return box[0]
 
 
-def primary_first(make: Callable[[], T], world: World) -> T:
-    """`make()` on rank 0 first, which may fill a cache, then on the others."""
+def primary_first(make: Callable[[bool], T], world: World) -> T:
+    """`make(True)` on rank 0, which may fill a cache; then `make(False)` on the others."""
     if world.is_primary:
-        value = make()
+        value = make(True)
     barrier(world)
-    return value if world.is_primary else make()
+    return value if world.is_primary else make(False)

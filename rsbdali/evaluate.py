@@ -39,7 +39,7 @@ class EvalResult:
         return f"top-1 {self.top1:.3f} %  top-5 {self.top5:.3f} %  loss {self.loss:.7f}  over {self.n} images"
 
 
-class Stopped(Exception):  # noqa: N818 - no error
+class Stopped(Exception):
     """The evaluation was given up because a stop was asked for on some rank."""
 
 
@@ -76,7 +76,7 @@ def evaluate(
     for batch in loader:
         if len(batch.label_N):
             total_4 += _count(model, batch, device, amp_dtype)
-        told = stop.push(torch.tensor([float(should_stop())], device=device))
+        told = stop.push(torch.full((1,), float(should_stop()), device=device))
         if told and told[0]:
             raise Stopped
     top1, top5, loss, n = distributed.sum_(total_4, world).tolist()

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -206,8 +207,8 @@ def _walk(root: str | os.PathLike[str]) -> Tree:
 
 def _from_scan(root: Path, scan: Scan, cache_dir: Path | None = None) -> ImageIndex:
     bad = tuple(BadFile(os.path.join(root, path), reason) for path, reason in scan.bad)
-    # mypy cannot match the names of a dict with the fields
-    return ImageIndex(root=root, classes=scan.classes, bad=bad, cache_dir=cache_dir, **scan.columns)  # type: ignore[arg-type]
+    columns: dict[str, Any] = scan.columns
+    return ImageIndex(root=root, classes=scan.classes, bad=bad, cache_dir=cache_dir, **columns)
 
 
 def _labelled(index: ImageIndex, classes: Sequence[str] | None, labels: Path | None, need_classes: bool) -> ImageIndex:

@@ -20,7 +20,7 @@ from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.feed import Feed
 from rsbdali.index import ImageIndex, find_split
 from rsbdali.ops.bce import soft_targets
-from rsbdali.ops.mix import mix_normalize, normalize
+from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.eval import EvalExecutor
 from rsbdali.pipelines.executor import Executor
 from rsbdali.pipelines.probe import decodes
@@ -311,7 +311,9 @@ class EvalLoader:
         sample_N, images_NHWC = self._feed.get(tick, len)
         if not len(sample_N):
             return self._empty()
-        images = normalize(images_NHWC, self.recipe.mean, self.recipe.std, self.dtype)
+        rows = len(sample_N)
+        nothing = np.arange(rows), np.ones(rows, np.float32), np.zeros((rows, 4), np.int32)
+        images = mix_normalize(images_NHWC, *nothing, self.recipe.mean, self.recipe.std, self.dtype)
         return EvalBatch(images, _to_device(self.index.label_N[sample_N].astype(np.int64), self.device))
 
     def _empty(self) -> EvalBatch:

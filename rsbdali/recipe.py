@@ -145,6 +145,10 @@ class Recipe:
         """Build a recipe from plain values, as `to_dict` gives them or a YAML file holds them."""
         return _build(cls, values)
 
+    def with_overrides(self, overrides: Mapping[str, Any]) -> "Recipe":
+        """This recipe with some keys set otherwise; strings are read as YAML, as in `load`."""
+        return self.from_dict({**self.to_dict(), **{key: _yaml_value(key, value) for key, value in overrides.items()}})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values (lists for tuples) that `from_dict` takes back."""
         plain: dict[str, Any] = _plain(dataclasses.asdict(self))

@@ -8,6 +8,7 @@ import logging
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -56,10 +57,12 @@ class RunState:
         epoch: the epoch that is running, from 0.
         step: steps of it that are done.
         updates: optimiser steps since the run began.
-        loss_sum: sum of the mean losses of this epoch's steps so far.
+        loss_sum: sum of the finite losses of this epoch's steps so far.
+        loss_steps: how many they are.
         seconds: time the run took so far, over all its sittings.
         best_top1: best evaluation so far, per cent.
         best_epoch: its epoch.
+        history: file name → top-1 of the best checkpoints.
     """
 
     model: nn.Module
@@ -70,10 +73,16 @@ class RunState:
     step: int = 0
     updates: int = 0
     loss_sum: float = 0.0
+    loss_steps: int = 0
     seconds: float = 0.0
     best_top1: float | None = None
     best_epoch: int | None = None
     history: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean training loss of the epoch so far."""
+        return self.loss_sum / max(1, self.loss_steps)
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -99,6 +108,7 @@ class RunState:
                 "steps_per_epoch": identity.steps_per_epoch,
                 "updates": self.updates,
                 "loss_sum": self.loss_sum,
+                "loss_steps": self.loss_steps,
                 "seconds": self.seconds,
                 "best": {"top1": self.best_top1, "epoch": self.best_epoch},
                 "history": dict(self.history),
@@ -112,7 +122,7 @@ class RunState:
             content["metric"] = metric
         return content
 
-    def restore(self, content: Mapping[str, Any], identity: Identity, path: object) -> None:
+    def restore(self, content: Mapping[str, Any], identity: Identity, path: Path) -> None:
         """Take a run up where a checkpoint left it.
 
         Raises:
@@ -126,7 +136,8 @@ class RunState:
         if self.ema is not None:
             load_weights(self.ema.module, checkpoint.weights(content), path)
         self.epoch, self.step = ours["position"]["epoch"], ours["position"]["step"]
-        self.updates, self.loss_sum, self.seconds = ours["updates"], ours["loss_sum"], ours["seconds"]
+        self.updates, self.seconds = ours["updates"], ours["seconds"]
+        self.loss_sum, self.loss_steps = ours["loss_sum"], ours["loss_steps"]
         self.best_top1, self.best_epoch = ours["best"]["top1"], ours["best"]["epoch"]
         self.history = dict(ours["history"])
 
@@ -147,15 +158,16 @@ def ours_in(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) else None
 
 
-def _agreed(content: Mapping[str, Any], identity: Identity, path: object) -> Mapping[str, Any]:
+def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Mapping[str, Any]:
     """Our part of a checkpoint once it agrees with this run."""
     ours = ours_in(content)
     if ours is None or "optimizer" not in content:
-        raise CheckpointError(f"{path} was not written by rsbdali train: use --initial-checkpoint to start from its weights")
+        raise CheckpointError(f"{path} is not of rsbdali train: use --initial-checkpoint to start from its weights")
     if content["arch"] != identity.recipe.model:
         raise CheckpointError(f"{path} is of model {content['arch']}, this run is of {identity.recipe.model}")
     if tuple(ours["class_names"]) != identity.class_names:
-        raise CheckpointError(f"{path} is of other classes ({len(ours['class_names'])}, here {len(identity.class_names)})")
+        counts = f"{len(ours['class_names'])} there, {len(identity.class_names)} here"
+        raise CheckpointError(f"{path} is of other classes ({counts}): --initial-checkpoint starts from its weights")
     if ours["mix_groups"] != identity.mix_groups:
         raise CheckpointError(
             f"{path} was made with {ours['mix_groups']} mix groups, this run has {identity.mix_groups}: "
@@ -177,7 +189,7 @@ def _tell_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         log.warning("The run goes on with other settings than it began with: %s", said)
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any], path: object) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any], path: Path) -> None:
     try:
         optimizer.load_state_dict(content["optimizer"])
     except (ValueError, KeyError) as error:

@@ -9,6 +9,7 @@ float16's GradScaler, which has to know whether gradients overflowed.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,8 +28,6 @@ from rsbdali.recipe import Recipe
 if TYPE_CHECKING:
     from rsbdali.loader import TrainBatch
 
-Loss = Callable[..., torch.Tensor]
-
 
 def make_loss(recipe: Recipe) -> Callable[[torch.Tensor, "TrainBatch", slice], torch.Tensor]:
     """The recipe's loss as `loss(logits_NC, batch, rows)`: mean over the rows of a slice of a batch, float32."""
@@ -43,10 +42,10 @@ def make_loss(recipe: Recipe) -> Callable[[torch.Tensor, "TrainBatch", slice], t
 
 
 def slices(rows: int, cap: int | None) -> list[slice]:
-    """Cut a group of rows into the fewest slices of at most `cap` rows, as even as can be (BatchNorm sees each alone)."""
+    """Cut a group into the fewest slices of at most `cap` rows, as even as can be: BatchNorm sees each by itself."""
     parts = -(-rows // min(cap or rows, rows))
     edges = [rows * part // parts for part in range(parts + 1)]
-    return [slice(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    return [slice(low, high) for low, high in pairwise(edges)]
 
 
 def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
@@ -115,12 +114,15 @@ class TrainStep:
         for batch, rows, is_last in self._micro_batches(groups):
             loss += self._micro_step(batch, rows, is_last=is_last)
         self._update(update)
-        told = torch.tensor(list(notes), device=self.device)
-        return self._late.push(torch.cat([(loss / self.world.size).reshape(1), told]))
+        return self._late.push(torch.stack([loss / self.world.size, *self._on_device(notes)]))
 
     def flush(self) -> list[float] | None:
         """The numbers of the last step, waiting for it; None where they were given already."""
         return self._late.flush()
+
+    def _on_device(self, notes: Iterable[float]) -> list[torch.Tensor]:
+        # filled there by a kernel: a copy from the host would wait for all that is queued
+        return [torch.full((), float(note), device=self.device) for note in notes]
 
     def _micro_batches(self, groups: Iterable["TrainBatch"]) -> Iterator[tuple["TrainBatch", slice, bool]]:
         done = 0
@@ -138,7 +140,7 @@ class TrainStep:
                 with autocast(self.device, self.amp_dtype):
                     logits_NC = self.model(batch.images[rows])
                 loss = self._loss(logits_NC, batch, rows) * share
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss).backward()
         except torch.OutOfMemoryError as error:
             raise DeviceError(_out_of_memory(batch.images[rows])) from error
         return loss.detach()

@@ -1,8 +1,10 @@
 """Shared fixtures: folders of small real JPEGs, and files that need care, made on the spot with Pillow."""
 
+import importlib.util
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -128,3 +130,14 @@ def image_tree(tmp_path: Path, write_image: Callable[..., Path]) -> Callable[...
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fakes() -> ModuleType:
+    """The module tests/fakes.py: loaders of a toy problem, without files."""
+    spec = importlib.util.spec_from_file_location("fakes", Path(__file__).with_name("fakes.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -77,9 +77,75 @@ def _mix_normalize_cpu(
     images_NHWC: torch.Tensor, partner_N: Rows, lam_N: Rows, box_N4: Rows, mean: Sequence[float],
     std: Sequence[float], dtype: torch.dtype, out: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
+    """Block by block in the cache, each pixel converted once for itself and once for its partner."""
     rows, height, width, channels = images_NHWC.shape
     if out is None:
         out = torch.empty((rows, channels, height, width), dtype=dtype, memory_format=torch.channels_last)
     out_NHX = out.permute(0, 2, 3, 1).view(rows, height, width * channels)
     source_NHX = images_NHWC.view(rows, height, width * channels)
-    return _blocks(out, out_NHX, source_NHX, partner_N, lam_N, box_N4, mean, std)
+    mixer = _BlockMixer(height, width, mean, std)
+    partners, lams, boxes = (_numpy(array).tolist() for array in (partner_N, lam_N, box_N4))
+    for row, (partner, lam, box) in enumerate(zip(partners, lams, boxes, strict=True)):
+        if box[1] > box[0] and box[3] > box[2]:
+            mixer.cutmix(out_NHX[row], source_NHX[row], source_NHX[partner], box)
+        elif lam == 1:
+            mixer.normalize(out_NHX[row], source_NHX[row])
+        else:
+            mixer.mixup(out_NHX[row], source_NHX[row], source_NHX[partner], lam)
+    return out
+
+
+def _numpy(rows: Rows) -> np.ndarray:
+    return rows.numpy() if isinstance(rows, torch.Tensor) else rows
+
+
+class _BlockMixer:
+    """Mixes one image at a time by lines: X = W × 3 values, so channels vary fastest.
+
+    A block has fewer values than torch's grain size, below which an op stays in the calling thread: starting a team of
+    threads would cost more than the block, and the loader's own threads have work already.
+    """
+
+    GRAIN = 32768
+
+    def __init__(self, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        lines = max(1, self.GRAIN // (width * 3))
+        self.blocks = [slice(y, min(y + lines, height)) for y in range(0, height, lines)]
+        self.scale_X = (1 / (255 * torch.tensor(std))).repeat(width)
+        self.shift_X = (-torch.tensor(mean) / torch.tensor(std)).repeat(width)
+        self.own_YX = torch.empty(lines, width * 3)
+        self.other_YX = torch.empty(lines, width * 3)
+        self.lam, self.own_scale_X, self.other_scale_X = 1.0, self.scale_X, torch.zeros_like(self.scale_X)
+
+    def normalize(self, out_HX: torch.Tensor, image_HX: torch.Tensor) -> None:
+        for block in self.blocks:
+            own_YX = self.own_YX[: block.stop - block.start].copy_(image_HX[block])
+            self._affine(out_HX[block], own_YX)
+
+    def cutmix(self, out_HX: torch.Tensor, image_HX: torch.Tensor, other_HX: torch.Tensor, box: list[int]) -> None:
+        y0, y1, left, right = box[0], box[1], 3 * box[2], 3 * box[3]
+        for block in self.blocks:
+            own_YX = self.own_YX[: block.stop - block.start].copy_(image_HX[block])
+            top, bottom = max(y0, block.start), min(y1, block.stop)
+            if top < bottom:
+                part = own_YX[top - block.start : bottom - block.start, left:right]
+                part.copy_(other_HX[top:bottom, left:right])
+            self._affine(out_HX[block], own_YX)
+
+    def mixup(self, out_HX: torch.Tensor, image_HX: torch.Tensor, other_HX: torch.Tensor, lam: float) -> None:
+        if lam != self.lam:  # rows of one group share λ
+            self.lam, self.own_scale_X, self.other_scale_X = lam, self.scale_X * lam, self.scale_X * (1 - lam)
+        for block in self.blocks:
+            own_YX = self.own_YX[: block.stop - block.start].copy_(image_HX[block])
+            other_YX = self.other_YX[: block.stop - block.start].copy_(other_HX[block])
+            target_YX = out_HX[block] if out_HX.dtype == torch.float32 else own_YX
+            torch.addcmul(self.shift_X, own_YX, self.own_scale_X, out=target_YX)
+            target_YX.addcmul_(other_YX, self.other_scale_X)
+            if target_YX is own_YX:
+                out_HX[block] = own_YX
+
+    def _affine(self, out_YX: torch.Tensor, own_YX: torch.Tensor) -> None:
+        if out_YX.dtype == torch.float32:
+            torch.addcmul(self.shift_X, own_YX, self.scale_X, out=out_YX)
+        else:
+            out_YX.copy_(torch.addcmul(self.shift_X, own_YX, self.scale_X, out=own_YX))

@@ -1,0 +1,71 @@
+"""The graph's calls into torch, for the two kinds of op that DALI lacks in an exact form: warps and equalize.
+
+DALI hands the samples of a batch that need the op over as lists of DLPack capsules, on the CPU or the GPU, and takes
+such a list back.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils import dlpack
+
+from rsbdali.pipelines.equalize import equalize
+from rsbdali.pipelines.warp import warp
+from rsbdali.plan import BICUBIC
+
+
+def warp_samples(image_capsules: list[Any], matrix_capsules: list[Any], filter_capsules: list[Any]) -> list[Any]:
+    """`warp` for DALI's `dl_tensor_python_function`: lists of DLPack capsules in, one list out."""
+
+    def run(images_NHWC: torch.Tensor) -> torch.Tensor:
+        matrix_N6, filter_N = _stack(matrix_capsules), _stack(filter_capsules).flatten()
+        if images_NHWC.is_cuda:
+            return _warp_groups(images_NHWC, matrix_N6, filter_N)
+        # image by image the working set stays in the cache
+        return torch.cat([_warp_groups(*(t[i : i + 1] for t in (images_NHWC, matrix_N6, filter_N)))
+                          for i in range(len(images_NHWC))])  # fmt: skip
+
+    return _run(run, image_capsules)
+
+
+def _warp_groups(images_NHWC: torch.Tensor, matrix_N6: torch.Tensor, filter_N: torch.Tensor) -> torch.Tensor:
+    warped_NHWC = torch.empty_like(images_NHWC)
+    for cubic in (False, True):
+        rows = torch.nonzero((filter_N == BICUBIC) == cubic).flatten()
+        if len(rows):
+            warped_NHWC[rows] = warp(images_NHWC[rows], matrix_N6[rows], cubic=cubic)
+    return warped_NHWC
+
+
+def equalize_samples(image_capsules: list[Any]) -> list[Any]:
+    """`equalize` for DALI's `dl_tensor_python_function`."""
+    return _run(equalize, image_capsules)
+
+
+def _stack(capsules: list[Any]) -> torch.Tensor:
+    return torch.stack([dlpack.from_dlpack(c) for c in capsules])
+
+
+def _run(function: Callable[[torch.Tensor], torch.Tensor], image_capsules: list[Any]) -> list[Any]:
+    """Call `function` on the stacked images; on a GPU in a stream of its own, finished on return.
+
+    DALI has finished the inputs before it calls (`synchronize_stream`) and takes the results up on its own stream.
+    The default stream would queue this work behind the model's.
+    """
+    first = dlpack.from_dlpack(image_capsules[0])
+    images = [first, *(dlpack.from_dlpack(c) for c in image_capsules[1:])]
+    if not first.is_cuda:
+        result_NHWC = function(torch.stack(images))
+    else:
+        stream = _side_stream(first.device.index)
+        with torch.cuda.device(first.device), torch.cuda.stream(stream):
+            result_NHWC = function(torch.stack(images))
+        stream.synchronize()
+    return [dlpack.to_dlpack(image) for image in result_NHWC]  # type: ignore[attr-defined]  # not in __all__
+
+
+@cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

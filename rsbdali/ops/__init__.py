@@ -1,0 +1,1 @@
+"""The fused GPU passes, one a file, each with its plain torch reference."""

@@ -1,0 +1,261 @@
+"""Train a recipe: from a folder of images to a validated checkpoint that a run can go on from.
+
+    TrainOptions ─> train ─> indexes, folder, model, loaders ─> Trainer.run (epochs.py) ─> TrainSummary
+
+Under torchrun every process does the same; rank 0 writes and talks.
+"""
+
+import logging
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from timm.utils import ModelEmaV3
+
+from rsbdali import checkpoint, distributed
+from rsbdali.distributed import World
+from rsbdali.epochs import Outcome, Trainer
+from rsbdali.index import ImageIndex, find_split
+from rsbdali.loader import EvalLoader, TrainLoader, resolve_device
+from rsbdali.model import create_model
+from rsbdali.optim import create_optimizer
+from rsbdali.outputs import RunFolder, add_bad_image, choose_folder
+from rsbdali.precision import amp_dtype, kernel_policy, name_of
+from rsbdali.recipe import Recipe
+from rsbdali.report import Reporter, Silent, make_reporter
+from rsbdali.run_state import Identity, RunState, versions
+from rsbdali.saver import BEST, LAST, Saver
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """One training run.
+
+    Attributes:
+        recipe: what to train and how.
+        data: folder with train/<class>/… and val/<class>/… (or validation).
+        output: folder of all experiments.
+        experiment: folder of this one below it; None: `<recipe>-<model>`, numbered.
+        resume: a checkpoint to go on from, or 'auto' for the experiment's last one, if there is one.
+        initial_checkpoint: file with weights to start from.
+        pretrained: start from timm's published weights.
+        device: auto, cpu, cuda or cuda:N.
+        workers: CPU threads of the loader; None: all cores of this rank's share.
+        executor: auto, graph or host.
+        deterministic: bitwise repeatable steps.
+        max_bad_images: more images that do not decode end the run; None: no limit.
+        val_labels: label file of a flat val folder.
+        eval_batch_size: rows of an evaluation batch on each rank; None: 256 on a GPU, 64 on a CPU.
+    """
+
+    recipe: Recipe
+    data: Path
+    output: Path = Path("output")
+    experiment: str | None = None
+    resume: str | None = None
+    initial_checkpoint: Path | None = None
+    pretrained: bool = False
+    device: str = "auto"
+    workers: int | None = None
+    executor: str = "auto"
+    deterministic: bool = False
+    max_bad_images: int | None = None
+    val_labels: Path | None = None
+    eval_batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """How a run ended.
+
+    Attributes:
+        folder: its files.
+        outcome: epochs done, best and last evaluation, the signal that ended it, if one did.
+        seconds: of the whole run, all sittings together.
+        is_primary: whether this process is the one that talks.
+    """
+
+    folder: Path
+    outcome: Outcome
+    seconds: float
+    is_primary: bool = True
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 128 + the signal's number."""
+        return 0 if self.outcome.signal is None else 128 + self.outcome.signal
+
+    @property
+    def checkpoint(self) -> Path:
+        """The best checkpoint where there is one, else the last."""
+        best = self.folder / BEST
+        return best if best.exists() else self.folder / LAST
+
+    def lines(self) -> list[str]:
+        """The run's last words: best top-1, where the checkpoint lies, how to go on after a signal."""
+        outcome, lines = self.outcome, []
+        if outcome.signal is not None:
+            again = f"--output {self.folder.parent} --experiment {self.folder.name} --resume auto"
+            lines.append(f"stopped by {outcome.signal.name} in epoch {outcome.epochs + 1}, saved: go on with {again}")
+        if outcome.best_top1 is not None and outcome.best_epoch is not None:
+            lines.append(f"best top-1 {outcome.best_top1:.3f} % (epoch {outcome.best_epoch + 1})")
+        return [*lines, f"checkpoint {self.checkpoint}"]
+
+
+def train(options: TrainOptions) -> TrainSummary:
+    """Train, and leave checkpoints and logs in `<output>/<experiment>/`.
+
+    Returns at the end of the last epoch, or after a stop signal (`rsbdali.signals`) once the state is saved.
+
+    Raises:
+        RsbdaliError: the data, the recipe, the device or a checkpoint cannot work; one line says why.
+    """
+    world = World.from_env()
+    device = resolve_device(distributed.local_device(options.device, world))
+    with distributed.process_group(world, device), kernel_policy(device, deterministic=options.deterministic):
+        train_index, val_index = load_indexes(options, world)
+        folder = distributed.from_primary(_folder(options, world), world)
+        with (
+            closing(_train_loader(options, train_index, world, device, folder)) as loader,
+            closing(_eval_loader(options, val_index, world, device, folder)) as eval_loader,
+        ):
+            outcome, seconds = _run(options, world, device, folder, loader, eval_loader)
+        distributed.barrier(world)
+    return TrainSummary(folder, outcome, seconds, world.is_primary)
+
+
+def load_indexes(options: TrainOptions, world: World) -> tuple[ImageIndex, ImageIndex]:
+    """Indexes of the training and the validation images, labels by the training set's class names."""
+    train_root, val_root = find_split(options.data, "train"), find_split(options.data, "val")
+    train_index = distributed.primary_first(lambda first: ImageIndex.load(train_root, check=first), world)
+    classes, labels = train_index.classes, options.val_labels
+    val_index = distributed.primary_first(
+        lambda first: ImageIndex.load(val_root, classes=classes, labels=labels, check=first), world
+    )
+    return train_index, val_index
+
+
+def make_state(
+    recipe: Recipe, num_classes: int, device: torch.device, *, initial_checkpoint: Path | None = None,
+    pretrained: bool = False,
+) -> RunState:  # fmt: skip
+    """Model, optimiser, GradScaler and averaged weights of a run at its start, on the device."""
+    model = create_model(recipe, num_classes, initial_checkpoint=initial_checkpoint, pretrained=pretrained)
+    model.to(device)
+    scaled = amp_dtype(recipe.amp_dtype, device) is torch.float16
+    return RunState(
+        model=model,
+        optimizer=create_optimizer(model, recipe),
+        scaler=torch.amp.GradScaler(device.type, enabled=scaled),
+        ema=ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None,
+    )
+
+
+def eval_batch_size(device: torch.device) -> int:
+    """Rows of an evaluation batch where nobody says otherwise."""
+    return 256 if device.type == "cuda" else 64
+
+
+def _folder(options: TrainOptions, world: World) -> Path:
+    if not world.is_primary:
+        return Path()
+    return choose_folder(options.output, options.experiment, options.recipe, resume=options.resume)
+
+
+def _train_loader(
+    options: TrainOptions, index: ImageIndex, world: World, device: torch.device, folder: Path
+) -> TrainLoader:
+    return TrainLoader(
+        index,
+        options.recipe,
+        rank=world.rank,
+        world_size=world.size,
+        device=device,
+        executor=options.executor,
+        num_threads=options.workers,
+        dtype=amp_dtype(options.recipe.amp_dtype, device),
+        on_bad=partial(_note_bad, folder),
+        max_bad_images=options.max_bad_images,
+    )
+
+
+def _eval_loader(
+    options: TrainOptions, index: ImageIndex, world: World, device: torch.device, folder: Path
+) -> EvalLoader:
+    return EvalLoader(
+        index,
+        options.recipe,
+        rank=world.rank,
+        world_size=world.size,
+        device=device,
+        batch_size=options.eval_batch_size or eval_batch_size(device),
+        num_threads=options.workers,
+        dtype=amp_dtype(options.recipe.amp_dtype, device),
+        on_bad=partial(_note_bad, folder),
+    )
+
+
+def _run(
+    options: TrainOptions, world: World, device: torch.device, folder: Path, loader: TrainLoader,
+    eval_loader: EvalLoader,
+) -> tuple[Outcome, float]:  # fmt: skip
+    recipe, classes = options.recipe, loader.index.classes
+    start = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
+    state = make_state(recipe, len(classes), device, **start)  # type: ignore[arg-type]
+    identity = Identity(recipe, classes, loader.planner.groups, loader.steps_per_epoch)
+    resume_from(state, identity, options.resume, folder)
+    distributed.barrier(world)  # nobody writes before everybody has read
+    files = saver = None
+    if world.is_primary:
+        files = RunFolder(folder, epoch=state.epoch, step=state.step)
+        files.write_args(recipe, _facts(options, world, device))
+        saver = Saver(folder, recipe.checkpoint_hist, state.history)
+        for bad in (*loader.index.bad, *eval_loader.index.bad):
+            _note_bad(folder, bad.path, bad.reason)
+        _introduce(state, identity, world, device)
+    distributed.barrier(world)
+    reporter: Reporter = make_reporter(recipe, loader.steps_per_epoch, epoch=state.epoch) if files else Silent()
+    dtype = amp_dtype(recipe.amp_dtype, device)
+    with closing(reporter):
+        outcome = Trainer(
+            state, identity, loader, eval_loader, device=device, amp_dtype=dtype, world=world, reporter=reporter,
+            files=files, saver=saver,
+        ).run()  # fmt: skip
+    return outcome, state.seconds
+
+
+def resume_from(state: RunState, identity: Identity, resume: str | None, folder: Path) -> None:
+    """Take a run up from `resume`: a path, or 'auto' for the folder's last checkpoint, if there is one."""
+    if resume is None:
+        return
+    path = folder / LAST if resume == "auto" else Path(resume)
+    if resume == "auto" and not path.exists():
+        log.info("Nothing to resume in %s: the run begins anew", folder)
+        return
+    state.restore(checkpoint.read(path), identity, path)
+    log.info("Goes on from %s: epoch %d, step %d", path, state.epoch + 1, state.step)
+
+
+def _note_bad(folder: Path, path: str, reason: str) -> None:
+    log.warning("left out, does not decode: %s (%s)", path, reason)
+    add_bad_image(folder, path, reason)
+
+
+def _facts(options: TrainOptions, world: World, device: torch.device) -> dict[str, object]:
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    started = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
+    return {**versions(), "data": options.data, "device": where, "processes": world.size, **started}
+
+
+def _introduce(state: RunState, identity: Identity, world: World, device: torch.device) -> None:
+    recipe, parameters = identity.recipe, sum(p.numel() for p in state.model.parameters())
+    log.info(
+        "%s: %s, %.1f M parameters, %d classes, %d steps of %d images an epoch, %s on %s%s",
+        recipe.name, recipe.model, parameters / 1e6, len(identity.class_names), identity.steps_per_epoch,
+        recipe.global_batch_size, name_of(amp_dtype(recipe.amp_dtype, device)), device,
+        f", {world.size} processes" if world.size > 1 else "",
+    )  # fmt: skip

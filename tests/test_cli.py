@@ -1,0 +1,123 @@
+"""The command line: its surface is frozen here, mistakes end in one line and exit code 2, the commands run for real."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from rsbdali.cli import cli, parse_overrides
+from rsbdali.errors import RecipeError
+
+SURFACE = {
+    "bench-loader": "--against --batch-size --data --device --executor --json --peers --recipe --report --rounds "
+    "--seconds --set --stages --workers",
+    "demo-data": "FOLDER --seed",
+    "doctor": "",
+    "index": "--rebuild --workers FOLDER",
+    "preview": "--data --draws --executor --images --out --recipe --set",
+    "recipe list": "",
+    "recipe show": "--as --set --world-size NAME",
+    "train": "--data --demo --deterministic --device --executor --experiment --initial-checkpoint --max-bad-images "
+    "--output --pretrained --recipe --resume --set --val-labels --workers",
+    "validate": "--batch-size --checkpoint --data --device --model --pretrained --recipe --set --val-labels --workers",
+}
+
+
+def surface(group: click.Group, prefix: str = "") -> dict[str, str]:
+    found = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found.update(surface(command, f"{prefix}{name} "))
+        else:
+            words = [p.opts[0] if isinstance(p, click.Option) else str(p.name).upper() for p in command.params]
+            found[prefix + name] = " ".join(sorted(words))
+    return found
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rsbdali", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"}, check=False)
+
+
+def test_the_surface_is_frozen() -> None:
+    """A flag that appears or goes is a decision: change SURFACE with it, and CHANGELOG.md."""
+    assert surface(cli) == {name: " ".join(sorted(words.split())) for name, words in SURFACE.items()}
+
+
+@pytest.mark.parametrize("command", [[], *([*name.split()] for name in SURFACE)])
+def test_every_command_has_help(command: list[str]) -> None:
+    result = CliRunner().invoke(cli, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_parse_overrides() -> None:
+    assert parse_overrides(("a=1", "b=x=y", "c=")) == {"a": "1", "b": "x=y", "c": ""}
+    with pytest.raises(RecipeError, match="expected key=value"):
+        parse_overrides(("lr",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--recipe", "a3"], ["--data is missing"]),
+        (["train", "--recipe", "a3", "--data", "nowhere"], ["nowhere", "no such folder"]),
+        (["train", "--recipe", "a4", "--data", "."], ["unknown recipe 'a4'", "a1, a2, a3"]),
+        (["train", "--set", "modle=resnet18", "--data", "."], ["'modle'", "did you mean 'model'"]),
+        (["train", "--set", "lr=fast", "--data", "."], ["lr='fast'", "a number"]),
+        (["train", "--bogus"], ["--bogus"]),
+        (["validate", "--data", "."], ["--checkpoint"]),
+        (["bench-loader"], ["--data is missing"]),
+        (["recipe", "show", "a9"], ["a9"]),
+        (["index", "nowhere"], ["nowhere"]),
+        (["nonsense"], ["nonsense"]),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_2(arguments: list[str], words: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("Error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = run("recipe", "show", "a9", "--debug")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_batch_larger_than_the_data(image_tree: Callable[..., Path]) -> None:
+    data = image_tree(per_class=4).parent
+    image_tree(per_class=2, split="val")
+    done = run("train", "--data", data, "--device", "cpu", "--output", data / "out")
+    assert done.returncode == 2
+    assert "global_batch_size=2048 is larger than an epoch of 12 images" in done.stderr
+
+
+def test_recipe_commands() -> None:
+    listed = run("recipe", "list")
+    assert listed.returncode == 0
+    for word in ("a1", "a2", "a3", "78.1", "160 → 224"):
+        assert word in listed.stdout
+    shown = yaml.safe_load(run("recipe", "show", "a3", "--set", "epochs=7").stdout)
+    assert (shown["epochs"], shown["lr"]) == (7, 0.008)
+    timm = yaml.safe_load(run("recipe", "show", "a3", "--as", "timm", "--world-size", "4").stdout)
+    assert (timm["batch_size"], timm["aa"]) == (512, "rand-m6-mstd0.5-inc1")
+
+
+def test_index_names_what_is_no_image(image_tree: Callable[..., Path]) -> None:
+    tree = image_tree(odd=("text", "empty", "cmyk"))
+    done = run("index", tree)
+    assert done.returncode == 0
+    assert "odd_text.JPEG" in done.stdout
+    assert "odd_empty.JPEG" in done.stdout
+    assert "13 images" in done.stdout.replace("\n", " ")

@@ -1,0 +1,117 @@
+"""mix_normalize against its plain reference, and the reference against timm's Mixup."""
+
+import numpy as np
+import pytest
+import torch
+from timm.data import Mixup
+
+from rsbdali.ops.mix import mix_normalize, mix_normalize_reference
+from rsbdali.pipelines.buffers import BufferPool
+from rsbdali.recipe import IMAGENET_MEAN, IMAGENET_STD
+
+TOLERANCE = 2e-6  # float32 rounding: scale and shift are applied as one multiply-add, the reference divides twice
+
+
+def _images(n: int, height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+def _rows(n: int, height: int, width: int, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """partner, λ and box: one kind for all rows, or each row another (timm's elem mode)."""
+    rng = np.random.default_rng(1)
+    partner_N = np.arange(n, dtype=np.int32)[::-1].copy()
+    lam_N, box_N4 = np.ones(n, np.float32), np.zeros((n, 4), np.int32)
+    for row in range(n):
+        what = kind if kind != "elem" else ("mixup", "cutmix", "none")[row % 3]
+        if what == "mixup":
+            lam_N[row] = 0.3 if kind == "mixup" else rng.random()
+        elif what == "cutmix":
+            y0, x0 = int(rng.integers(height)), int(rng.integers(width))
+            box_N4[row] = (y0, int(rng.integers(y0, height)) + 1, x0, int(rng.integers(x0, width)) + 1)
+            y0, y1, x0, x1 = box_N4[row].tolist()
+            lam_N[row] = 1 - (y1 - y0) * (x1 - x0) / (height * width)
+    return partner_N, lam_N, box_N4
+
+
+def _assert_close(result: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(result, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["none", "mixup", "cutmix", "elem"])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (160, 160), (7, 33), (2, 12000)])  # the last: one line a block
+def test_fast_path_equals_the_reference(kind: str, height: int, width: int) -> None:
+    images_NHWC = _images(6, height, width)
+    rows = _rows(6, height, width, kind)
+    expected = mix_normalize_reference(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD)
+    result = mix_normalize(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD)
+    assert result.shape == (6, 3, height, width)
+    assert result.dtype == torch.float32
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    _assert_close(result, expected)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "elem"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_round_once(kind: str, dtype: torch.dtype) -> None:
+    images_NHWC = _images(6, 40, 40)
+    rows = _rows(6, 40, 40, kind)
+    exact = mix_normalize_reference(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD)
+    result = mix_normalize(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD, dtype)
+    assert result.dtype == dtype
+    # half a unit in the last place, and the fast path's own tolerance, which may tip a tie
+    torch.testing.assert_close(result.float(), exact, rtol=0.51 * torch.finfo(dtype).eps, atol=TOLERANCE)
+
+
+def test_takes_memory_of_the_caller_and_tensors_for_rows() -> None:
+    images_NHWC = _images(4, 24, 24)
+    rows = _rows(4, 24, 24, "elem")
+    out = BufferPool((4, 24, 24, 3), torch.float32).take().permute(0, 3, 1, 2)
+    result = mix_normalize(images_NHWC, *map(torch.from_numpy, rows), IMAGENET_MEAN, IMAGENET_STD, out=out)
+    assert result.data_ptr() == out.data_ptr()
+    _assert_close(result, mix_normalize_reference(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD))
+
+
+def test_partner_need_not_be_the_mirror() -> None:
+    images_NHWC = _images(5, 16, 16)
+    partner_N = np.array([3, 3, 2, 0, 1], np.int32)
+    _, lam_N, box_N4 = _rows(5, 16, 16, "elem")
+    arguments = (images_NHWC, partner_N, lam_N, box_N4, IMAGENET_MEAN, IMAGENET_STD)
+    _assert_close(mix_normalize(*arguments), mix_normalize_reference(*arguments))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_reference_equals_timm(cut: bool, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's batch mode on normalised floats, its own draws handed to ours."""
+    drawn: list[tuple[tuple[int, ...], float]] = []
+    original = Mixup._mix_batch.__globals__["cutmix_bbox_and_lam"]
+
+    def spy(*args: object, **kwargs: object) -> tuple[tuple[int, ...], float]:
+        drawn.append(original(*args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setitem(Mixup._mix_batch.__globals__, "cutmix_bbox_and_lam", spy)
+    np.random.seed(seed)  # noqa: NPY002 - timm draws from the global generator
+    mixup = Mixup(mixup_alpha=0 if cut else 0.4, cutmix_alpha=1 if cut else 0, num_classes=10)
+    images_NHWC = _images(8, 48, 48)
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    plain = ((images_NHWC.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+    lam = mixup._mix_batch(expected := plain.clone())
+    assert cut or 0 < lam < 1  # a box may lie at the edge and be nearly nothing
+    box_N4 = np.tile(np.array(drawn[0][0] if cut else (0, 0, 0, 0), np.int32), (8, 1))
+    rows = np.arange(8)[::-1].copy(), np.full(8, lam, np.float32), box_N4
+    for function in (mix_normalize_reference, mix_normalize):
+        _assert_close(function(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["none", "mixup", "cutmix", "elem"])
+def test_gpu_equals_the_reference_on_the_cpu(kind: str) -> None:
+    images_NHWC = _images(6, 32, 32)
+    rows = _rows(6, 32, 32, kind)
+    expected = mix_normalize_reference(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD)
+    result = mix_normalize(images_NHWC.cuda(), *rows, IMAGENET_MEAN, IMAGENET_STD)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    _assert_close(result.cpu(), expected)

@@ -1,0 +1,209 @@
+"""The host executor against Pillow and timm: every RandAugment op exact, decoding exact, the resize within its bounds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, NAME_TO_OP
+
+from rsbdali.index import ImageIndex
+from rsbdali.pipelines.host import HostExecutor
+from rsbdali.pipelines.host_augment import augment
+from rsbdali.pipelines.host_decode import WindowDecoder
+from rsbdali.pipelines.host_resize import flipped, resize_into
+from rsbdali.plan import BICUBIC, BILINEAR, BatchPlan, Planner
+from rsbdali.policy import FILL_RGB, GEOMETRIC, NUM_OPS, Op, level_to_arg
+from rsbdali.recipe import Recipe
+
+# timm's names in the order of `Op`; for a pair like Posterize/PosterizeIncreasing the op is the same function
+TIMM_NAMES = _RAND_INCREASING_TRANSFORMS
+FILTERS = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}
+# share of values off by more than 1, and the most levels off: torch's bicubic keeps fewer bits of its weights than
+# Pillow and rounds between the passes, which shows where an image is enlarged across a hard edge
+RESIZE_BOUNDS = {BILINEAR: (0.0, 1), BICUBIC: (1e-3, 16)}
+
+
+def _timm_op(image: Image.Image, op: int, arg: float, interp: int) -> Image.Image:
+    # timm hands over ints where its level function makes them
+    args = () if op in (Op.AUTO_CONTRAST, Op.EQUALIZE, Op.INVERT) else (arg,)
+    if op in (Op.POSTERIZE, Op.SOLARIZE, Op.SOLARIZE_ADD):
+        args = (int(arg),)
+    return NAME_TO_OP[TIMM_NAMES[op]](image, *args, resample=FILTERS[interp], fillcolor=FILL_RGB)
+
+
+def _timm_chain(image: Image.Image, plan: BatchPlan, row: int) -> Image.Image:
+    for op, arg, interp in zip(plan.op_NL[row], plan.arg_NL[row], plan.op_interp_NL[row], strict=True):
+        if op != Op.NONE:
+            image = _timm_op(image, int(op), float(arg), int(interp))
+    return image
+
+
+def _images(make_photo: Callable[..., Image.Image]) -> list[np.ndarray]:
+    """24 pictures with a photograph's statistics, and what pictures seldom are: flat, noise, two-valued, oblong."""
+    rng = np.random.default_rng(0)
+    photos = [np.asarray(make_photo(*size, seed)) for seed, size in enumerate([(96, 96), (64, 90), (121, 57)] * 8)]
+    flat = [np.full((40, 40, 3), v, np.uint8) for v in (0, 127, 255)]
+    noise_HWC = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    two_HWC = (rng.integers(0, 2, (48, 64, 3)) * 255).astype(np.uint8)
+    narrow_HWC = (100 + rng.integers(0, 5, (64, 48, 3))).astype(np.uint8)  # AutoContrast stretches this one far
+    ramp_HWC = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(2, axis=0)
+    return [*photos, *flat, noise_HWC, two_HWC, narrow_HWC, ramp_HWC, np.zeros((1, 1, 3), np.uint8)]
+
+
+def _arguments(op: int, levels: np.ndarray) -> list[float]:
+    """All arguments of an op over the range, both signs, both of timm's directions, without repetition."""
+    args: set[float] = set()
+    for increasing in (True, False):
+        for negate in (True, False):
+            op_N, negate_N = np.full(len(levels), op), np.full(len(levels), negate)
+            args.update(level_to_arg(op_N, levels, negate_N, increasing=increasing).tolist())
+    return sorted(args - {0.0} if op == Op.POSTERIZE else args)  # see test_posterize_to_no_bits
+
+
+@pytest.mark.parametrize("op", range(NUM_OPS), ids=TIMM_NAMES)
+def test_parity_of_every_op_is_exact(op: int, make_photo: Callable[..., Image.Image]) -> None:
+    levels = np.concatenate([np.linspace(0, 10, 9), [3.3333, 6.0, 6.283]])
+    for k, image_HWC in enumerate(_images(make_photo)):
+        before_HWC = image_HWC.copy()
+        arguments = _arguments(op, levels)
+        for arg in arguments if k % 4 == 0 or k >= 24 else arguments[k % 3 :: 3]:
+            for interp in (BILINEAR, BICUBIC) if op in GEOMETRIC else (BILINEAR,):
+                expected_HWC = np.asarray(_timm_op(Image.fromarray(image_HWC), op, arg, interp))
+                result_HWC = augment(image_HWC, [op], [arg], [interp])
+                assert result_HWC.dtype == np.uint8
+                np.testing.assert_array_equal(result_HWC, expected_HWC, err_msg=f"image {k}, {arg=}, {interp=}")
+        np.testing.assert_array_equal(image_HWC, before_HWC)  # the argument is left alone
+
+
+@pytest.mark.parametrize("op", [Op.POSTERIZE, Op.SOLARIZE, Op.SOLARIZE_ADD])
+def test_parity_of_whole_number_arguments_is_exact_for_all_of_them(op: Op) -> None:
+    ramp_HWC = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    last = {Op.POSTERIZE: 4, Op.SOLARIZE: 256, Op.SOLARIZE_ADD: 128}[op]
+    for arg in range(1 if op == Op.POSTERIZE else 0, last + 1):
+        expected_HWC = np.asarray(_timm_op(Image.fromarray(ramp_HWC), op, arg, BILINEAR))
+        np.testing.assert_array_equal(augment(ramp_HWC, [op], [arg], [0]), expected_HWC, err_msg=f"{arg=}")
+
+
+def test_posterize_to_no_bits_is_black() -> None:
+    """Level 10 keeps no bit. Pillow 13 refuses that, and timm with it; Pillow 11 and 12 give black."""
+    image_HWC = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+    assert not augment(image_HWC, [Op.POSTERIZE], [0.0], [0]).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    op=st.sampled_from(sorted(GEOMETRIC | {Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR, Op.SHARPNESS, Op.AUTO_CONTRAST})),
+    level=st.floats(0, 10),
+    negate=st.booleans(),
+    interp=st.sampled_from([BILINEAR, BICUBIC]),
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    seed=st.integers(0, 999),
+)
+def test_parity_holds_for_any_argument_and_size(
+    op: Op, level: float, negate: bool, interp: int, height: int, width: int, seed: int
+) -> None:
+    image_HWC = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    arg = float(level_to_arg(np.array([op]), np.array([level]), np.array([negate]), increasing=True)[0])
+    expected_HWC = np.asarray(_timm_op(Image.fromarray(image_HWC), op, arg, interp))
+    np.testing.assert_array_equal(augment(image_HWC, [op], [arg], [interp]), expected_HWC)
+
+
+def test_parity_of_two_layers_is_exact(make_photo: Callable[..., Image.Image]) -> None:
+    recipe = Recipe.load("a3", {"global_batch_size": "256"})
+    plan = Planner(np.full(256, 96), np.full(256, 96), recipe).batch(0, 0)
+    assert (plan.op_NL != Op.NONE).all(axis=1).sum() > 30  # both layers applied
+    for row in range(len(plan)):
+        image = make_photo(96, 80, row % 7)
+        result_HWC = augment(np.asarray(image), *(a[row].tolist() for a in (plan.op_NL, plan.arg_NL, plan.op_interp_NL)))
+        np.testing.assert_array_equal(result_HWC, np.asarray(_timm_chain(image, plan, row)), err_msg=f"{row=}")
+
+
+def _resize(image_HWC: np.ndarray, size: tuple[int, int], interp: int) -> np.ndarray:
+    out_HWC = torch.empty((*size, 3), dtype=torch.uint8)
+    resize_into(out_HWC, torch.from_numpy(image_HWC.copy()), interp)
+    return out_HWC.numpy()
+
+
+@pytest.mark.parametrize("interp", [BILINEAR, BICUBIC])
+def test_parity_of_the_resize_within_bounds(interp: int, make_photo: Callable[..., Image.Image]) -> None:
+    rng = np.random.default_rng(1)
+    off_S = []
+    for seed in range(24):
+        width, height = (int(side) for side in rng.integers(30, 400, 2))
+        image = make_photo(width, height, seed)
+        expected_HWC = np.asarray(image.resize((96, 80), FILTERS[interp])).astype(int)
+        off_S.append(np.abs(_resize(np.asarray(image), (80, 96), interp) - expected_HWC).ravel())
+    off = np.concatenate(off_S)
+    share, most = RESIZE_BOUNDS[interp]
+    assert off.max() <= most
+    assert (off > 1).mean() <= share
+    assert (off > 0).mean() < 0.1
+
+
+def test_resize_reads_no_pixel_outside_a_window(make_photo: Callable[..., Image.Image]) -> None:
+    image_HWC = torch.from_numpy(np.asarray(make_photo(200, 150)).copy())
+    window_HWC = image_HWC[20:90, 33:133]
+    out_HWC, from_copy_HWC = torch.empty(2, 64, 64, 3, dtype=torch.uint8)
+    for interp in (BILINEAR, BICUBIC):
+        resize_into(out_HWC, window_HWC, interp)
+        resize_into(from_copy_HWC, window_HWC.clone(), interp)
+        assert torch.equal(out_HWC, from_copy_HWC)
+
+
+def test_flip_is_exact(make_photo: Callable[..., Image.Image]) -> None:
+    image = make_photo(61, 40)
+    expected_HWC = np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    np.testing.assert_array_equal(flipped(torch.from_numpy(np.asarray(image).copy())).numpy(), expected_HWC)
+
+
+@pytest.mark.parametrize("kind", ["plain", "grey", "progressive", "exif", "restart", "s411", "png"])
+def test_parity_of_decoding_windows_is_exact(
+    kind: str, tmp_path: Path, write_image: Callable[..., Path], make_photo: Callable[..., Image.Image]
+) -> None:
+    rng = np.random.default_rng(2)
+    paths, windows = [], []
+    for i in range(16):
+        width, height = (int(side) for side in rng.integers(20, 300, 2))
+        paths.append(write_image(tmp_path / f"{i}.JPEG", kind, width, height, i))
+        h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+        windows.append((int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w))
+    decoded = WindowDecoder(16).decode([str(path) for path in paths], np.array(windows, np.int32))
+    for path, (y, x, h, w), window_HWC in zip(paths, windows, decoded, strict=True):
+        with Image.open(path) as image:
+            expected_HWC = np.asarray(image.convert("RGB").crop((x, y, x + w, y + h)))
+        np.testing.assert_array_equal(window_HWC.numpy(), expected_HWC)
+
+
+def test_parity_of_the_whole_chain(image_tree: Callable[..., Path]) -> None:
+    """Rows of the executor against Pillow and timm by the same plan.
+
+    Exact where the resize is: the oracle gets the same resized pixels; against Pillow's own resize the row without an
+    op stays within the resize's bounds.
+    """
+    source = ImageIndex.scan(image_tree(classes=4, per_class=16))
+    recipe = Recipe.load("a3", {"img_size": "64", "global_batch_size": "64"})
+    plan = Planner(source.width_N, source.height_N, recipe).batch(0, 0)
+    executor = HostExecutor(source, recipe, rows=64, device=torch.device("cpu"), num_threads=2)
+    executor.submit(plan)
+    images_NHWC = executor.collect().numpy()
+    executor.close()
+    for row in range(len(plan)):
+        y, x, h, w = plan.crop_N4[row].tolist()
+        with Image.open(source.source_path(int(plan.sample_N[row]))) as image:
+            crop = image.convert("RGB").crop((x, y, x + w, y + h))
+        interp = int(plan.interp_N[row])
+        resized = Image.fromarray(_resize(np.asarray(crop), (64, 64), interp))
+        pillow = crop.resize((64, 64), FILTERS[interp])
+        if plan.flip_N[row]:
+            resized, pillow = (image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in (resized, pillow))
+        np.testing.assert_array_equal(images_NHWC[row], np.asarray(_timm_chain(resized, plan, row)), err_msg=f"{row=}")
+        if (plan.op_NL[row] == Op.NONE).all():
+            off_HWC = np.abs(images_NHWC[row].astype(int) - np.asarray(pillow))
+            assert off_HWC.max() <= RESIZE_BOUNDS[interp][1]
+
