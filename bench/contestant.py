@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import torch
 
 from rsbdali.bench import meter
-from rsbdali.bench.feeds import Feed, FeedSpec, build, check_batch
+from rsbdali.bench.feeds import Feed, FeedSpec, RsbdaliFeed, check_batch
 from rsbdali.errors import RsbdaliError
 
 CLOSE_S = 20.0
@@ -102,6 +102,21 @@ class Contestant:
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
             os.killpg(self._process.pid, number)
+
+
+def build(spec: FeedSpec) -> Feed:
+    """The feed of a spec."""
+    torch.set_num_threads(spec.workers)
+    if spec.kind == "rsbdali" or spec.kind.startswith("rsbdali-"):
+        return RsbdaliFeed(spec)
+    # imported here: each brings its own libraries, and a contestant's process loads only what it needs
+    if spec.kind.startswith("stage:"):
+        from rsbdali.bench.stages import build_rung
+
+        return build_rung(spec)
+    from rsbdali.bench.peers import build_peer
+
+    return build_peer(spec)
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:

@@ -108,21 +108,6 @@ class Loops(Protocol[T_co]):
         """One epoch."""
 
 
-def build(spec: FeedSpec) -> Feed:
-    """The feed of a spec."""
-    torch.set_num_threads(spec.workers)
-    if spec.kind == "rsbdali" or spec.kind.startswith("rsbdali-"):
-        return RsbdaliFeed(spec)
-    # imported here: each brings its own libraries, and a contestant's process loads only what it needs
-    if spec.kind.startswith("stage:"):
-        from rsbdali.bench.stages import build_rung
-
-        return build_rung(spec)
-    from rsbdali.bench.peers import build_peer
-
-    return build_peer(spec)
-
-
 def check_batch(images: Sized, spec: FeedSpec) -> None:
     """Refuse to time a feed whose output is no normalised training batch.
 

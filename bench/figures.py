@@ -9,9 +9,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rsbdali.bench.meter import Round
 from rsbdali.bench.model_step import ModelFigures
-from rsbdali.bench.stages import Stage
+
+RUNGS = ("read", "decode", "crop+resize", "RandAugment", "mix+normalise", "on device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage's own cost, and the rung's rate with everything below it.
+
+    Attributes:
+        name: of `RUNGS`.
+        cpu_us: CPU microseconds an image of this stage alone (the difference of two measurements: noise can make it
+            slightly negative).
+        cumulative_cpu_us: of all stages up to this one.
+        images_per_s: of all stages up to this one.
+        gpu_us: GPU microseconds an image of this stage alone; None on a CPU.
+    """
+
+    name: str
+    cpu_us: float
+    cumulative_cpu_us: float
+    images_per_s: float
+    gpu_us: float | None
+
+
+def ladder(
+    names: Sequence[str], cpu_us: Sequence[float], rate: Sequence[float], gpu_us: Sequence[float] | None
+) -> tuple[Stage, ...]:
+    """Stages from the cumulative figures of their rungs, lowest first."""
+    gpu: list[float | None] = [None] * len(names) if gpu_us is None else list(np.diff(gpu_us, prepend=0.0))
+    own = np.diff(cpu_us, prepend=0.0)
+    return tuple(
+        Stage(name=name, cpu_us=float(mine), cumulative_cpu_us=total, images_per_s=per_s, gpu_us=on_gpu)
+        for name, mine, total, per_s, on_gpu in zip(names, own, cpu_us, rate, gpu, strict=True)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,13 @@ from rich.console import Console
 
 from rsbdali.bench.contestant import Contestant, ContestantFailed
 from rsbdali.bench.feeds import FeedSpec
-from rsbdali.bench.figures import BenchReport, LoaderFigures, ratio, to_json, write_json
+from rsbdali.bench.figures import RUNGS, BenchReport, LoaderFigures, Stage, ladder, ratio, to_json, write_json
 from rsbdali.bench.machine import machine_record
 from rsbdali.bench.material import enough_images
 from rsbdali.bench.meter import Round
 from rsbdali.bench.model_step import ModelFigures, measure_model
-from rsbdali.bench.peers import missing
+from rsbdali.bench.peers import PEERS, missing
 from rsbdali.bench.print_report import print_report
-from rsbdali.bench.stages import RUNGS, Stage, ladder
 from rsbdali.bench.verdict import Loader, Model, verdict
 from rsbdali.errors import RecipeError
 from rsbdali.index import ImageIndex, find_images
@@ -109,6 +108,9 @@ def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
 def _check(options: BenchOptions) -> None:
     if options.batch_size < 2 or options.batch_size % 2:
         raise RecipeError(f"--batch-size {options.batch_size}: must be even and at least 2: images are mixed in pairs")
+    for name in options.peers:
+        if name not in PEERS:
+            raise RecipeError(f"--peers {name}: unknown; known are {', '.join(PEERS)}")
     if options.seconds <= 0 or options.rounds < 1 or (options.workers is not None and options.workers < 1):
         raise RecipeError("--seconds, --rounds and --workers must be positive")
 

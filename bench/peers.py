@@ -27,8 +27,6 @@ PREFETCH_FACTOR = 2  # DataLoader's default, batches for each worker
 
 def missing(name: str) -> str | None:
     """Why a peer cannot take part here, None if it can."""
-    if name not in PEERS:
-        return f"unknown; known are {', '.join(PEERS)}"
     module = REQUIRES[name]
     return None if importlib.util.find_spec(module) else f"{module} is not installed"
 

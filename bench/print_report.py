@@ -3,8 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from rsbdali.bench.figures import BenchReport, LoaderFigures
-from rsbdali.bench.stages import Stage
+from rsbdali.bench.figures import BenchReport, LoaderFigures, Stage
 
 
 def print_report(console: Console, report: BenchReport) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 WIDTH, LABEL, BAR, STEP = 860, 150, 26, 44  # of a chart, in SVG units: whole, names' column, bar height, bar to bar
 OURS, OTHER, MODEL = "var(--ours)", "var(--other)", "var(--model)"
+COLUMNS = ("loader", "images/s", "min", "max", "CPU-µs/image", "ms/batch", "longest", "MiB")
 
 STYLE = """
 :root { --paper: #fbfaf7; --card: #fff; --ink: #23262a; --faint: #6d747c; --line: #e4e1da;
@@ -115,7 +116,7 @@ def _rates(report: dict[str, Any]) -> str:
         bars.append(
             Bar(name=model["name"], value=model["median"], text=text, colour=MODEL, low=model["min"], high=model["max"])
         )
-    heading = "<h2>Images a second</h2><p class=sub>median of the rounds; the thin line spans the least and the most</p>"
+    heading = "<h2>Images a second</h2><p class=sub>median of the rounds; the thin line spans least and most</p>"
     return _section(heading + chart(bars, "images a second") + _footnotes(report))
 
 
@@ -160,7 +161,7 @@ def _stages(report: dict[str, Any]) -> str:
 
 
 def _table(report: dict[str, Any]) -> str:
-    head = "".join(f"<th>{h}" for h in ("loader", "images/s", "min", "max", "CPU-µs/image", "ms/batch", "longest", "MiB"))
+    head = "".join(f"<th>{name}" for name in COLUMNS)
     rows = []
     for r in report["results"]:
         rate, wait = r["images_per_s"], r["wait_ms_per_batch"]

@@ -7,8 +7,7 @@ decode rung alone is the ceiling of any loader that starts from these JPEGs. rea
 the plan's own windows; the rungs above are the executor itself with less asked of it.
 """
 
-from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -19,41 +18,9 @@ from rsbdali.bench.feeds import PREFETCH, Feed, FeedSpec, RsbdaliFeed
 from rsbdali.index import ImageIndex
 from rsbdali.loader import create_executor, resolve_device
 from rsbdali.ops.mix import mix_normalize
-from rsbdali.pipelines.decode import decode_crop
+from rsbdali.pipelines.decode import decode_window
+from rsbdali.pipelines.decode_mode import use_roi
 from rsbdali.plan import BatchPlan, Planner
-
-RUNGS = ("read", "decode", "crop+resize", "RandAugment", "mix+normalise", "on device")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage's own cost, and the rung's rate with everything below it.
-
-    Attributes:
-        name: of `RUNGS`.
-        cpu_us: CPU microseconds an image of this stage alone (the difference of two measurements: noise can make it
-            slightly negative).
-        cumulative_cpu_us: of all stages up to this one.
-        images_per_s: of all stages up to this one.
-        gpu_us: GPU microseconds an image of this stage alone; None on a CPU.
-    """
-
-    name: str
-    cpu_us: float
-    cumulative_cpu_us: float
-    images_per_s: float
-    gpu_us: float | None
-
-
-def ladder(names: Sequence[str], cpu_us: Sequence[float], rate: Sequence[float], gpu_us: Sequence[float] | None
-           ) -> tuple[Stage, ...]:  # fmt: skip
-    """Stages from the cumulative figures of their rungs, lowest first."""
-    gpu: list[float | None] = [None] * len(names) if gpu_us is None else list(np.diff(gpu_us, prepend=0.0))
-    own = np.diff(cpu_us, prepend=0.0)
-    return tuple(
-        Stage(name=name, cpu_us=float(mine), cumulative_cpu_us=total, images_per_s=per_s, gpu_us=on_gpu)
-        for name, mine, total, per_s, on_gpu in zip(names, own, cpu_us, rate, gpu, strict=True)
-    )
 
 
 def build_rung(spec: FeedSpec) -> Feed:
@@ -87,8 +54,10 @@ class GraphRung:
         self._plans, self._rows = _plans(spec, self._index), spec.batch_size
         device = resolve_device(spec.device)
         on_gpu = device.type == "cuda"
-        self._pipe = pipeline_def(_decode_graph if decode else _read_graph)(
-            self._next, "gpu" if on_gpu else "cpu", batch_size=spec.batch_size, num_threads=spec.workers,
+        place = "gpu" if on_gpu else "cpu"
+        define = _decode_graph(place, roi=use_roi("auto", device)) if decode else _read_graph
+        self._pipe = pipeline_def(define)(
+            self._next, batch_size=spec.batch_size, num_threads=spec.workers,
             device_id=device.index if on_gpu else None, prefetch_queue_depth=PREFETCH, exec_dynamic=True,
         )  # fmt: skip
         self._pipe.build()
@@ -109,15 +78,17 @@ class GraphRung:
         return paths, crop_N4[:, :2].copy(), crop_N4[:, 2:].copy()
 
 
-def _read_graph(source: Callable[[], Any], device: str) -> Any:  # noqa: ANN401 - DALI nodes
+def _read_graph(source: Callable[[], Any]) -> Any:  # noqa: ANN401 - DALI nodes
     path, _, _ = fn.external_source(source=source, num_outputs=3, batch=True)
     return fn.io.file.read(path)
 
 
-def _decode_graph(source: Callable[[], Any], device: str) -> Any:  # noqa: ANN401 - DALI nodes
-    path, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
-    # on a GPU the whole image is decoded unless ROI decoding has proven itself there
-    return decode_crop(path, start, shape, device=device, roi=device == "cpu")
+def _decode_graph(device: str, *, roi: bool) -> Callable[[Callable[[], Any]], Any]:
+    def graph(source: Callable[[], Any]) -> Any:  # noqa: ANN401 - DALI nodes
+        path, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
+        return decode_window(path, start, shape, device=device, roi=roi)
+
+    return graph
 
 
 class ExecutorRung:

@@ -13,7 +13,7 @@ from torch.utils import dlpack
 
 from rsbdali.pipelines.equalize import equalize
 from rsbdali.pipelines.warp import warp
-from rsbdali.plan import BICUBIC
+from rsbdali.policy import BICUBIC
 
 
 def warp_samples(image_capsules: list[Any], matrix_capsules: list[Any], filter_capsules: list[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from nvidia.dali import fn
 from rsbdali.pipelines.decode import decode, filter_codes, resize
 from rsbdali.pipelines.executor import ImageSource
 from rsbdali.pipelines.runner import Fields, Runner, path_arrays
-from rsbdali.plan import BICUBIC, BILINEAR
+from rsbdali.policy import BICUBIC, BILINEAR
 from rsbdali.recipe import Recipe
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from rsbdali.pipelines.buffers import BufferPool
-from rsbdali.pipelines.executor import DecodeFailure, ImageSource
+from rsbdali.pipelines.executor import ImageSource
 from rsbdali.pipelines.host_augment import augment
 from rsbdali.pipelines.host_decode import WindowDecoder
 from rsbdali.pipelines.host_resize import flipped, resize_into

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from rsbdali.plan import BICUBIC
-from rsbdali.policy import FILL_RGB, Op
+from rsbdali.pipelines.host_warp import shift_lines
+from rsbdali.policy import BICUBIC, FILL_RGB, Op
 
 SOLARIZE_ADD_BELOW = 128  # timm: only pixels darker than this are raised
 
@@ -90,27 +90,36 @@ def _sharpness(image_HWC: np.ndarray, factor: float, _interp: int) -> np.ndarray
     return _array(ImageEnhance.Sharpness(_pillow(image_HWC)).enhance(factor))
 
 
-def _affine(image_HWC: np.ndarray, matrix: tuple[float, ...], interp: int) -> np.ndarray:
-    image = _pillow(image_HWC)
-    size = image.size
-    warped = image.transform(size, Image.Transform.AFFINE, matrix, resample=_filter(interp), fillcolor=FILL_RGB)
-    return _array(warped)
-
-
 def _shear_x(image_HWC: np.ndarray, factor: float, interp: int) -> np.ndarray:
-    return _affine(image_HWC, (1, factor, 0, 0, 1, 0), interp)
+    shift_H = factor * (np.arange(image_HWC.shape[0]) + 0.5)
+    return _moved(image_HWC, shift_H, 1, (1, factor, 0, 0, 1, 0), interp)
 
 
 def _shear_y(image_HWC: np.ndarray, factor: float, interp: int) -> np.ndarray:
-    return _affine(image_HWC, (1, 0, 0, factor, 1, 0), interp)
+    shift_W = factor * (np.arange(image_HWC.shape[1]) + 0.5)
+    return _moved(image_HWC, shift_W, 0, (1, 0, 0, factor, 1, 0), interp)
 
 
 def _translate_x(image_HWC: np.ndarray, share: float, interp: int) -> np.ndarray:
-    return _affine(image_HWC, (1, 0, share * image_HWC.shape[1], 0, 1, 0), interp)
+    pixels = share * image_HWC.shape[1]
+    return _moved(image_HWC, np.array([pixels]), 1, (1, 0, pixels, 0, 1, 0), interp)
 
 
 def _translate_y(image_HWC: np.ndarray, share: float, interp: int) -> np.ndarray:
-    return _affine(image_HWC, (1, 0, 0, 0, 1, share * image_HWC.shape[0]), interp)
+    pixels = share * image_HWC.shape[0]
+    return _moved(image_HWC, np.array([pixels]), 0, (1, 0, 0, 0, 1, pixels), interp)
+
+
+def _moved(
+    image_HWC: np.ndarray, shift_L: np.ndarray, axis: int, matrix: tuple[float, ...], interp: int
+) -> np.ndarray:
+    """A warp that moves lines along themselves, by NumPy where that is exact; `matrix` says the same to Pillow."""
+    moved_HWC = shift_lines(image_HWC, shift_L, axis, interp)
+    if moved_HWC is not None:
+        return moved_HWC
+    image = _pillow(image_HWC)
+    size, affine = image.size, Image.Transform.AFFINE
+    return _array(image.transform(size, affine, matrix, resample=_filter(interp), fillcolor=FILL_RGB))
 
 
 def _filter(interp: int) -> Image.Resampling:

@@ -6,7 +6,7 @@ is off by at most 1; bicubic, which keeps its weights with fewer bits and rounds
 
 import torch
 
-from rsbdali.plan import BICUBIC
+from rsbdali.policy import BICUBIC
 
 _KERNELS = (torch.ops.aten._upsample_bilinear2d_aa.out, torch.ops.aten._upsample_bicubic2d_aa.out)
 assert BICUBIC == 1

@@ -55,7 +55,7 @@ def _layer(images: Node, op: Node, arg: Node, matrix: Node, filters: Node, size:
     """One op on each sample, or none. `if` acts per sample."""
     if device == "gpu":
         arg, matrix, filters = arg.gpu(), matrix.gpu(), filters.gpu()
-    call = {"device": device, "batch_processing": True, "output_layouts": "HWC"}
+    call: dict[str, Any] = {"device": device, "batch_processing": True, "output_layouts": "HWC"}
     if op >= 0:
         if op == Op.AUTO_CONTRAST.value:
             images = auto_contrast(images)

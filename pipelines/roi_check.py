@@ -17,7 +17,7 @@ from PIL import Image
 from rsbdali.pipelines.decode import decode_window, filter_codes, resize
 from rsbdali.pipelines.executor import DecodeFailure
 from rsbdali.pipelines.runner import Fields, Runner
-from rsbdali.plan import BILINEAR
+from rsbdali.policy import BILINEAR
 
 SIZES = ((500, 375), (375, 500), (1200, 801), (64, 47))  # (width, height)
 BATCHES = 4

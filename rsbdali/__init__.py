@@ -20,7 +20,7 @@ _HOMES = {
     "create_loader": "rsbdali.loader",
     "mix_normalize": "rsbdali.ops.mix",
 }
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - the names are strings
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name

@@ -34,7 +34,7 @@ def main() -> None:
 
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
-        raise  # noqa: PLE0704 - called from an except block
+        raise
     click.echo(f"Error: {message}", err=True)
     sys.exit(code)
 
@@ -85,7 +85,7 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 DATA = click.option("--data", type=click.Path(path_type=Path), help="Folder with train/<class>/… and val/<class>/….")
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-WORKERS = click.option("--workers", "-j", type=click.IntRange(1), help="CPU threads of the loader (default: all cores).")
+WORKERS = click.option("--workers", "-j", type=click.IntRange(1), help="CPU threads of the loader (default: all).")
 EXECUTOR = click.option(
     "--executor", type=click.Choice(["auto", "graph", "host"]), default="auto", show_default=True,
     help="graph: all in DALI; host: DALI decodes, the CPU's threads do the rest.",
@@ -95,10 +95,10 @@ EXECUTOR = click.option(
 @cli.command()
 @recipe_options
 @DATA
-@click.option("--demo", is_flag=True, help="Train the recipe scaled down on a small made-up data set (minutes on a CPU).")
+@click.option("--demo", is_flag=True, help="Scale the recipe down, on a small made-up data set.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("output"), show_default=True)
 @click.option("--experiment", help="Folder below --output (default: recipe and model, numbered).")
-@click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint; auto: the experiment's last one, if any.")
+@click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint; auto: the experiment's last.")
 @click.option("--initial-checkpoint", type=click.Path(path_type=Path), help="Start from these weights.")
 @click.option("--pretrained", is_flag=True, help="Start from timm's weights for the model.")
 @DEVICE
@@ -108,7 +108,9 @@ EXECUTOR = click.option(
 @click.option("--max-bad-images", type=click.IntRange(0), help="Stop once more images than this do not decode.")
 @click.option("--val-labels", type=click.Path(path_type=Path), help="Label file of a flat val folder (ImageNet's).")
 @click.pass_context
-def train(ctx: click.Context, recipe: str, overrides: tuple[str, ...], demo: bool, data: Path | None, **rest: Any) -> int:  # noqa: ANN401
+def train(
+    ctx: click.Context, recipe: str, overrides: tuple[str, ...], demo: bool, data: Path | None, **rest: Any  # noqa: ANN401
+) -> int:  # fmt: skip
     """Train a recipe: from a folder of images to a validated checkpoint."""
     from rsbdali.recipe import Recipe, demo_overrides
     from rsbdali.trainer import TrainOptions
@@ -171,7 +173,8 @@ def recipe_list() -> None:
 
     from rsbdali.recipe import Recipe, recipe_names
 
-    table = Table("recipe", "model", "train → test px", "epochs", "batch", "reported top-1", "hours", "hardware", box=None)
+    heads = "recipe", "model", "train → test px", "epochs", "batch", "reported top-1", "hours", "hardware"
+    table = Table(*heads, box=None)
     for name in recipe_names():
         r = Recipe.load(name)
         sizes = f"{r.train_size[0]} → {r.test_size[0]}"
@@ -220,7 +223,7 @@ def demo_data(folder: Path, seed: int = 0) -> None:
 @WORKERS
 @DEVICE
 @EXECUTOR
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Of one round.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="A round.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved with the peers'.")
 @click.option("--peers", help="Comma-separated: timm, torchvision, dali-basic.")
 @click.option("--stages", is_flag=True, help="Add the ladder read → decode → … with CPU-µs per image.")

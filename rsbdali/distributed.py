@@ -4,6 +4,7 @@ Without torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK) everything here is
 nothing. GPUs talk by NCCL, CPUs by gloo.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -66,6 +67,8 @@ def int_of(env: Mapping[str, str], key: str, default: int) -> int:
 def process_group(world: World, device: torch.device) -> Iterator[None]:
     """The process group of `world` while the block runs; nothing for a single process.
 
+    Ranks above 0 log warnings only meanwhile.
+
     Args:
         world: from `World.from_env`.
         device: of this process; its type chooses NCCL or gloo.
@@ -78,9 +81,14 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
         dist.init_process_group("nccl", device_id=device, timeout=TIMEOUT)
     else:
         dist.init_process_group("gloo", timeout=TIMEOUT)
+    log = logging.getLogger("rsbdali")
+    level = log.level
+    if not world.is_primary:
+        log.setLevel(logging.WARNING)
     try:
         yield
     finally:
+        log.setLevel(level)
         dist.destroy_process_group()
 
 

@@ -167,7 +167,7 @@ class Trainer:
         stopped = None
         while state.step < steps and stopped is None:
             groups = islice(batches, self.loader.groups_per_step)
-            told = self._step(groups, update=state.updates + 1, notes=self._stop.as_row())
+            told = self._step(groups, update=state.updates + 1, notes=self._stop.as_row)
             state.step, state.updates = state.step + 1, state.updates + 1
             self._pace.step(self.loader.wait_s)
             stopped = self._hear(told)

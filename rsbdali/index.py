@@ -218,6 +218,8 @@ def _labelled(index: ImageIndex, classes: Sequence[str] | None, labels: Path | N
         raise DataError(f"{index.root}: no usable images: all {len(index.bad)} fail, {first.path}: {first.reason}")
     if labels is not None and not index.classes:
         return _label_by_file(index, classes, labels)
+    if labels is not None:
+        log.warning("%s: has class folders, so the label file %s is not used", index.root, labels)
     if not index.classes and need_classes:
         raise DataError(f"{index.root}: no class folders: expected {index.root}/<class>/<image>, or a label file")
     if classes is None or not index.classes:

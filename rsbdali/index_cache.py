@@ -16,7 +16,7 @@ from typing import IO
 
 import numpy as np
 
-from rsbdali.scan import Scan
+from rsbdali.scan import COLUMNS, Scan
 
 VERSION = 1
 log = logging.getLogger(__name__)
@@ -42,21 +42,27 @@ def read(path: Path, fingerprint: bytes | None) -> Scan | None:
         fingerprint: of the tree now; None to take the cache unchecked (another process has just checked it).
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if archive["version"].item() != VERSION:
-                return None
-            if fingerprint is not None and archive["fingerprint"].tobytes() != fingerprint:
-                return None
-            columns = {name: archive[name] for name in archive.files}  # the zip's checksums are verified here
-            texts = json.loads(columns.pop("texts").tobytes())
+        with path.open("rb") as file:
+            return _parse(file, fingerprint)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         log.warning("the index cache %s cannot be used (%s): scanning again", path, error)
         return None
-    del columns["version"], columns["fingerprint"]
+
+
+def _parse(file: IO[bytes], fingerprint: bytes | None) -> Scan | None:
+    archive = np.load(file, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("not an archive of arrays")
+    if archive["version"].item() != VERSION:
+        return None
+    if fingerprint is not None and archive["fingerprint"].tobytes() != fingerprint:
+        return None
+    texts = json.loads(archive["texts"].tobytes())
     bad = tuple((path, reason) for path, reason in texts["bad"])
-    return Scan(classes=tuple(texts["classes"]), columns=columns, bad=bad)
+    # reading an array verifies its checksum
+    return Scan(classes=tuple(texts["classes"]), columns={name: archive[name] for name in COLUMNS}, bad=bad)
 
 
 def write(path: Path, fingerprint: bytes, scan: Scan) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from rsbdali.errors import RecipeError
 
+BILINEAR, BICUBIC = 0, 1  # codes of resize and warp filters
 LEVEL_MAX = 10.0
 FILL_RGB = (124, 116, 104)  # timm: the ImageNet mean in 8 bits, min(255, round(255 * mean))
 

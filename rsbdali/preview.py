@@ -17,8 +17,8 @@ from rsbdali.index import ImageIndex, find_images
 from rsbdali.loader import create_executor, default_threads
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.executor import DecodeFailure
-from rsbdali.plan import BICUBIC, BatchPlan, Planner
-from rsbdali.policy import GEOMETRIC, Op
+from rsbdali.plan import BatchPlan, Planner
+from rsbdali.policy import BICUBIC, GEOMETRIC, Op
 from rsbdali.recipe import Recipe
 
 PAPER, INK, FAINT = (250, 250, 248), (34, 36, 38), (120, 124, 128)

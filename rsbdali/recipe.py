@@ -252,9 +252,9 @@ def _match_number_text(text: str) -> tuple[bool, float]:
 
 
 def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:  # noqa: ANN401 - any field's value
-    low, high = f.metadata.get("low"), f.metadata.get("high")
-    if low is None or value is None:
+    if "low" not in f.metadata or value is None:
         return
+    low, high = f.metadata["low"], f.metadata["high"]
     for number in value if isinstance(value, tuple) else (value,):
         if not low <= number <= high:
             what = "only 0 is supported" if low == high == 0 else _bounds(low, high)

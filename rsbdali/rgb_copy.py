@@ -1,8 +1,10 @@
 """An RGB PNG of an image that DALI would not decode as Pillow does, made once, on first use, in the cache folder."""
 
+import atexit
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -33,9 +35,9 @@ def rgb_copy(path: str, cache_dir: Path | None = None) -> str:
         return path
     identity = f"{os.path.realpath(path)}\0{status.st_size}\0{status.st_mtime_ns}"
     name = hashlib.blake2b(os.fsencode(identity), digest_size=16).hexdigest() + ".png"
-    folder = (cache_dir or default_folder()) / "rgb"
-    if (folder / name).exists():
-        return str(folder / name)
+    copy = (cache_dir or default_folder()) / "rgb" / name
+    if os.path.exists(copy):
+        return str(copy)
     try:
         with Image.open(path) as image:
             rgb = image.convert("RGB")
@@ -43,13 +45,13 @@ def rgb_copy(path: str, cache_dir: Path | None = None) -> str:
         log.warning("%s: no RGB copy can be made: %s", path, error)
         return path
     try:
-        return _save(rgb, folder / name)
+        return _save(rgb, copy)
     except OSError:
         return _save(rgb, _temporary_folder() / name)
 
 
 def _save(image: Image.Image, path: Path) -> str:
-    if not path.exists():
+    if not os.path.exists(path):
         write_atomically(path, lambda file: image.save(file, "PNG", compress_level=1))
     return str(path)
 
@@ -57,5 +59,6 @@ def _save(image: Image.Image, path: Path) -> str:
 @lru_cache(maxsize=1)
 def _temporary_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="rsbdali-rgb-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     log.warning("the cache folder cannot be written to: RGB copies go to %s", folder)
     return folder

@@ -178,6 +178,9 @@ def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Mappi
             f"{path} stands in the middle of an epoch of {ours['steps_per_epoch']} steps, here an epoch has "
             f"{identity.steps_per_epoch}: the images or the global batch changed"
         )
+    before = ours["recipe"].get("opt")
+    if before != identity.recipe.opt:
+        raise CheckpointError(f"{path} was made with opt={before}, this run has opt={identity.recipe.opt}")
     _tell_changes(ours["recipe"], identity.recipe.to_dict())
     return ours
 

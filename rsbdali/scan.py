@@ -19,6 +19,7 @@ from rsbdali.tree import EXTENSIONS, Tree, natural_key
 CHUNK = 512  # files that one thread reads in a row
 # More threads than cores: on a disk or a network each waits; in a warm cache 1 to 16 take about the same time.
 DEFAULT_THREADS = 16
+COLUMNS = ("label_N", "width_N", "height_N", "nbytes_N", "format_N", "care_N", "path_bytes", "path_end_N")
 Progress = Callable[[int, int], None]
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class Scan:
 
     Attributes:
         classes: first-level folders that hold image files, in label order; empty for a flat folder.
-        columns: the arrays of `ImageIndex` by name (label_N is -1 throughout for a flat folder).
+        columns: the arrays of `ImageIndex` that COLUMNS names (label_N is -1 throughout for a flat folder).
         bad: (relative path, reason) of files left out.
     """
 

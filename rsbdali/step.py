@@ -7,10 +7,11 @@ on the last one: together the gradient of the mean over the global batch. The ho
 float16's GradScaler, which has to know whether gradients overflowed.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.utils import ModelEmaV3, dispatch_clip_grad
@@ -56,8 +57,11 @@ def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     """
     if world.size == 1:
         return model
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    # torch 2.14 renamed it
+    buffers: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **buffers)
 
 
 class TrainStep:
@@ -94,14 +98,14 @@ class TrainStep:
         self._late = LateSum(device, world)
 
     def __call__(
-        self, groups: Iterable["TrainBatch"], *, update: int, notes: Iterable[float] = ()
+        self, groups: Iterable["TrainBatch"], *, update: int, notes: Callable[[], Iterable[float]] = tuple
     ) -> list[float] | None:
         """One step over the rank's mix groups.
 
         Args:
             groups: this rank's batches of one global batch, taken one after the other.
             update: number of the optimiser step in the whole run, from 1 (for the averaged weights).
-            notes: numbers of this rank to sum over the ranks along with the loss.
+            notes: gives numbers of this rank, at the end of the step, to sum over the ranks along with the loss.
 
         Returns:
             Of the step *before*: the mean loss over the global batch, then the summed notes. None at the first.
@@ -114,7 +118,7 @@ class TrainStep:
         for batch, rows, is_last in self._micro_batches(groups):
             loss += self._micro_step(batch, rows, is_last=is_last)
         self._update(update)
-        return self._late.push(torch.stack([loss / self.world.size, *self._on_device(notes)]))
+        return self._late.push(torch.stack([loss / self.world.size, *self._on_device(notes())]))
 
     def flush(self) -> list[float] | None:
         """The numbers of the last step, waiting for it; None where they were given already."""

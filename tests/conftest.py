@@ -1,6 +1,7 @@
 """Shared fixtures: folders of small real JPEGs, and files that need care, made on the spot with Pillow."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -9,6 +10,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+
+# Idle OpenMP threads spin by default, which starves the others when tests share few cores (seen: 10 × slower steps).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 JPEG_KINDS = ("plain", "grey", "cmyk", "ycck", "rgb", "progressive", "s411", "exif", "restart")
 BAD_KINDS = ("empty", "text", "cut_header")  # no image by the header

@@ -59,13 +59,21 @@ def test_a_file_that_vanished(tmp_path: Path) -> None:
         read_header(str(tmp_path / "gone.jpg"), 100)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("x.png", "png"), ("x.webp", "webp"), ("x.jpg", "plain"), ("x.JPEG", "plain")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("x.png", "png"), ("x.webp", "webp"), ("x.jpg", "plain"), ("x.JPEG", "plain")]
+)
 def test_a_right_name_needs_no_care(tmp_path: Path, write_image: WriteImage, name: str, kind: str) -> None:
     assert read(write_image(tmp_path / name, kind)).care == Care.NONE
 
 
 def test_a_jpeg_named_png(tmp_path: Path, write_image: WriteImage) -> None:
     assert read(write_image(tmp_path / "x.png", "plain")).care == Care.OTHER_FORMAT
+
+
+def test_a_format_outside_the_three_is_converted(tmp_path: Path, make_photo: Callable[..., Image.Image]) -> None:
+    path = tmp_path / "x.JPEG"
+    make_photo(33, 22).save(path, "GIF")
+    assert read(path) == (33, 22, Format.OTHER, Care.OTHER_FORMAT | Care.CONVERT)
 
 
 def with_segments(jpeg: bytes, segments: bytes) -> bytes:

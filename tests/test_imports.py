@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"rsbdali": "rsbdali", "pipelines": "rsbdali.pipelines", "recipes": "rsbdali.recipes", "bench": "rsbdali.bench"}
+FOLDERS = {name: f"rsbdali.{name}" for name in ("pipelines", "recipes", "bench")} | {"rsbdali": "rsbdali"}
 
 # from the top down; a module may import from its own line or from lines below
 LAYERS = [

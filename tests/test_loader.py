@@ -37,6 +37,10 @@ def take(loader: TrainLoader, count: int | None = None) -> list[TrainBatch]:
     return batches
 
 
+def take_epochs(loader: TrainLoader, count: int) -> list[list[TrainBatch]]:
+    return [take(loader) for _ in range(count)]
+
+
 def same(one: TrainBatch, other: TrainBatch) -> bool:
     return torch.equal(one.images, other.images) and torch.equal(one.label_N, other.label_N)
 
@@ -122,7 +126,7 @@ def test_bad_images_are_replaced_and_named_once(
     seen: list[tuple[str, str]] = []
     overrides = {"global_batch_size": 14, "mix_groups": 2, **full_crops}
     loader = train_loader(index, executor, overrides=overrides, on_bad=lambda *bad: seen.append(bad))
-    runs = [take(loader) for _ in range(4)]
+    runs = take_epochs(loader, 4)
     truncated = [path for path, _ in seen]
     assert [Path(path).name for path in truncated] == ["odd_truncated.JPEG"]
     bad_row = index_of(index, "odd_truncated.JPEG")
@@ -142,8 +146,7 @@ def test_too_many_bad_images(image_tree: Callable[..., Path]) -> None:
     overrides = {"scale": [1.0, 1.0], "global_batch_size": 16}
     loader = train_loader(index, overrides=overrides, max_bad_images=0)
     with pytest.raises(DataError, match="--max-bad-images 0"):
-        for _ in range(4):
-            take(loader)
+        take_epochs(loader, 4)
 
 
 @pytest.mark.parametrize(("world_size", "batch_size"), [(1, 16), (2, 8), (4, 16), (5, 1)])

@@ -94,7 +94,8 @@ def test_published_safetensors_form_is_read(tmp_path: Path) -> None:
 
     source = create_model(small(seed=3), 4)
     save_file({n: v.contiguous() for n, v in source.state_dict().items()}, tmp_path / "m.safetensors")
-    assert torch.equal(create_model(small(), 4, initial_checkpoint=tmp_path / "m.safetensors").fc.weight, source.fc.weight)
+    model = create_model(small(), 4, initial_checkpoint=tmp_path / "m.safetensors")
+    assert torch.equal(model.fc.weight, source.fc.weight)
     (tmp_path / "bad.safetensors").write_bytes(b"no tensors at all")
     with pytest.raises(CheckpointError, match="truncated or damaged"):
         checkpoint.read(tmp_path / "bad.safetensors")

@@ -1,10 +1,10 @@
 """Optimiser and schedule are timm's own, called as its train.py calls them."""
 
+import pytest
 import timm
 import torch
 from timm.optim import Lamb
 from timm.scheduler import create_scheduler_v2
-import pytest
 
 from rsbdali.errors import RecipeError
 from rsbdali.optim import Schedule, create_optimizer

@@ -9,7 +9,7 @@ from shutil import copytree, ignore_patterns
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"rsbdali": "rsbdali", "pipelines": "rsbdali/pipelines", "recipes": "rsbdali/recipes", "bench": "rsbdali/bench"}
+FOLDERS = {name: f"rsbdali/{name}" for name in ("pipelines", "recipes", "bench")} | {"rsbdali": "rsbdali"}
 
 
 def test_wheel_equals_the_tree(tmp_path: Path) -> None:

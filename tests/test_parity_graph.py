@@ -4,23 +4,31 @@ Images have photographs' statistics (1/f spectra, gradients, flat and clipped ar
 the ops are compared, so that both sides start from the same pixels, and as JPEG where decoding belongs to the test.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from timm.data.auto_augment import NAME_TO_OP
+from torchvision.transforms.functional import InterpolationMode, hflip, resized_crop
 
+from rsbdali.draws import draw_crops
+from rsbdali.index import ImageIndex
 from rsbdali.pipelines.train import GraphExecutor
-from rsbdali.plan import BICUBIC, BILINEAR, BatchPlan
-from rsbdali.policy import FILL_RGB, GEOMETRIC, Op
+from rsbdali.plan import BatchPlan, Planner
+from rsbdali.policy import BICUBIC, BILINEAR, FILL_RGB, GEOMETRIC, Op
 from rsbdali.recipe import Recipe
 
 HEIGHT, WIDTH = 56, 72
 COUNT = 24
+RESIZE_MAX = 20  # levels, see check_resize; the next two are shares of values that differ by more than 1
+SHRINK_ABOVE_1, ENLARGE_ABOVE_1 = 0.008, 0.04
+MODES = {BILINEAR: InterpolationMode.BILINEAR, BICUBIC: InterpolationMode.BICUBIC}
 RESAMPLE = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}
 DEVICES = [
     "cpu",
@@ -125,14 +133,14 @@ def apply_timm(image: Image.Image, op: int, arg: float, interp: int) -> Image.Im
     """One op by timm's own function."""
     if op == Op.NONE:
         return image
-    if op == Op.POSTERIZE and arg == 0:  # Pillow 13 refuses 0 bits, which timm reaches at level 10; before, all was black
-        return Image.new("RGB", image.size)
+    if op == Op.POSTERIZE and arg == 0:
+        return Image.new(
+            "RGB", image.size
+        )  # timm reaches 0 bits at level 10; Pillow 13 refuses them, before it was black
     args = [int(arg)] if op in (Op.POSTERIZE, Op.SOLARIZE, Op.SOLARIZE_ADD) else [arg]
     if op in (Op.AUTO_CONTRAST, Op.EQUALIZE, Op.INVERT):
         args = []
-    result: Image.Image = NAME_TO_OP[TIMM_NAMES[Op(op)]](
-        image, *args, fillcolor=FILL_RGB, resample=RESAMPLE[interp]
-    )
+    result: Image.Image = NAME_TO_OP[TIMM_NAMES[Op(op)]](image, *args, fillcolor=FILL_RGB, resample=RESAMPLE[interp])
     return result
 
 
@@ -179,3 +187,118 @@ def test_parity_graph_op(executor: GraphExecutor, photos: Folder, op: Op, layer:
     theirs = [apply_timm(photos.rgb(s), op, a, interp) for s, a in zip(sample_N, arg_N, strict=True)]
     different = differences(run(executor, plan), theirs)
     assert different.max() == 0, f"{(different > 0).mean():.4%} differ, at most {different.max()}"
+
+
+def photographs(folder: Path, count: int, low: int, high: int, **options: object) -> Folder:
+    """JPEGs of random size, `low` to `high` pixels a side."""
+    rng = np.random.default_rng(11)
+    sizes = rng.integers(low, high, (count, 2))
+    return Folder(folder, [photo(rng, int(w), int(h)) for w, h in sizes], jpeg=True, **options)
+
+
+def random_crops(folder: Folder, sample_N: np.ndarray, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return draw_crops(rng, folder.width_N[sample_N], folder.height_N[sample_N], (0.08, 1.0), (3 / 4, 4 / 3))
+
+
+def crop_resize_flip(folder: Folder, plan: BatchPlan, size: tuple[int, int]) -> list[Image.Image]:
+    """What torchvision's `resized_crop` and `hflip` do to a PIL image."""
+    images = []
+    for row, sample in enumerate(plan.sample_N):
+        y, x, h, w = plan.crop_N4[row].tolist()
+        image = resized_crop(folder.rgb(sample), y, x, h, w, list(size), MODES[int(plan.interp_N[row])])
+        images.append(hflip(image) if plan.flip_N[row] else image)
+    return images
+
+
+# Resizing: Pillow rounds to 8 bits between its two passes, DALI keeps floats, so values near .5 go either way and a
+# cubic's overshoot, which Pillow clips between the passes, stays: rare, but some levels. At the crop's edge Pillow
+# drops the taps outside and scales the others up, DALI repeats the edge pixel: the outermost rows and columns of the
+# output differ by some levels (one where a triangle shrinks, two where a cubic does, many where a cubic enlarges).
+def check_resize(
+    ours_NHWC: np.ndarray, theirs: list[Image.Image], interp_N: np.ndarray, above_1: float = SHRINK_ABOVE_1
+) -> None:
+    different_NHWC = differences(ours_NHWC, theirs)
+    assert different_NHWC.max() <= RESIZE_MAX
+    assert (different_NHWC > 1).mean() <= above_1
+    assert (different_NHWC > 0).mean() <= 0.25
+    if (interp_N == BILINEAR).any():
+        assert different_NHWC[interp_N == BILINEAR, 1:-1, 1:-1].max() <= 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("interp", [BILINEAR, BICUBIC])
+@pytest.mark.parametrize(
+    ("low", "high", "above_1"), [(60, 260, SHRINK_ABOVE_1), (6, 40, ENLARGE_ABOVE_1)], ids=["shrink", "enlarge"]
+)
+def test_parity_graph_crop_resize_flip(
+    tmp_path: Path, device: str, interp: int, low: int, high: int, above_1: float
+) -> None:
+    folder = photographs(tmp_path, COUNT, low, high)
+    sample_N = np.tile(np.arange(COUNT), 4)
+    plan = make_plan(
+        sample_N, random_crops(folder, sample_N, 3), flip_N=np.arange(len(sample_N)) % 2 == 0,
+        interp_N=np.full(len(sample_N), interp, np.uint8),
+    )  # fmt: skip
+    executor = GraphExecutor(folder, Recipe(img_size=(48, 64)), rows=32, device=torch.device(device), num_threads=1)
+    ours_NHWC, theirs = run(executor, plan), crop_resize_flip(folder, plan, (48, 64))
+    executor.close()
+    if device == "cuda":  # the GPU's JPEG decoder has an inverse DCT and a chroma upsampling of its own
+        assert differences(ours_NHWC, theirs).mean() < 1.5
+    else:
+        check_resize(ours_NHWC, theirs, plan.interp_N, above_1)
+
+
+@pytest.mark.parametrize("repeats_mode", ["spread", "local"])
+def test_parity_graph_chain(tmp_path: Path, repeats_mode: str) -> None:
+    """Planned batches, everything on: two layers on top of crop, resize and flip.
+
+    The ops are exact, so they are compared on the pixels that crop, resize and flip of the same executor give.
+    """
+    folder = photographs(tmp_path, 40, 60, 200)
+    recipe = Recipe(
+        img_size=(40, 56), aa="rand-m9-mstd3-p0.9-inc1", global_batch_size=40, mix_groups=1, aug_repeats=2,
+        aug_repeats_mode=repeats_mode,
+    )  # fmt: skip
+    planner = Planner(folder.width_N, folder.height_N, recipe)
+    assert planner.steps_per_epoch == 1
+    executor = GraphExecutor(folder, recipe, rows=40, device=torch.device("cpu"), num_threads=2)
+    for epoch in range(3):
+        plan = planner.batch(epoch, 0)
+        base_NHWC = run(executor, replace(plan, op_NL=np.full_like(plan.op_NL, Op.NONE)))
+        check_resize(base_NHWC, crop_resize_flip(folder, plan, (40, 56)), plan.interp_N)
+        theirs = []
+        for row in range(len(plan)):
+            image = Image.fromarray(base_NHWC[row])
+            for layer in range(plan.op_NL.shape[1]):
+                image = apply_timm(
+                    image,
+                    int(plan.op_NL[row, layer]),
+                    float(plan.arg_NL[row, layer]),
+                    int(plan.op_interp_NL[row, layer]),
+                )
+            theirs.append(image)
+        assert differences(run(executor, plan), theirs).max() == 0
+    executor.close()
+
+
+@pytest.mark.parametrize("kind", ["plain", "grey", "progressive", "exif", "rgb", "s411", "restart", "cmyk", "ycck",
+                                  "png", "webp", "palette", "alpha", "grey16"])  # fmt: skip
+@pytest.mark.parametrize("decode", ["roi", "full"])
+def test_parity_graph_decode(
+    tmp_path: Path, write_image: Callable[..., Path], kind: str, decode: Literal["roi", "full"]
+) -> None:
+    """Every kind of file comes out as Pillow's `convert("RGB")`, orientation ignored, whole or by region."""
+    path = write_image(tmp_path / "data" / "class0" / "0.JPEG", kind)
+    index = ImageIndex.scan(tmp_path / "data", threads=1)
+    with Image.open(path) as image:
+        rgb = image.convert("RGB")
+    crop_N4 = np.array([[0, 0, rgb.height, rgb.width]])
+    for crop in (crop_N4, np.array([[5, 9, rgb.height - 12, rgb.width - 20]])):
+        y, x, h, w = (int(v) for v in crop[0])
+        executor = GraphExecutor(
+            index, Recipe(img_size=(h, w)), rows=1, device=torch.device("cpu"), num_threads=1, decode=decode
+        )
+        ours_NHWC = run(executor, make_plan(np.array([0]), crop))
+        executor.close()
+        assert differences(ours_NHWC, [rgb.crop((x, y, x + w, y + h))]).max() == 0

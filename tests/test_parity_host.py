@@ -16,8 +16,8 @@ from rsbdali.pipelines.host import HostExecutor
 from rsbdali.pipelines.host_augment import augment
 from rsbdali.pipelines.host_decode import WindowDecoder
 from rsbdali.pipelines.host_resize import flipped, resize_into
-from rsbdali.plan import BICUBIC, BILINEAR, BatchPlan, Planner
-from rsbdali.policy import FILL_RGB, GEOMETRIC, NUM_OPS, Op, level_to_arg
+from rsbdali.plan import BatchPlan, Planner
+from rsbdali.policy import BICUBIC, BILINEAR, FILL_RGB, GEOMETRIC, NUM_OPS, Op, level_to_arg
 from rsbdali.recipe import Recipe
 
 # timm's names in the order of `Op`; for a pair like Posterize/PosterizeIncreasing the op is the same function

@@ -11,9 +11,9 @@ from PIL import Image
 from timm.data.mixup import cutmix_bbox_and_lam
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from rsbdali import plan as plan_module
+from rsbdali.draws import Stream, draw_boxes, draw_crops
 from rsbdali.errors import RecipeError
-from rsbdali.plan import BatchPlan, Planner, draw_boxes, draw_crops
+from rsbdali.plan import BatchPlan, Planner
 from rsbdali.recipe import Recipe
 
 ARRAYS = [name for name in BatchPlan.__dataclass_fields__ if "_N" in name]
@@ -174,5 +174,5 @@ def test_more_ranks_than_groups() -> None:
 
 
 def test_streams_are_distinct() -> None:
-    values = [int(s) for s in plan_module.Stream]
+    values = [int(s) for s in Stream]
     assert len(set(values)) == len(values)

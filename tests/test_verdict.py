@@ -1,6 +1,7 @@
 """The verdict is a pure function of figures: each kind of sentence, and the borders between them."""
 
 import pytest
+
 from rsbdali.bench.verdict import Loader, Model, verdict
 
 OURS = Loader(name="rsbdali", images_per_s=980, cpu_us_per_image=2000)
@@ -72,3 +73,9 @@ def test_equal_peers_are_called_the_same() -> None:
 
 def test_alone_it_says_how_to_compare() -> None:
     assert "--peers timm" in verdict(OURS, threads=1, cores=2, device="cpu")
+
+
+def test_another_dali_graph_is_not_the_plain_loader() -> None:
+    basic = Loader(name="dali-basic", images_per_s=540, cpu_us_per_image=3600)
+    said = verdict(OURS, peers=(basic,), model=Model(name="vit_large", images_per_s=90), **HERE)
+    assert "data will not hold training back" in said

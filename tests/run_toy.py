@@ -1,0 +1,50 @@
+"""Script: train the toy problem in this process or, under torchrun's variables, as one rank; see test_distributed.py.
+
+    run_toy.py FOLDER STEPS KEY=VALUE…      writes FOLDER/state.pt (rank 0) and exits as the command line would
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
+
+from rsbdali import distributed
+from rsbdali.distributed import World
+from rsbdali.epochs import Trainer
+from rsbdali.outputs import RunFolder
+from rsbdali.report import Plain, Silent
+from rsbdali.run_state import Identity
+from rsbdali.saver import Saver
+from rsbdali.trainer import make_state, resume_from
+
+
+def main(folder: Path, steps: int, *pairs: str) -> int:
+    torch.set_num_threads(1)
+    chosen = recipe().with_overrides(dict(pair.split("=") for pair in pairs))
+    world, device = World.from_env(), torch.device("cpu")
+    with distributed.process_group(world, device):
+        place = {"rank": world.rank, "world_size": world.size}
+        loader, evaluation = FakeTrainLoader(chosen, steps=steps, **place), FakeEvalLoader(chosen, **place)
+        state = make_state(chosen, CLASSES, device)
+        identity = Identity(chosen, tuple(map(str, range(CLASSES))), chosen.mix_groups, steps)
+        resume_from(state, identity, "auto", folder)
+        distributed.barrier(world)
+        files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_primary else None
+        saver = Saver(folder, 2, state.history) if world.is_primary else None
+        trainer = Trainer(
+            state, identity, loader, evaluation, device=device, amp_dtype=torch.float32, world=world,
+            reporter=Plain(chosen, steps) if files else Silent(), files=files, saver=saver,
+        )  # fmt: skip
+        outcome = trainer.run()
+        if world.is_primary:
+            content = {"state_dict": state.model.state_dict(), "last": vars(outcome.last) if outcome.last else None}
+            torch.save(content, folder / "state.pt")
+    return 0 if outcome.signal is None else 128 + outcome.signal
+
+
+if __name__ == "__main__":
+    logging.basicConfig(stream=sys.stdout)
+    logging.getLogger("rsbdali").setLevel(logging.INFO)
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))

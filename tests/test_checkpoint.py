@@ -1,0 +1,178 @@
+"""Checkpoint files: read safely, written whole or not at all, and the right ones kept."""
+
+import os
+import pickle
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import timm
+import torch
+
+from rsbdali import checkpoint
+from rsbdali.errors import CheckpointError
+from rsbdali.recipe import Recipe
+from rsbdali.run_state import Identity, RunState
+from rsbdali.saver import Saver
+from rsbdali.trainer import make_state
+
+CPU = torch.device("cpu")
+
+
+def stepped(recipe: Recipe, classes: int) -> RunState:
+    """A state whose optimiser has something to remember."""
+    state = make_state(recipe, classes, CPU)
+    state.model(torch.randn(2, 3, 32, 32)).sum().backward()
+    state.optimizer.step()
+    state.epoch, state.step, state.updates = 1, 2, 5
+    state.best_top1, state.best_epoch, state.history = 70.0, 0, {"checkpoint-0.pth.tar": 70.0}
+    if state.ema is not None:
+        state.ema.update(state.model)
+    return state
+
+
+def identity(recipe: Recipe, classes: int = 4, groups: int = 2, steps: int = 3) -> Identity:
+    return Identity(recipe, tuple(f"class{i}" for i in range(classes)), groups, steps)
+
+
+@pytest.fixture
+def recipe(fakes: ModuleType) -> Recipe:
+    return fakes.recipe(model_ema=True)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, recipe: Recipe) -> Path:
+    path = tmp_path / "last.pth.tar"
+    checkpoint.write(stepped(recipe, 4).to_checkpoint(identity(recipe), 70.0), path)
+    return path
+
+
+def test_timm_loads_it(saved: Path, recipe: Recipe) -> None:
+    model = timm.create_model(recipe.model, num_classes=4, checkpoint_path=str(saved))
+    content = torch.load(saved, weights_only=True)
+    assert torch.equal(model.fc.weight, content["state_dict_ema"]["fc.weight"])
+    assert {"epoch", "arch", "state_dict", "optimizer", "version", "args", "metric", "state_dict_ema"} <= content.keys()
+    assert content["epoch"] == 0  # the last one completed, as timm counts from version 2 on
+    assert content["arch"] == "test_resnet"
+    assert content["rsbdali"]["versions"]["timm"] == timm.__version__
+    assert Recipe.from_dict(content["rsbdali"]["recipe"]) == recipe
+
+
+def test_everything_comes_back(saved: Path, recipe: Recipe) -> None:
+    before, after = stepped(recipe, 4), make_state(recipe, 4, CPU)
+    content = checkpoint.read(saved)
+    after.restore(content, identity(recipe), saved)
+    assert (after.epoch, after.step, after.updates, after.best_top1, after.best_epoch) == (1, 2, 5, 70.0, 0)
+    assert after.history == before.history
+    again = after.to_checkpoint(identity(recipe), 70.0)
+    for part in ("state_dict", "state_dict_ema"):
+        for name, value in content[part].items():
+            assert torch.equal(again[part][name], value), name
+    for key, entry in content["optimizer"]["state"].items():
+        for name, value in entry.items():
+            assert torch.equal(again["optimizer"]["state"][key][name], value)
+
+
+def test_wrappers_leave_no_prefix() -> None:
+    state = {"_orig_mod.module.a": 1, "module._orig_mod.b": 2, "c.module.d": 3}
+    assert checkpoint.clean(state) == {"a": 1, "b": 2, "c.module.d": 3}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_truncated_file(saved: Path, share: float) -> None:
+    saved.write_bytes(saved.read_bytes()[: int(share * saved.stat().st_size)])
+    with pytest.raises(CheckpointError, match=r"last\.pth\.tar is truncated, damaged or no checkpoint"):
+        checkpoint.read(saved)
+
+
+def test_missing_file_and_text_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        checkpoint.read(tmp_path / "none")
+    (tmp_path / "text").write_text("hello\nworld\n")
+    with pytest.raises(CheckpointError, match="truncated, damaged or no checkpoint"):
+        checkpoint.read(tmp_path / "text")
+
+
+class Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_hostile_pickle_is_refused_and_not_run(tmp_path: Path, as_zip: bool) -> None:
+    path, target = tmp_path / "bomb.pth", tmp_path / "blown"
+    if as_zip:
+        torch.save({"state_dict": Bomb(target)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"state_dict": Bomb(target)}, protocol=2))
+    with pytest.raises(CheckpointError, match="mkdir" if as_zip else "no checkpoint"):
+        checkpoint.read(path)
+    assert not target.exists()
+
+
+def test_other_contents(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        checkpoint.read(tmp_path / "list")
+    with pytest.raises(CheckpointError, match="no model weights"):
+        checkpoint.weights({"state_dict": {"a": "text"}})
+
+
+def test_a_run_does_not_go_on_from_what_does_not_fit(saved: Path, recipe: Recipe, fakes: ModuleType) -> None:
+    content = checkpoint.read(saved)
+
+    def refuse(chosen: Recipe, match: str, classes: int = 4, groups: int = 2, steps: int = 3) -> None:
+        with pytest.raises(CheckpointError, match=match):
+            make_state(chosen, classes, CPU).restore(content, identity(chosen, classes, groups, steps), saved)
+
+    refuse(fakes.recipe(model="test_efficientnet"), "is of model test_resnet, this run is of test_efficientnet")
+    refuse(recipe, r"is of other classes \(4 there, 5 here\)", classes=5)
+    refuse(recipe, "made with 2 mix groups, this run has 8", groups=8)
+    refuse(recipe, "middle of an epoch of 3 steps", steps=4)
+    refuse(fakes.recipe(opt="sgd"), "was made with opt=lamb, this run has opt=sgd")
+    with pytest.raises(CheckpointError, match="not of rsbdali train: use --initial-checkpoint"):
+        make_state(recipe, 4, CPU).restore({"state_dict": content["state_dict"]}, identity(recipe), saved)
+
+
+def test_changed_settings_are_told(saved: Path, fakes: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    changed = fakes.recipe(model_ema=True, epochs=5, log_interval=9)
+    make_state(changed, 4, CPU).restore(checkpoint.read(saved), identity(changed), saved)
+    assert "other settings than it began with: epochs 2 → 5" in caplog.text
+    assert "log_interval" not in caplog.text
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.pth.tar"
+    checkpoint.write({"a": 1}, path)
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        checkpoint.write({"a": lambda: None}, path)
+    assert checkpoint.read(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["last.pth.tar"]
+
+
+def test_link_falls_back_to_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(source: object, target: object) -> None:
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    (tmp_path / "a").write_text("new")
+    (tmp_path / "b").write_text("old")
+    checkpoint.link(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "new"
+
+
+def test_the_best_k_stay(tmp_path: Path) -> None:
+    saver, best = Saver(tmp_path, keep=2), -1.0
+    for epoch, metric in enumerate([10.0, 30.0, 20.0, 30.0, 5.0]):
+        saver.save_epoch({"epoch": epoch}, epoch, metric, is_best=metric > best)
+        best = max(best, metric)
+    names = {path.name: checkpoint.read(path)["epoch"] for path in tmp_path.iterdir()}
+    assert names == {
+        "last.pth.tar": 4, "model_best.pth.tar": 1, "checkpoint-1.pth.tar": 1, "checkpoint-3.pth.tar": 3,
+    }  # fmt: skip
+    # a run that goes on remembers those that are still there
+    (tmp_path / "checkpoint-3.pth.tar").unlink()
+    assert Saver(tmp_path, keep=2, history=saver.history).history == {"checkpoint-1.pth.tar": 30.0}

@@ -1,0 +1,86 @@
+"""The files of a run: timm's columns, lines that a resume does again dropped, folders that are not overwritten."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from timm.utils.summary import update_summary
+
+from rsbdali.errors import RsbdaliError
+from rsbdali.outputs import RunFolder, add_bad_image, choose_folder
+from rsbdali.recipe import Recipe
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_summary_is_as_timm_writes_it(tmp_path: Path) -> None:
+    metrics = {"loss": 1.5, "top1": 60.0, "top5": 80.0}
+    timms = tmp_path / "timm.csv"
+    folder = RunFolder(tmp_path / "run")
+    for epoch in range(2):
+        update_summary(epoch, {"loss": 2.5}, metrics, timms, lr=0.1)
+        values = {"epoch": epoch, "train_loss": 2.5, "eval_loss": 1.5, "eval_top1": 60.0, "eval_top5": 80.0, "lr": 0.1}
+        folder.add_epoch(values, {"images_per_s": 3.0})
+    assert (tmp_path / "run/summary.csv").read_bytes().replace(b"\r", b"") == timms.read_bytes().replace(b"\r", b"")
+
+
+def test_an_epoch_without_evaluation_leaves_blanks(tmp_path: Path) -> None:
+    RunFolder(tmp_path).add_epoch({"epoch": 0, "train_loss": 2.5, "lr": 0.1}, {})
+    assert (tmp_path / "summary.csv").read_text() == "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr\n0,2.5,,,,0.1\n"
+
+
+def test_a_resume_drops_what_it_does_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for epoch in range(3):
+        for step in (1, 2):
+            folder.add_metrics({"kind": "step", "epoch": epoch, "step": step})
+        folder.add_epoch({"epoch": epoch, "train_loss": 1.0, "lr": 0.1}, {})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "st')  # the run was cut off here
+    RunFolder(tmp_path, epoch=1, step=2)
+    assert [row["epoch"] for row in rows(tmp_path / "summary.csv")] == ["0"]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["kind"], r["epoch"], r.get("step")) for r in records] == [
+        ("step", 0, 1), ("step", 0, 2), ("epoch", 0, None), ("step", 1, 1),
+    ]  # fmt: skip
+
+
+def test_args_can_be_used_as_a_recipe(tmp_path: Path) -> None:
+    recipe = Recipe.load("a3", {"epochs": 3})
+    RunFolder(tmp_path).write_args(recipe, {"data": "/data", "torch": "2.x"})
+    assert (tmp_path / "args.yaml").read_text().startswith("# data: /data\n# torch: 2.x\n")
+    assert Recipe.load(str(tmp_path / "args.yaml")) == recipe
+
+
+def test_a_bad_image_is_written_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        add_bad_image(tmp_path, "a, b.JPEG", "cut off")
+        add_bad_image(tmp_path, "c.JPEG", "empty")
+    assert rows(tmp_path / "bad_images.csv") == [
+        {"path": "a, b.JPEG", "reason": "cut off"}, {"path": "c.JPEG", "reason": "empty"},
+    ]  # fmt: skip
+
+
+def test_names_of_runs(tmp_path: Path) -> None:
+    recipe = Recipe.load("a3")
+
+    def choose(experiment: str | None = None, resume: str | None = None) -> str:
+        return choose_folder(tmp_path, experiment, recipe, resume=resume).name
+
+    assert choose() == choose(resume="auto") == "a3-resnet50"
+    (tmp_path / "a3-resnet50").mkdir()
+    (tmp_path / "a3-resnet50d").mkdir()
+    assert choose() == "a3-resnet50-2"
+    assert choose(resume="auto") == "a3-resnet50"
+    (tmp_path / "a3-resnet50-2").mkdir()
+    assert choose(resume="auto") == "a3-resnet50-2"
+    (tmp_path / "mine").mkdir()
+    assert choose("mine") == "mine"
+    (tmp_path / "mine/last.pth.tar").touch()
+    assert choose("mine", resume="auto") == "mine"
+    with pytest.raises(RsbdaliError, match="mine holds a run already: go on with --resume auto"):
+        choose("mine")

@@ -1,0 +1,240 @@
+"""The executors as queues: order, failures, sizes, threads; repeats, probing, decode modes, and the GPU graph's shape."""
+
+import logging
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nvidia.dali import pipeline_def
+from nvidia.dali.data_node import DataNode
+
+from rsbdali.errors import DeviceError
+from rsbdali.index import ImageIndex
+from rsbdali.pipelines import decode_mode
+from rsbdali.pipelines.decode_mode import self_test_failure, use_roi
+from rsbdali.pipelines.eval import EvalExecutor, eval_graph
+from rsbdali.pipelines.executor import DecodeFailure
+from rsbdali.pipelines.probe import decodes
+from rsbdali.pipelines.repeats import covering_windows, share_decodes
+from rsbdali.pipelines.train import GraphExecutor, train_graph
+from rsbdali.plan import Planner
+from rsbdali.recipe import Recipe
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(img_size=32, aa="rand-m6-mstd0.5-inc1", global_batch_size=8, mix_groups=1)
+
+
+@pytest.fixture
+def index(image_tree: Callable[..., Path]) -> ImageIndex:
+    return ImageIndex.scan(image_tree(3, 8), threads=1)
+
+
+def planner_of(index: ImageIndex, recipe: Recipe = RECIPE) -> Planner:
+    return Planner(index.width_N, index.height_N, recipe)
+
+
+@pytest.fixture
+def executor(index: ImageIndex) -> Iterator[GraphExecutor]:
+    executor = GraphExecutor(index, RECIPE, rows=8, device=CPU, num_threads=2)
+    yield executor
+    executor.close()
+
+
+def test_batches_come_in_order_and_stay_valid(index: ImageIndex, executor: GraphExecutor) -> None:
+    planner = planner_of(index)
+    plans = [planner.batch(epoch, step) for epoch in range(3) for step in range(planner.steps_per_epoch)]
+    for plan in plans:  # more than any prefetch depth: none blocks
+        executor.submit(plan)
+    together = [executor.collect() for _ in plans]
+    for plan, images_NHWC in zip(plans, together, strict=True):
+        executor.submit(plan)
+        assert torch.equal(images_NHWC, executor.collect())
+    assert {(image.dtype, tuple(image.shape)) for image in together} == {(torch.uint8, (8, 32, 32, 3))}
+
+
+def test_batches_may_be_smaller(index: ImageIndex, executor: GraphExecutor) -> None:
+    plan = planner_of(index).batch(0, 0)
+    parts = [plan.rows(slice(0, 1)), plan.rows(slice(1, 8)), plan, plan.rows(np.array([5, 2]))]
+    for part in parts:
+        executor.submit(part)
+    first, second, whole, picked = [executor.collect() for _ in parts]
+    assert torch.equal(torch.cat([first, second]), whole)
+    assert torch.equal(picked, whole[[5, 2]])
+
+
+def test_threads_and_region_decoding_change_nothing(index: ImageIndex, executor: GraphExecutor) -> None:
+    plan = planner_of(index).batch(1, 2)
+    executor.submit(plan)
+    images_NHWC = executor.collect()
+    other = GraphExecutor(index, RECIPE, rows=8, device=CPU, num_threads=1, decode="full")
+    other.submit(plan)
+    assert torch.equal(other.collect(), images_NHWC)
+    other.close()
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "missing"])
+def test_a_failed_batch_leaves_the_others_alone(
+    index: ImageIndex, executor: GraphExecutor, write_image: Callable[..., Path], kind: str
+) -> None:
+    planner = planner_of(index)
+    plans = [planner.batch(0, step) for step in range(3)]
+    for plan in plans:
+        executor.submit(plan)
+    good = [executor.collect() for _ in plans]
+    broken = int(plans[1].sample_N[3])
+    assert broken not in np.concatenate([plans[0].sample_N, plans[2].sample_N])
+    path = Path(index.source_path(broken))
+    if kind == "missing":
+        path.unlink()
+    else:
+        write_image(path, kind, int(index.width_N[broken]), int(index.height_N[broken]))
+    # the lowest rows, which the cut has taken
+    crop_N4 = plans[1].crop_N4.copy()
+    crop_N4[3] = (index.height_N[broken] - 4, 0, 4, 4)
+    plans[1] = replace(plans[1], crop_N4=crop_N4)
+    for _ in range(2):
+        for plan in plans:
+            executor.submit(plan)
+        assert torch.equal(executor.collect(), good[0])
+        with pytest.raises(DecodeFailure):
+            executor.collect()
+        assert torch.equal(executor.collect(), good[2])
+
+
+def test_eval_failure_leaves_the_others_alone(index: ImageIndex, write_image: Callable[..., Path]) -> None:
+    executor = EvalExecutor(index, Recipe(test_img_size=32), rows=8, device=CPU, num_threads=1)
+    write_image(Path(index.source_path(9)), "truncated")
+    batches = [np.arange(8), np.arange(8, 16), np.arange(16, 19)]
+    for sample_N in batches:
+        executor.submit(sample_N)
+    assert executor.collect().shape == (8, 32, 32, 3)
+    with pytest.raises(DecodeFailure):
+        executor.collect()
+    assert executor.collect().shape == (3, 32, 32, 3)
+    executor.close()
+
+
+@pytest.mark.parametrize("aa", ["rand-m6-mstd0.5-inc1", None])
+def test_local_repeats_equal_one_decode_a_row(index: ImageIndex, aa: str | None) -> None:
+    """Rows of one image share a decode, and come out as if they did not, in the plan's order."""
+    spread = replace(RECIPE, aug_repeats=3, aa=aa)
+    local = replace(spread, aug_repeats_mode="local")
+    planner = planner_of(index, local)
+    plan = planner.batch(0, 0)
+    plans = [plan, planner.batch(1, 1), plan.rows(np.array([7, 0, 3])), planner.spare(plan, 2, 0)]
+    batches = []
+    for recipe in (spread, local):
+        executor = GraphExecutor(index, recipe, rows=8, device=CPU, num_threads=2)
+        for each in plans:
+            executor.submit(each)
+        batches.append([executor.collect() for _ in plans])
+        executor.close()
+    for ours, theirs in zip(*batches, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 5])
+def test_share_decodes(repeats: int) -> None:
+    rng = np.random.default_rng(repeats)
+    for n in (1, 7, 64):
+        sample_N = rng.integers(0, 1 + n // 3, n)
+        rows_UK = share_decodes(sample_N, repeats)
+        assert sorted(set(rows_UK.ravel().tolist())) == list(range(n))
+        assert (sample_N[rows_UK] == sample_N[rows_UK[:, :1]]).all()
+        assert len(rows_UK) == (-(-np.unique(sample_N, return_counts=True)[1] // repeats)).sum()
+
+
+def test_covering_windows() -> None:
+    crop_N4 = np.array([[5, 6, 10, 10], [0, 8, 7, 20], [1, 1, 2, 2]])
+    assert covering_windows(crop_N4, np.array([[0, 1], [2, 2]])).tolist() == [[0, 6, 15, 22], [1, 1, 2, 2]]
+
+
+def test_probe_says_why(write_image: Callable[..., Path], tmp_path: Path) -> None:
+    reasons = {kind: decodes(str(write_image(tmp_path / f"{kind}.JPEG", kind)))
+               for kind in ("plain", "grey", "exif", "png", "webp", "truncated", "empty", "text")}  # fmt: skip
+    assert [kind for kind, reason in reasons.items() if reason is not None] == ["truncated", "empty", "text"]
+    assert reasons["truncated"] == "truncated or corrupt image data"
+    assert reasons["empty"] == "empty file"
+    assert str(reasons["text"]).startswith("not an image that DALI decodes")
+    assert decodes(str(tmp_path / "none.JPEG")) == "No such file or directory"
+
+
+def test_decode_mode(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    gpu = torch.device("cuda", 0)
+    assert use_roi("auto", CPU)
+    assert not use_roi("full", CPU)
+    monkeypatch.setattr(decode_mode, "self_test_failure", lambda _: None)
+    assert use_roi("auto", gpu)
+    assert not use_roi("full", gpu)
+    monkeypatch.setattr(decode_mode, "self_test_failure", lambda _: "killed by signal 11")
+    with caplog.at_level(logging.WARNING):
+        assert not use_roi("auto", gpu)
+    assert "killed by signal 11" in caplog.text
+    with pytest.raises(DeviceError, match="decode=full"):
+        use_roi("roi", gpu)
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr", "expected"),
+    [
+        (0, "", None),
+        (1, "a\nb: they differ\n", "b: they differ"),
+        (-11, "", "killed by signal 11"),
+        (3, "", "exit code 3"),
+    ],
+)
+def test_self_test_failure(monkeypatch: pytest.MonkeyPatch, code: int, stderr: str, expected: str | None) -> None:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, code, "", stderr)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    self_test_failure.cache_clear()
+    assert self_test_failure(0) == expected
+    self_test_failure.cache_clear()
+
+
+def test_self_test_fails_without_a_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    self_test_failure.cache_clear()
+    assert self_test_failure(0) is not None  # a real child process, which says so and does not hang
+    self_test_failure.cache_clear()
+
+
+def operators(node: DataNode, seen: dict[int, tuple[str, str]] | None = None) -> set[tuple[str, str]]:
+    """(operator, device) of everything that a node is made from."""
+    seen = {} if seen is None else seen
+    if id(node.source) not in seen:
+        name = getattr(node.source._op, "schema_name", None) or "ExternalSource"
+        seen[id(node.source)] = (name, node.device)
+        for source in node.source.inputs:
+            operators(source, seen)
+    return set(seen.values())
+
+
+@pytest.mark.parametrize("graph", [
+    train_graph(size=(32, 48), layers=2, repeats=1, device="gpu", roi=False),
+    train_graph(size=(32, 48), layers=2, repeats=2, device="gpu", roi=True),
+    train_graph(size=(32, 48), layers=0, repeats=1, device="gpu", roi=True),
+    eval_graph(size=(32, 32), device="gpu"),
+])  # fmt: skip
+def test_gpu_graph_keeps_pixels_on_the_gpu(graph: Callable[..., DataNode | tuple[DataNode, ...]]) -> None:
+    """The GPU's graph can be written down without a GPU: only parameters and encoded bytes stand on the CPU in it."""
+    outputs: list[DataNode] = []
+
+    def define(source: Callable[[], object]) -> DataNode | tuple[DataNode, ...]:
+        result = graph(source)
+        outputs.extend(result if isinstance(result, tuple) else (result,))
+        return result
+
+    pipeline_def(define, enable_conditionals=True)(
+        lambda: (), batch_size=4, num_threads=1, device_id=0, prefetch_queue_depth=1, exec_dynamic=True
+    )
+    for node in outputs:
+        assert node.device == "gpu"
+        host = {name for name, device in operators(node) if device == "cpu"}
+        assert host <= {"ExternalSource", "io__file__Read", "_conditional__Split", "_ArithmeticGenericOp", "Cast"}
