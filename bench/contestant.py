@@ -5,9 +5,11 @@ and answers each by one JSON line. Between its rounds it stands still: `freeze` 
 nobody's prefetching runs while another is measured.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,17 +65,17 @@ class Contestant:
 
     def close(self) -> None:
         """End the process and all of its children."""
-        if self._process.poll() is None:
-            self._signal(signal.SIGCONT)
-            assert self._process.stdin is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._signal(signal.SIGCONT)
+        with contextlib.suppress(BrokenPipeError):  # a request that a dead process never read
             self._process.stdin.close()
-            try:
-                self._process.wait(CLOSE_S)
-            except subprocess.TimeoutExpired:
-                self._signal(signal.SIGKILL)
-                self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        try:
+            self._process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+        self._process.stdout.close()
         self._stderr.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +99,9 @@ class Contestant:
         code = self._process.wait()
         self._stderr.seek(0)
         lines = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
-        return lines[-1] if lines else f"ended with status {code} and said nothing"
+        if not lines:
+            return f"ended with status {code} and said nothing"
+        return re.sub(r"^rsbdali\.errors\.\w+: ", "", lines[-1])  # one of our own errors is its message alone
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
@@ -106,7 +110,6 @@ class Contestant:
 
 def build(spec: FeedSpec) -> Feed:
     """The feed of a spec."""
-    torch.set_num_threads(spec.workers)
     if spec.kind == "rsbdali" or spec.kind.startswith("rsbdali-"):
         return RsbdaliFeed(spec)
     # imported here: each brings its own libraries, and a contestant's process loads only what it needs
@@ -127,6 +130,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         answers.flush()
 
     spec = FeedSpec(**json.loads(requests.readline()))
+    torch.set_num_threads(spec.workers)
     feed = build(spec)
     if not spec.kind.startswith("stage:"):  # the lower rungs of the ladder have no batch to show
         check_batch(feed.deliver(), spec)
@@ -154,6 +158,7 @@ def _nothing() -> None:
 
 def _gpu_us(feed: Feed) -> float:
     """GPU time an image, by CUPTI: it sees the kernels and copies of every library in this process."""
+    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     for _ in range(feed.ready + 1):
@@ -162,7 +167,9 @@ def _gpu_us(feed: Feed) -> float:
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         images = sum(len(feed.deliver()) for _ in range(GPU_BATCHES))
         torch.cuda.synchronize()
-    return sum(event.self_device_time_total for event in trace.key_averages()) / images
+    # the host's own calls carry the time of what they launched once more
+    on_device = [event for event in trace.key_averages() if event.device_type == DeviceType.CUDA]
+    return sum(event.self_device_time_total for event in on_device) / images
 
 
 def _main() -> None:

@@ -6,7 +6,7 @@ interleaved (A B C A B C …) and everybody but the one being measured is frozen
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,15 @@ from typing import Any
 
 from rich.console import Console
 
-from rsbdali.bench.contestant import Contestant, ContestantFailed
+from rsbdali.bench.contestant import ContestantFailed
 from rsbdali.bench.feeds import FeedSpec
 from rsbdali.bench.figures import RUNGS, BenchReport, LoaderFigures, Stage, ladder, ratio, to_json, write_json
 from rsbdali.bench.machine import machine_record
 from rsbdali.bench.material import enough_images
-from rsbdali.bench.meter import Round
 from rsbdali.bench.model_step import ModelFigures, measure_model
 from rsbdali.bench.peers import PEERS, missing
 from rsbdali.bench.print_report import print_report
+from rsbdali.bench.race import Say, race, start
 from rsbdali.bench.verdict import Loader, Model, verdict
 from rsbdali.errors import RecipeError
 from rsbdali.index import ImageIndex, find_images
@@ -32,7 +32,6 @@ from rsbdali.recipe import Recipe
 __all__ = ["BenchOptions", "BenchReport", "main", "print_report", "run", "to_json", "write_json"]
 
 STAGE_ROUNDS = 3
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,50 +164,11 @@ def _loaders(options: BenchOptions, spec: FeedSpec, say: Say) -> tuple[tuple[Loa
     skipped = {name: why for name in options.peers if (why := missing(name))}
     peers = [spec.as_kind(name) for name in options.peers if name not in skipped]
     with ExitStack() as stack:
-        contestants = _start(_own_specs(spec), {}, stack, say) + _start(peers, skipped, stack, say)
-        rounds = _race(contestants, options.rounds, options.seconds, skipped, say)
+        contestants = start(_own_specs(spec), {}, stack, say) + start(peers, skipped, stack, say)
+        rounds = race(contestants, options.rounds, options.seconds, skipped, say)
     notes = {c.name: c.note for c in contestants}
     results = tuple(LoaderFigures(name=n, rounds=tuple(r), note=notes[n]) for n, r in rounds.items())
     return results, skipped
-
-
-def _start(specs: Sequence[FeedSpec], skipped: dict[str, str], stack: ExitStack, say: Say) -> list[Contestant]:
-    """Start contestants; a peer that fails is noted as skipped, ours is an error."""
-    started = []
-    for spec in specs:
-        say(f"starting {spec.kind}")
-        try:
-            contestant = Contestant(spec)
-        except ContestantFailed as failure:
-            if spec.kind.startswith("rsbdali"):
-                raise
-            skipped[spec.kind] = str(failure)
-            continue
-        stack.callback(contestant.close)
-        started.append(contestant)
-    return started
-
-
-def _race(
-    contestants: list[Contestant], rounds: int, seconds: float, skipped: dict[str, str], say: Say
-) -> dict[str, list[Round]]:
-    """Interleaved rounds by name. A peer that fails in mid-race is taken out; ours failing is an error."""
-    found: dict[str, list[Round]] = {c.name: [] for c in contestants}
-    for number in range(rounds):
-        for contestant in contestants:
-            if contestant.name not in found:
-                continue
-            try:
-                result = contestant.round(seconds)
-            except ContestantFailed as failure:
-                if contestant.name.startswith("rsbdali"):
-                    raise
-                skipped[contestant.name] = str(failure)
-                del found[contestant.name]
-                continue
-            found[contestant.name].append(result)
-            say(f"round {number + 1}/{rounds}: {contestant.name} {result.images_per_s:,.0f} images/s")
-    return found
 
 
 def _stages(options: BenchOptions, spec: FeedSpec, say: Say) -> tuple[Stage, ...]:
@@ -218,8 +178,8 @@ def _stages(options: BenchOptions, spec: FeedSpec, say: Say) -> tuple[Stage, ...
     rounds = min(options.rounds, STAGE_ROUNDS)
     with ExitStack() as stack:
         skipped: dict[str, str] = {}
-        rungs = _start(specs, skipped, stack, say)
-        found = _race(rungs, rounds, options.seconds, skipped, say)
+        rungs = start(specs, skipped, stack, say)
+        found = race(rungs, rounds, options.seconds, skipped, say)
         on_gpu = spec.device.startswith("cuda")
         gpu_us = [rung.gpu_us_per_image() for rung in rungs if rung.name in found] if on_gpu else None
     if skipped:

@@ -1,10 +1,15 @@
-"""What the contestants read: the user's images, repeated by links where they are too few to measure with."""
+"""What the contestants read: the user's images, repeated by links where they are too few to measure with.
+
+`python -m rsbdali.bench.material DATA FOLDER COUNT` makes FOLDER/train of at least COUNT links to the images of DATA,
+and FOLDER/val of one link each: something to try a training run on where there is no ImageNet.
+"""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rsbdali.index import ImageIndex
+from rsbdali.index import ImageIndex, find_images
 
 BATCHES_AN_EPOCH = 64  # so that the turn of an epoch falls into few of the measured windows
 
@@ -18,12 +23,16 @@ def enough_images(index: ImageIndex, batch_size: int, scratch: Path) -> tuple[Pa
     copies = -(-BATCHES_AN_EPOCH * batch_size // len(index))
     if copies <= 1:
         return index.root, 1
-    root = scratch / "tiled"
+    link_tree(index, scratch / "tiled", copies)
+    return scratch / "tiled", copies
+
+
+def link_tree(index: ImageIndex, root: Path, copies: int) -> None:
+    """Make a tree of class folders in which every image stands `copies` times, as symbolic links."""
     for name, target in _links(index, copies):
         link = root / name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(target)
-    return root, copies
 
 
 def _links(index: ImageIndex, copies: int) -> Iterator[tuple[Path, str]]:
@@ -32,3 +41,13 @@ def _links(index: ImageIndex, copies: int) -> Iterator[tuple[Path, str]]:
         label, suffix = int(index.label_N[i]), Path(target).suffix
         for copy in range(copies):
             yield Path(index.classes[label]) / f"{i:07d}_{copy:04d}{suffix}", target
+
+
+def _main(data: str, folder: str, count: str) -> None:
+    index = ImageIndex.load(find_images(data))
+    link_tree(index, Path(folder) / "train", -(-int(count) // len(index)))
+    link_tree(index, Path(folder) / "val", 1)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

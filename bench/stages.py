@@ -22,14 +22,18 @@ from rsbdali.pipelines.decode import decode_window
 from rsbdali.pipelines.decode_mode import use_roi
 from rsbdali.plan import BatchPlan, Planner
 
+# variants of the decode rung, for `decode_modes`: whole images, with a share of them for the GPU's JPEG engine
+HARDWARE_SHARE = {"decode-full": 0.9, "decode-full-hw0": 0.0, "decode-full-hw65": 0.65, "decode-full-hw100": 1.0}
+WHOLE = {"read", *HARDWARE_SHARE}
+
 
 def build_rung(spec: FeedSpec) -> Feed:
     """The feed of `stage:<name>`."""
     name = spec.kind.removeprefix("stage:")
     if name == "on device":
         return RsbdaliFeed(spec)
-    if name in ("read", "decode"):
-        return GraphRung(spec, decode=name == "decode")
+    if name.startswith(("read", "decode")):
+        return GraphRung(spec, name)
     if name == "crop+resize":
         spec = spec.as_kind(spec.kind, aa=None)
     return ExecutorRung(spec, mixed=name == "mix+normalise")
@@ -48,16 +52,15 @@ def _plans(spec: FeedSpec, index: ImageIndex) -> Iterator[BatchPlan]:
 class GraphRung:
     """Reads files, and decodes the plan's crop of each, by DALI's threads alone."""
 
-    def __init__(self, spec: FeedSpec, *, decode: bool) -> None:
+    def __init__(self, spec: FeedSpec, name: str) -> None:
         self.ready, self.note = PREFETCH + 1, ""
         self._index = spec.load_index()
         self._plans, self._rows = _plans(spec, self._index), spec.batch_size
         device = resolve_device(spec.device)
         on_gpu = device.type == "cuda"
-        place = "gpu" if on_gpu else "cpu"
-        define = _decode_graph(place, roi=use_roi("auto", device)) if decode else _read_graph
-        self._pipe = pipeline_def(define)(
-            self._next, batch_size=spec.batch_size, num_threads=spec.workers,
+        source = self._paths if name in WHOLE else self._windows
+        self._pipe = pipeline_def(_graph(name, device))(
+            source, batch_size=spec.batch_size, num_threads=spec.workers,
             device_id=device.index if on_gpu else None, prefetch_queue_depth=PREFETCH, exec_dynamic=True,
         )  # fmt: skip
         self._pipe.build()
@@ -71,24 +74,34 @@ class GraphRung:
         """Let go of the pipeline."""
         del self._pipe
 
-    def _next(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    def _paths(self) -> list[np.ndarray]:
+        return self._paths_of(next(self._plans))
+
+    def _windows(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         plan = next(self._plans)
-        paths = [self._index.path_array(int(i)) for i in plan.sample_N]
-        crop_N4 = np.ascontiguousarray(plan.crop_N4, np.int32)
-        return paths, crop_N4[:, :2].copy(), crop_N4[:, 2:].copy()
+        return self._paths_of(plan), plan.crop_N4[:, :2].copy(), plan.crop_N4[:, 2:].copy()
+
+    def _paths_of(self, plan: BatchPlan) -> list[np.ndarray]:
+        return [self._index.path_array(int(i)) for i in plan.sample_N]
 
 
-def _read_graph(source: Callable[[], Any]) -> Any:  # noqa: ANN401 - DALI nodes
-    path, _, _ = fn.external_source(source=source, num_outputs=3, batch=True)
-    return fn.io.file.read(path)
+def _graph(name: str, device: torch.device) -> Callable[[Callable[[], Any]], Any]:
+    """The DALI graph of a bare rung, as a function of its source: paths, or paths and windows."""
+    place = "gpu" if device.type == "cuda" else "cpu"
 
+    def whole(source: Callable[[], Any]) -> Any:  # noqa: ANN401 - DALI nodes
+        encoded = fn.io.file.read(fn.external_source(source=source, batch=True))
+        if name == "read":
+            return encoded
+        decoder, load = ("mixed", HARDWARE_SHARE[name]) if place == "gpu" else ("cpu", None)
+        return fn.decoders.image(encoded, device=decoder, adjust_orientation=False, hw_decoder_load=load)
 
-def _decode_graph(device: str, *, roi: bool) -> Callable[[Callable[[], Any]], Any]:
-    def graph(source: Callable[[], Any]) -> Any:  # noqa: ANN401 - DALI nodes
+    def windows(source: Callable[[], Any]) -> Any:  # noqa: ANN401 - DALI nodes
         path, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
-        return decode_window(path, start, shape, device=device, roi=roi)
+        roi = name == "decode-roi" or use_roi("auto", device)
+        return decode_window(path, start, shape, device=place, roi=roi)
 
-    return graph
+    return whole if name in WHOLE else windows
 
 
 class ExecutorRung:

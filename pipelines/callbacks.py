@@ -20,23 +20,16 @@ def warp_samples(image_capsules: list[Any], matrix_capsules: list[Any], filter_c
     """`warp` for DALI's `dl_tensor_python_function`: lists of DLPack capsules in, one list out."""
 
     def run(images_NHWC: torch.Tensor) -> torch.Tensor:
-        matrix_N6, filter_N = _stack(matrix_capsules), _stack(filter_capsules).flatten()
+        matrix_N6, cubic_N = _stack(matrix_capsules), _stack(filter_capsules).flatten() == BICUBIC
         if images_NHWC.is_cuda:
-            return _warp_groups(images_NHWC, matrix_N6, filter_N)
+            from rsbdali.pipelines.warp_kernel import warp_fused  # Triton takes a while to import, and a CPU needs none
+
+            return warp_fused(images_NHWC, matrix_N6, cubic_N)
         # image by image the working set stays in the cache
-        return torch.cat([_warp_groups(*(t[i : i + 1] for t in (images_NHWC, matrix_N6, filter_N)))
-                          for i in range(len(images_NHWC))])  # fmt: skip
+        return torch.cat([warp(images_NHWC[i : i + 1], matrix_N6[i : i + 1], cubic=cubic)
+                          for i, cubic in enumerate(cubic_N.tolist())])  # fmt: skip
 
     return _run(run, image_capsules)
-
-
-def _warp_groups(images_NHWC: torch.Tensor, matrix_N6: torch.Tensor, filter_N: torch.Tensor) -> torch.Tensor:
-    warped_NHWC = torch.empty_like(images_NHWC)
-    for cubic in (False, True):
-        rows = torch.nonzero((filter_N == BICUBIC) == cubic).flatten()
-        if len(rows):
-            warped_NHWC[rows] = warp(images_NHWC[rows], matrix_N6[rows], cubic=cubic)
-    return warped_NHWC
 
 
 def equalize_samples(image_capsules: list[Any]) -> list[Any]:
@@ -51,8 +44,9 @@ def _stack(capsules: list[Any]) -> torch.Tensor:
 def _run(function: Callable[[torch.Tensor], torch.Tensor], image_capsules: list[Any]) -> list[Any]:
     """Call `function` on the stacked images; on a GPU in a stream of its own, finished on return.
 
-    DALI has finished the inputs before it calls (`synchronize_stream`) and takes the results up on its own stream.
-    The default stream would queue this work behind the model's.
+    DALI has finished the inputs before it calls (`synchronize_stream`), and copies the results on the same stream of
+    its own, so by the next call that copy is done and torch may use their memory again. The default stream would queue
+    this work behind the model's.
     """
     first = dlpack.from_dlpack(image_capsules[0])
     images = [first, *(dlpack.from_dlpack(c) for c in image_capsules[1:])]

@@ -78,7 +78,7 @@ class HostExecutor:
         rows: most rows of one plan.
         device: where batches are handed out; a GPU gets them by a copy from pinned memory.
         num_threads: threads that work.
-        prefetch: batches that may be under way at once; `submit` waits for none, this only sizes chunks' queue.
+        prefetch: how many batches the caller means to keep submitted; nothing waits here, so it is only kept.
 
     Raises:
         DecodeFailure: from `collect`, see `Executor`.
@@ -141,9 +141,7 @@ def _union(crop_K4: np.ndarray) -> np.ndarray:
     return np.concatenate([start, (crop_K4[:, :2] + crop_K4[:, 2:]).max(axis=0) - start])
 
 
-def _start_workers(
-    count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int
-) -> list[threading.Thread]:
+def _start_workers(count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int) -> list[threading.Thread]:
     """Start workers whose torch ops are single-threaded, and leave the setting of everybody else as it was."""
     threads_before = torch.get_num_threads()
     ready = threading.Barrier(count + 1)
@@ -177,7 +175,7 @@ def _work(chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int, ready: 
         if chunk.batch.error is None:
             try:
                 _fill(decoder, chunk)
-            except BaseException as raised:  # noqa: BLE001 - collect() raises it in the caller's thread
+            except BaseException as raised:  # collect() raises it in the caller's thread
                 error = raised
         chunk.batch.close_chunk(error)
         del chunk, error
@@ -201,4 +199,6 @@ def _augment_row(batch: _Batch, row: int, crop_HWC: torch.Tensor) -> None:
     op_L = batch.op_NL[row]
     if any(op != Op.NONE for op in op_L):
         array_HWC = augment(array_HWC, op_L, batch.arg_NL[row], batch.op_interp_NL[row])
+    elif image_HWC is out_HWC:
+        return
     np.copyto(out_HWC.numpy(), array_HWC)

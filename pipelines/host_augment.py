@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from rsbdali.pipelines import host_tone
 from rsbdali.pipelines.host_warp import shift_lines
 from rsbdali.policy import BICUBIC, FILL_RGB, Op
 
@@ -43,7 +44,7 @@ def _array(image: Image.Image) -> np.ndarray:
 
 
 def _auto_contrast(image_HWC: np.ndarray, _arg: float, _interp: int) -> np.ndarray:
-    return _array(ImageOps.autocontrast(_pillow(image_HWC)))
+    return host_tone.auto_contrast(image_HWC)
 
 
 def _equalize(image_HWC: np.ndarray, _arg: float, _interp: int) -> np.ndarray:
@@ -79,15 +80,15 @@ def _color(image_HWC: np.ndarray, factor: float, _interp: int) -> np.ndarray:
 
 
 def _contrast(image_HWC: np.ndarray, factor: float, _interp: int) -> np.ndarray:
-    return _array(ImageEnhance.Contrast(_pillow(image_HWC)).enhance(factor))
+    return host_tone.contrast(image_HWC, factor)
 
 
 def _brightness(image_HWC: np.ndarray, factor: float, _interp: int) -> np.ndarray:
-    return _array(ImageEnhance.Brightness(_pillow(image_HWC)).enhance(factor))
+    return host_tone.brightness(image_HWC, factor)
 
 
 def _sharpness(image_HWC: np.ndarray, factor: float, _interp: int) -> np.ndarray:
-    return _array(ImageEnhance.Sharpness(_pillow(image_HWC)).enhance(factor))
+    return host_tone.sharpness(image_HWC, factor)
 
 
 def _shear_x(image_HWC: np.ndarray, factor: float, interp: int) -> np.ndarray:
@@ -110,9 +111,7 @@ def _translate_y(image_HWC: np.ndarray, share: float, interp: int) -> np.ndarray
     return _moved(image_HWC, np.array([pixels]), 0, (1, 0, 0, 0, 1, pixels), interp)
 
 
-def _moved(
-    image_HWC: np.ndarray, shift_L: np.ndarray, axis: int, matrix: tuple[float, ...], interp: int
-) -> np.ndarray:
+def _moved(image_HWC: np.ndarray, shift_L: np.ndarray, axis: int, matrix: tuple[float, ...], interp: int) -> np.ndarray:
     """A warp that moves lines along themselves, by NumPy where that is exact; `matrix` says the same to Pillow."""
     moved_HWC = shift_lines(image_HWC, shift_L, axis, interp)
     if moved_HWC is not None:

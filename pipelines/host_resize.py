@@ -1,7 +1,7 @@
 """Resize and flip one image on the CPU into a given buffer.
 
-torch's uint8 kernels (AVX2) do what Pillow's antialiased `resize` does, four to six times as fast and nearly to the bit: bilinear
-is off by at most 1; bicubic, which keeps its weights with fewer bits and rounds between its two passes, by a few levels.
+torch's uint8 kernels (AVX2) do what Pillow's antialiased `resize` does, four to six times as fast and nearly to the
+bit: bilinear is off by at most 1; bicubic, which keeps its weights with fewer bits, by a few levels in few places.
 """
 
 import torch

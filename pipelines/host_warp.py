@@ -15,7 +15,6 @@ import torch
 
 from rsbdali.policy import BICUBIC, FILL_RGB
 
-BLOCK = 32  # rows at a time: temporaries stay in the cache, and too small to be given back and faulted in again
 NEAR_WHOLE = 1e-9  # a shift this near a whole number may round to either side of it along one line
 
 
@@ -36,21 +35,11 @@ def shift_lines(image_HWC: np.ndarray, shift_L: np.ndarray, axis: int, interp: i
     height, width, _ = image_HWC.shape
     offset_L = np.floor(shift_L)
     taps = _shifted(image_HWC, offset_L.astype(np.int64), axis)
-    centre, shift, offset = _grid(shift_L, offset_L, image_HWC.shape[axis], axis)
-    out_HX = np.empty((height, width * 3), np.uint8)
+    share_HX = _shares(shift_L, offset_L, image_HWC.shape[axis], axis)
     mix = _bicubic if interp == BICUBIC else _bilinear
-    for y in range(0, height, BLOCK):
-        last = min(y + BLOCK, height)
-        rows = slice(y, last) if axis == 0 or len(shift_L) > 1 else slice(0, 1)
-        # the sum rounds as Pillow's does, the differences are exact
-        if axis == 1:
-            share_HX = (centre + shift[rows]).sub_(centre).sub_(offset[rows])
-        else:
-            share_HX = (centre[rows] + shift).sub_(centre[rows]).sub_(offset)
-        out_HX[y:last] = mix(taps[y : last + 3] if axis == 0 else taps[y:last], share_HX.numpy(), axis)
-    out_HWC = out_HX.reshape(height, width, 3)
-    _fill_outside(out_HWC, shift_L, axis)
-    return out_HWC
+    out_HX = mix(taps, share_HX, axis)
+    _fill_outside(out_HX, shift_L, image_HWC.shape[axis], axis)
+    return out_HX.reshape(height, width, 3)
 
 
 def _shifted(image_HWC: np.ndarray, offset_L: np.ndarray, axis: int) -> np.ndarray:
@@ -62,12 +51,17 @@ def _shifted(image_HWC: np.ndarray, offset_L: np.ndarray, axis: int) -> np.ndarr
     length = image_HWC.shape[axis]
     before, after = max(0, 1 - int(offset_L.min())), max(0, 2 + int(offset_L.max()))
     padded = np.empty(_longer(image_HWC, axis, before + after), np.int16)
-    out = np.empty(_longer(image_HWC, axis, 3), np.int16)
     # along the line first, then the lines, whatever the order in memory
-    image_PLC, padded_PLC, out_PLC = (np.moveaxis(array, axis, 0) for array in (image_HWC, padded, out))
+    image_PLC, padded_PLC = np.moveaxis(image_HWC, axis, 0), np.moveaxis(padded, axis, 0)
     padded_PLC[before : before + length] = image_PLC
     padded_PLC[:before] = image_PLC[0]
     padded_PLC[before + length :] = image_PLC[-1]
+    if len(offset_L) == 1:  # all lines alike: no copy
+        start = before + int(offset_L[0]) - 1
+        moved = padded[:, start : start + length + 3] if axis == 1 else padded[start : start + length + 3]
+        return moved.reshape(len(moved), -1)
+    out = np.empty(_longer(image_HWC, axis, 3), np.int16)
+    out_PLC = np.moveaxis(out, axis, 0)
     for lines, offset in _runs(offset_L):
         start = before + offset - 1
         out_PLC[:, lines] = padded_PLC[start : start + length + 3, lines]
@@ -86,18 +80,17 @@ def _runs(value_L: np.ndarray) -> Iterator[tuple[slice, int]]:
         yield slice(start, stop), int(value_L[start])
 
 
-def _grid(shift_L: np.ndarray, offset_L: np.ndarray, length: int, axis: int) -> list[torch.Tensor]:
-    """Centres of a line's pixels, shifts and whole offsets of the lines, shaped so that their sums have shape (H, X).
-
-    Torch tensors, whose broadcasting is faster than NumPy's here.
-    """
+def _shares(shift_L: np.ndarray, offset_L: np.ndarray, length: int, axis: int) -> np.ndarray:
+    """How far each pixel reads beyond its first tap, 0..1: float64, broadcastable to (H, X)."""
     centre_P = np.arange(length) + 0.5
     if axis == 1:
         arrays = centre_P.repeat(3)[None, :], shift_L[:, None], offset_L[:, None]
     else:
         repeats = 3 if len(shift_L) > 1 else 1
         arrays = centre_P[:, None], shift_L.repeat(repeats)[None, :], offset_L.repeat(repeats)[None, :]
-    return [torch.from_numpy(array) for array in arrays]
+    # the sum rounds as Pillow's does, the differences are exact; torch broadcasts faster than NumPy here
+    centre, shift, offset = (torch.from_numpy(array) for array in arrays)
+    return (centre + shift).sub_(centre).sub_(offset).numpy()
 
 
 def _tap(taps: np.ndarray, k: int, missing: int, axis: int) -> np.ndarray:
@@ -125,19 +118,23 @@ def _bicubic(taps: np.ndarray, share_HX: np.ndarray, axis: int) -> np.ndarray:
     for term_HX in (p3_HX, step1_HX + step2_HX, _tap(taps, 1, 3, axis)):
         value_HX *= share_HX
         value_HX += term_HX
-    return np.clip(value_HX, 0, 255, out=value_HX).astype(np.uint8)
+    whole_HX = value_HX.astype(np.int16)
+    np.maximum(whole_HX, 0, out=whole_HX)
+    return np.minimum(whole_HX, 255, out=whole_HX).astype(np.uint8)
 
 
-def _fill_outside(out_HWC: np.ndarray, shift_L: np.ndarray, axis: int) -> None:
+def _fill_outside(out_HX: np.ndarray, shift_L: np.ndarray, length: int, axis: int) -> None:
     """Paint the pixels that were read from outside the image."""
-    out_PLC = np.moveaxis(out_HWC, axis, 0)
-    length = len(out_PLC)
+    fill_X = np.array(FILL_RGB * (out_HX.shape[1] // 3), np.uint8)
     centre_P1 = (np.arange(length) + 0.5)[:, None]
-    for at_start in (True, False):
-        reach = np.ceil(max(0.0, -shift_L.min() if at_start else shift_L.max()))
-        pixels = min(length, int(reach) + 1)
-        region_PL = (centre_P1[:pixels] if at_start else centre_P1[length - pixels :]) + shift_L
-        count_L = (region_PL < 0 if at_start else region_PL >= length).sum(axis=0)
+    for at_start, reach in ((True, -shift_L.min()), (False, shift_L.max())):
+        if reach <= 0:
+            continue
+        pixels = min(length, int(reach) + 2)
+        source_PL = (centre_P1[:pixels] if at_start else centre_P1[length - pixels :]) + shift_L
+        count_L = (source_PL < 0 if at_start else source_PL >= length).sum(axis=0)
         for lines, count in _runs(count_L):
-            if count:
-                out_PLC[slice(count) if at_start else slice(length - count, None), lines] = FILL_RGB
+            outside = slice(0, count) if at_start else slice(length - count, length)
+            rows, columns = (lines, outside) if axis == 1 else (outside, lines)
+            values = slice(3 * columns.start, None if columns.stop is None else 3 * columns.stop)
+            out_HX[rows, values] = fill_X[values]

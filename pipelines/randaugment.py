@@ -48,7 +48,7 @@ def apply_randaugment(images: Node, fields: Any, *, size: tuple[int, int], devic
         op, arg, matrix, filters = fields[first : first + LAYER_FIELDS]
         images = _layer(images, op, arg, matrix, filters, size, device)
     # conditionals leave the samples scattered in memory
-    return fn.copy(images)
+    return fn.copy(images) if fields else images
 
 
 def _layer(images: Node, op: Node, arg: Node, matrix: Node, filters: Node, size: tuple[int, int], device: str) -> Node:

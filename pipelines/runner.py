@@ -1,5 +1,6 @@
 """Drive one DALI pipeline as a queue: arrays in by `submit`, torch tensors out by `collect`, in order."""
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,9 @@ from torch.utils.dlpack import from_dlpack
 from rsbdali.pipelines.executor import DecodeFailure, ImageSource
 
 Fields = Sequence[Any]  # one entry per input of the graph: an array with the batch first, or a list of arrays
+
+
+CALLBACK = "dl_tensor_python_function"  # names the operator in DALI's messages
 
 
 class Runner:
@@ -34,12 +38,15 @@ class Runner:
     ) -> None:
         self.rows, self.device = rows, device
         self._queue: deque[Fields] = deque()
+        if device.type == "cuda":
+            torch.cuda.init()  # before DALI's threads hand tensors to torch
+        self._pending = 0  # batches submitted and not collected
         # DALI refuses a builtin method as source, hence the lambda; conditionals make `if` in the graph act per sample
         self._pipe: Pipeline | None = pipeline_def(define, enable_conditionals=True)(
             lambda: self._queue.popleft(),
             batch_size=rows,
             num_threads=num_threads,
-            device_id=(device.index or 0) if device.type == "cuda" else None,
+            device_id=_device_id(device),
             prefetch_queue_depth=1,
             exec_dynamic=True,
         )
@@ -51,18 +58,23 @@ class Runner:
         # DALI takes no strided arrays
         self._queue.append([f if isinstance(f, list) else np.ascontiguousarray(f) for f in fields])
         self._pipe.schedule_run()
+        self._pending += 1
 
     def collect(self) -> list[torch.Tensor]:
         """The graph's outputs for the oldest batch, without a copy; on a GPU the current stream waits for DALI's work.
 
         Raises:
             DecodeFailure: DALI could not carry out this batch.
+            RuntimeError: a call from the graph into Python failed.
         """
         assert self._pipe is not None, "closed"
+        self._pending -= 1
         on_gpu = self.device.type == "cuda"
         try:
             outputs = self._pipe.share_outputs(cuda_stream=torch.cuda.current_stream(self.device) if on_gpu else None)
         except RuntimeError as error:
+            if CALLBACK in str(error):  # a fault of ours, not of an image
+                raise
             raise DecodeFailure(str(error)) from error
         # the dynamic executor gives every batch memory of its own, so the tensors outlive the release
         tensors = [from_dlpack(output.as_tensor()) for output in outputs]
@@ -70,9 +82,21 @@ class Runner:
         return tensors
 
     def close(self) -> None:
-        """Free the pipeline; batches not yet collected are dropped."""
+        """Free the pipeline; batches not yet collected are finished first and dropped.
+
+        (Left to its destructor, a pipeline with calls into Python under way waits for them with the interpreter's lock
+        in its hand.)
+        """
+        while self._pipe is not None and self._pending:
+            with contextlib.suppress(RuntimeError):
+                self.collect()
         self._pipe = None
-        self._queue.clear()
+
+
+def _device_id(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def path_arrays(index: ImageSource, sample_N: np.ndarray) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Mistakes of the user end in one line and exit code 2; `--debug` shows more."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     _set_up_logging(debug)
+    # torch reads it when it is imported: threads of its CPU kernels that spin while they wait would take the loader's cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         sys.exit(cli(arguments, prog_name="rsbdali", standalone_mode=False) or 0)
     except RsbdaliError as error:
@@ -141,13 +144,15 @@ def train(
 @click.option("--val-labels", type=click.Path(path_type=Path), help="Label file of a flat val folder (ImageNet's).")
 def validate(overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:  # noqa: ANN401
     """Top-1, top-5 and loss over exactly all validation images."""
+    from rsbdali.distributed import World
     from rsbdali.validate import ValidateOptions
     from rsbdali.validate import validate as run
 
     if data is None:
         raise RsbdaliError("--data is missing: the folder with val/<class>/…")
     result = run(ValidateOptions(data=data, overrides=parse_overrides(overrides), **rest))
-    click.echo(result.line())
+    if World.from_env().is_primary:
+        click.echo(result.line())
 
 
 @cli.command("index")

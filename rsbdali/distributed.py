@@ -73,11 +73,12 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
         world: from `World.from_env`.
         device: of this process; its type chooses NCCL or gloo.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if world.size == 1 or dist.is_initialized():  # a group that the caller started stays the caller's
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=device, timeout=TIMEOUT)
     else:
         dist.init_process_group("gloo", timeout=TIMEOUT)
@@ -89,7 +90,8 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
-        dist.destroy_process_group()
+    # not after an error: the others may wait in a collective that this rank will never join, and so would the goodbye
+    dist.destroy_process_group()
 
 
 def local_device(device: str, world: World) -> str:

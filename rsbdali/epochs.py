@@ -172,7 +172,8 @@ class Trainer:
             self._pace.step(self.loader.wait_s)
             stopped = self._hear(told)
             self._show()
-        return stopped or self._hear(self._step.flush())
+        last = self._hear(self._step.flush())
+        return stopped or last
 
     def _hear(self, told: list[float] | None) -> signal.Signals | None:
         """Take in what the step before told: its loss, and whether a rank was asked to stop."""

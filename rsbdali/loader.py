@@ -42,7 +42,8 @@ def create_loader(
 
 def _load_index(data: Path, split: str) -> ImageIndex:
     """The index of a split; validation labels count in the order of the training classes, where those are there."""
-    classes = ImageIndex.load(find_split(data, "train")).classes if split == "val" and (data / "train").is_dir() else None
+    has_train = split == "val" and (data / "train").is_dir()
+    classes = ImageIndex.load(data / "train").classes if has_train else None
     return ImageIndex.load(find_split(data, split), classes=classes)
 
 

@@ -21,6 +21,7 @@ from rsbdali.errors import RsbdaliError
 from rsbdali.recipe import Recipe
 from rsbdali.saver import LAST
 
+ARGS = "args.yaml"
 SUMMARY_COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")
 
 
@@ -28,19 +29,22 @@ def choose_folder(output: Path, experiment: str | None, recipe: Recipe, *, resum
     """The run's folder; nothing is made yet.
 
     A named experiment is one folder. Without a name it is `<recipe>-<model>`, with a number behind it where that is
-    taken; `--resume auto` then means the newest of these.
+    taken; a resume stays in the folder of its checkpoint, and `auto` means the newest of the numbered ones.
 
     Raises:
-        RsbdaliError: a run is there already and is not to be resumed.
+        RsbdaliError: another run is there already.
     """
+    source = None if resume in (None, "auto") else Path(str(resume)).parent
     if experiment is not None:
         folder = output / experiment
-        if resume is None and (folder / LAST).exists():
+        if resume != "auto" and (folder / LAST).exists() and not (source and source.resolve() == folder.resolve()):
             raise RsbdaliError(f"{folder} holds a run already: go on with --resume auto, or name another --experiment")
         return folder
+    if source and (source / ARGS).exists():
+        return source
     base = f"{recipe.name}-{recipe.model}"
     taken = sorted(_numbers(output, base))
-    if resume is not None and taken:
+    if resume == "auto" and taken:
         return output / _numbered(base, taken[-1])
     return output / _numbered(base, taken[-1] + 1 if taken else 1)
 
@@ -79,7 +83,7 @@ class RunFolder:
         """Write `args.yaml`; `facts` (data, versions, device, …) become comments."""
         header = "".join(f"# {key}: {value}\n" for key, value in facts.items())
         body = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-        (self.path / "args.yaml").write_text(header + body, encoding="utf-8")
+        (self.path / ARGS).write_text(header + body, encoding="utf-8")
 
     def add_epoch(self, row: Mapping[str, Any], more: Mapping[str, Any]) -> None:
         """Add an epoch to `summary.csv` (SUMMARY_COLUMNS, blank where missing) and, with `more`, to `metrics.jsonl`."""

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from rsbdali.recipe import Recipe, recipe_names
 
@@ -34,13 +35,11 @@ class Pace:
         clock: seconds that only grow.
     """
 
-    def __init__(
-        self, recipe: Recipe, steps_per_epoch: int, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, recipe: Recipe, steps_per_epoch: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._recipe, self._steps_per_epoch, self._clock = recipe, steps_per_epoch, clock
         self._marks: deque[tuple[float, float]] = deque(maxlen=recipe.log_interval + 1)
         self._steps, self._step_s = 0, 0.0
-        self._eval_s: float | None = None
+        self._eval_s = 0.0
         self._epoch_start = 0.0, 0, 0.0
 
     def start_epoch(self, wait_s: float) -> None:
@@ -82,14 +81,20 @@ class Pace:
         if self._steps < 2:
             return None
         per_step = self._step_s / (self._steps - 1)
-        every, epochs = self._recipe.eval_every, self._recipe.epochs
-        evaluations = sum(is_evaluated(e, every, epochs) for e in range(epoch, epochs))
-        return ((epochs - epoch) * self._steps_per_epoch - step) * per_step + evaluations * (self._eval_s or 0.0)
+        epochs = self._recipe.epochs
+        evaluations = evaluations_left(epoch, self._recipe.eval_every, epochs)
+        return ((epochs - epoch) * self._steps_per_epoch - step) * per_step + evaluations * self._eval_s
 
 
 def is_evaluated(epoch: int, every: int, epochs: int) -> bool:
     """Whether an epoch (from 0) ends with an evaluation: each `every`-th, and the last."""
     return (epoch + 1) % every == 0 or epoch + 1 == epochs
+
+
+def evaluations_left(epoch: int, every: int, epochs: int) -> int:
+    """How many of the epochs from `epoch` on are evaluated."""
+    extra = bool(epochs % every) and epoch < epochs  # the last one, off the beat
+    return epochs // every - epoch // every + extra
 
 
 def duration(seconds: float) -> str:
@@ -108,5 +113,9 @@ def projection(recipe: Recipe, total_s: float) -> str:
     """
     said = f"{recipe.name.upper()}: {recipe.epochs} epochs in {duration(total_s)}"
     hours = recipe.reported.hours
-    is_whole = recipe.name in recipe_names() and Recipe.load(recipe.name).epochs == recipe.epochs
-    return f"{said} of {hours:g} h" if hours is not None and is_whole else said
+    return f"{said} of {hours:g} h" if hours is not None and _shipped_epochs(recipe.name) == recipe.epochs else said
+
+
+@cache
+def _shipped_epochs(name: str) -> int | None:
+    return Recipe.load(name).epochs if name in recipe_names() else None

@@ -58,8 +58,8 @@ def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     if world.size == 1:
         return model
     known = inspect.signature(DistributedDataParallel.__init__).parameters
-    # torch 2.14 renamed it
-    buffers: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # until torch 2.14
+    buffers: dict[str, Any] = {name: False}
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **buffers)
 

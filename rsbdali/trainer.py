@@ -96,8 +96,10 @@ class TrainSummary:
         return best if best.exists() else self.folder / LAST
 
     def lines(self) -> list[str]:
-        """The run's last words: best top-1, where the checkpoint lies, how to go on after a signal."""
+        """Rank 0's last words: best top-1, where the checkpoint lies, how to go on after a signal."""
         outcome, lines = self.outcome, []
+        if not self.is_primary:
+            return []
         if outcome.signal is not None:
             again = f"--output {self.folder.parent} --experiment {self.folder.name} --resume auto"
             lines.append(f"stopped by {outcome.signal.name} in epoch {outcome.epochs + 1}, saved: go on with {again}")
@@ -116,12 +118,13 @@ def train(options: TrainOptions) -> TrainSummary:
     """
     world = World.from_env()
     device = resolve_device(distributed.local_device(options.device, world))
-    with distributed.process_group(world, device), kernel_policy(device, deterministic=options.deterministic):
+    with distributed.process_group(world, device):
         train_index, val_index = load_indexes(options, world)
         folder = distributed.from_primary(_folder(options, world), world)
         with (
             closing(_train_loader(options, train_index, world, device, folder)) as loader,
             closing(_eval_loader(options, val_index, world, device, folder)) as eval_loader,
+            kernel_policy(device, deterministic=options.deterministic),
         ):
             outcome, seconds = _run(options, world, device, folder, loader, eval_loader)
         distributed.barrier(world)

@@ -74,12 +74,14 @@ def test_a_run_writes_json_and_a_page(image_tree: Tree, tmp_path: Path) -> None:
     assert "rsbdali" in console.export_text()
 
 
-def test_both_modes_of_repeats_are_compared(image_tree: Tree) -> None:
+def test_both_modes_of_repeats_are_compared(image_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     root = image_tree()  # the folder of class folders itself
-    chosen = options(root, recipe=Recipe.load("a1", {**SMALL, "aug_repeats_mode": "local"}), batch_size=6)
-    report = bench.run(chosen)
+    recipe = Recipe.load("a1", {**SMALL, "aug_repeats_mode": "local"})
+    monkeypatch.setattr(bench, "missing", lambda name: f"{name} is not installed")
+    report = bench.run(options(root, recipe=recipe, batch_size=6, peers=("torchvision",)))
     assert [r.name for r in report.results] == ["rsbdali-spread", "rsbdali-local"]
-    assert report.ratio_to["spread"] > 0
+    assert report.ratio_to.keys() == {"spread"}
+    assert report.skipped == {"torchvision": "torchvision is not installed"}  # said, not faked
 
 
 def test_every_rung_of_the_ladder_and_every_peer_runs(image_tree: Tree) -> None:
@@ -105,13 +107,14 @@ def test_every_rung_of_the_ladder_and_every_peer_runs(image_tree: Tree) -> None:
             subprocess.run([sys.executable, "-c", code, plain], check=True)
 
 
-def test_a_peer_that_is_not_installed_is_said(image_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = image_tree()
-    monkeypatch.setattr(bench, "missing", lambda name: f"{name} is not installed")
-    report = bench.run(options(root, peers=("torchvision",)))
-    assert report.skipped == {"torchvision": "torchvision is not installed"}
-    assert [r.name for r in report.results] == ["rsbdali"]
-    assert report.ratio_to == {}
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_stages_on_a_gpu_count_its_time(image_tree: Tree) -> None:
+    report = bench.run(options(image_tree(), device="cuda", stages=True, peers=("timm", "dali-basic")))
+    assert report.skipped == {}
+    gpu_us = {s.name: s.gpu_us for s in report.stages}
+    assert gpu_us["read"] == 0
+    assert (gpu_us["decode"] or 0) > 0
 
 
 def test_mistakes_are_one_line(tmp_path: Path, image_tree: Tree) -> None:
@@ -124,7 +127,7 @@ def test_mistakes_are_one_line(tmp_path: Path, image_tree: Tree) -> None:
 
 
 def test_a_contestant_that_fails_gives_its_last_words(image_tree: Tree) -> None:
-    with pytest.raises(ContestantFailed, match=r"rsbdali: .*is larger than an epoch of 12 images"):
+    with pytest.raises(ContestantFailed, match=r"^rsbdali: global_batch_size=64 is larger than an epoch of 12 images"):
         Contestant(spec(image_tree(), "rsbdali", global_batch_size="64"))
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from rsbdali.cli import cli, parse_overrides
+from rsbdali.cli import cli, main, parse_overrides
 from rsbdali.errors import RecipeError
 
 SURFACE = {
@@ -79,14 +79,26 @@ def test_parse_overrides() -> None:
         (["nonsense"], ["nonsense"]),
     ],
 )
-def test_mistakes_end_in_one_line_and_exit_code_2(arguments: list[str], words: list[str]) -> None:
-    done = run(*arguments)
-    assert done.returncode == 2, done.stderr
-    lines = done.stderr.strip().splitlines()
+def test_mistakes_end_in_one_line_and_exit_code_2(
+    arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rsbdali", *arguments])
+    monkeypatch.setattr("rsbdali.cli._set_up_logging", lambda debug: None)  # its handlers would outlive this test
+    with pytest.raises(SystemExit) as exit_code:
+        main()
+    assert exit_code.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("Error: ")
     for word in words:
         assert word in lines[0]
+
+
+def test_a_mistake_in_a_process_of_its_own() -> None:
+    done = run("train", "--data", "nowhere", "--device", "cpu")
+    assert done.returncode == 2
+    assert done.stderr == "Error: nowhere: no such folder: expected nowhere/train/<class>/<image>\n"
+    assert done.stdout == ""
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -120,4 +132,4 @@ def test_index_names_what_is_no_image(image_tree: Callable[..., Path]) -> None:
     assert done.returncode == 0
     assert "odd_text.JPEG" in done.stdout
     assert "odd_empty.JPEG" in done.stdout
-    assert "13 images" in done.stdout.replace("\n", " ")
+    assert "13 (" in done.stdout

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rsbdali import doctor
-from rsbdali.doctor import Finding, Level
+from rsbdali import doctor, doctor_gpu
+from rsbdali.findings import Finding, Level
 
 PLAIN = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
@@ -33,13 +33,13 @@ def test_exit_code_and_last_line() -> None:
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
 def test_gpus_with_code_are_fine(capability: tuple[int, int]) -> None:
-    assert doctor.judge_architecture("card", "GPU 0", capability, PLAIN) is None
+    assert doctor_gpu.judge_architecture("card", "GPU 0", capability, PLAIN) is None
 
 
 def test_machine_code_of_another_major_version_does_not_count() -> None:
-    assert doctor.judge_architecture("card", "GPU 0", (9, 0), ["sm_80", "sm_86"]) is not None
-    assert doctor.judge_architecture("card", "GPU 0", (8, 0), ["sm_86"]) is not None
-    assert doctor.judge_architecture("card", "GPU 0", (9, 0), ["sm_80", "compute_80"]) is None  # compiled at load
+    assert doctor_gpu.judge_architecture("card", "GPU 0", (9, 0), ["sm_80", "sm_86"]) is not None
+    assert doctor_gpu.judge_architecture("card", "GPU 0", (8, 0), ["sm_86"]) is not None
+    assert doctor_gpu.judge_architecture("card", "GPU 0", (9, 0), ["sm_80", "compute_80"]) is None  # compiled at load
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_machine_code_of_another_major_version_does_not_count() -> None:
     [((7, 0), "rsbdali[v100]"), ((6, 1), "too old"), ((13, 0), "--upgrade torch")],
 )
 def test_gpus_without_code_get_a_remedy(capability: tuple[int, int], mend: str) -> None:
-    finding = doctor.judge_architecture("Tesla V100", "GPU 0", capability, PLAIN)
+    finding = doctor_gpu.judge_architecture("Tesla V100", "GPU 0", capability, PLAIN)
     assert finding is not None
     assert finding.level is Level.FATAL
     assert mend in finding.mend
@@ -65,18 +65,24 @@ def test_gpus_without_code_get_a_remedy(capability: tuple[int, int], mend: str) 
 def test_why_there_is_no_gpu(
     driver: str | None, built_for: str | None, visible: str | None, level: Level, said: str
 ) -> None:
-    finding = doctor.judge_no_gpu(driver, built_for, "the driver is too old" if driver else "", visible)
+    finding = doctor_gpu.judge_no_gpu(driver, built_for, "the driver is too old" if driver else "", visible)
     assert finding.level is level
     assert said in finding.text
     assert doctor.can_train([finding])  # on the CPU
 
 
 def test_decode_failures_name_the_cause() -> None:
-    assert doctor.judge_decode("decode on CPU", 0, "exactly\n", "").text == "exactly"
-    crashed = doctor.judge_decode("decode on GPU", -11, "", "")
+    assert doctor_gpu.judge_decode("decode on CPU", 0, "exactly\n", "").text == "exactly"
+    crashed = doctor_gpu.judge_decode("decode on GPU", -11, "", "")
     assert "killed by signal 11" in crashed.text
     assert "--device cpu" in crashed.mend
-    assert "last words" in doctor.judge_decode("decode on CPU", 1, "", "Traceback\nlast words\n").text
+    assert "last words" in doctor_gpu.judge_decode("decode on CPU", 1, "", "Traceback\nlast words\n").text
+
+
+def test_whole_images_are_no_illness() -> None:
+    assert doctor_gpu.judge_regions(None).level is Level.GOOD
+    failed = doctor_gpu.judge_regions("killed by signal 11")
+    assert (failed.level, "signal 11" in failed.text) == (Level.NOTE, True)
 
 
 def test_limits_of_cores_and_files() -> None:

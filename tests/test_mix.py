@@ -92,7 +92,7 @@ def test_reference_equals_timm(cut: bool, seed: int, monkeypatch: pytest.MonkeyP
         return drawn[-1]
 
     monkeypatch.setitem(Mixup._mix_batch.__globals__, "cutmix_bbox_and_lam", spy)
-    np.random.seed(seed)  # noqa: NPY002 - timm draws from the global generator
+    np.random.seed(seed)  # timm draws from the global generator
     mixup = Mixup(mixup_alpha=0 if cut else 0.4, cutmix_alpha=1 if cut else 0, num_classes=10)
     images_NHWC = _images(8, 48, 48)
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)

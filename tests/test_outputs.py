@@ -82,5 +82,11 @@ def test_names_of_runs(tmp_path: Path) -> None:
     assert choose("mine") == "mine"
     (tmp_path / "mine/last.pth.tar").touch()
     assert choose("mine", resume="auto") == "mine"
-    with pytest.raises(RsbdaliError, match="mine holds a run already: go on with --resume auto"):
-        choose("mine")
+    for resume in (None, str(tmp_path / "a3-resnet50/last.pth.tar")):
+        with pytest.raises(RsbdaliError, match="mine holds a run already: go on with --resume auto"):
+            choose("mine", resume)
+    assert choose("mine", str(tmp_path / "mine/checkpoint-3.pth.tar")) == "mine"
+    # without a name a run goes on where its checkpoint lies, if that is a run's folder
+    assert choose(resume=str(tmp_path / "mine/last.pth.tar")) == "a3-resnet50-3"
+    (tmp_path / "mine/args.yaml").touch()
+    assert choose(resume=str(tmp_path / "mine/last.pth.tar")) == "mine"

@@ -56,7 +56,7 @@ def test_parity_eval(
     if device == "cuda":  # the GPU's JPEG decoder has an inverse DCT and a chroma upsampling of its own
         assert different_NHWC.mean() < 1.5
         return
-    assert different_NHWC.max() <= 20
+    assert different_NHWC.max() <= 32
     assert (different_NHWC > 1).mean() <= 0.008
     assert different_NHWC.mean() < 0.25
 

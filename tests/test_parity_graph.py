@@ -26,7 +26,7 @@ from rsbdali.recipe import Recipe
 
 HEIGHT, WIDTH = 56, 72
 COUNT = 24
-RESIZE_MAX = 20  # levels, see check_resize; the next two are shares of values that differ by more than 1
+RESIZE_MAX = 32  # levels, see check_resize; the next two are shares of values that differ by more than 1
 SHRINK_ABOVE_1, ENLARGE_ABOVE_1 = 0.008, 0.04
 MODES = {BILINEAR: InterpolationMode.BILINEAR, BICUBIC: InterpolationMode.BICUBIC}
 RESAMPLE = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}
@@ -221,7 +221,7 @@ def check_resize(
     different_NHWC = differences(ours_NHWC, theirs)
     assert different_NHWC.max() <= RESIZE_MAX
     assert (different_NHWC > 1).mean() <= above_1
-    assert (different_NHWC > 0).mean() <= 0.25
+    assert (different_NHWC > 0).mean() <= 0.3
     if (interp_N == BILINEAR).any():
         assert different_NHWC[interp_N == BILINEAR, 1:-1, 1:-1].max() <= 1
 

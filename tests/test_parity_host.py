@@ -1,4 +1,4 @@
-"""The host executor against Pillow and timm: every RandAugment op exact, decoding exact, the resize within its bounds."""
+"""The host executor against Pillow and timm: decoding and every RandAugment op exact, the resize within bounds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -120,7 +120,8 @@ def test_parity_of_two_layers_is_exact(make_photo: Callable[..., Image.Image]) -
     assert (plan.op_NL != Op.NONE).all(axis=1).sum() > 30  # both layers applied
     for row in range(len(plan)):
         image = make_photo(96, 80, row % 7)
-        result_HWC = augment(np.asarray(image), *(a[row].tolist() for a in (plan.op_NL, plan.arg_NL, plan.op_interp_NL)))
+        layers = (array[row].tolist() for array in (plan.op_NL, plan.arg_NL, plan.op_interp_NL))
+        result_HWC = augment(np.asarray(image), *layers)
         np.testing.assert_array_equal(result_HWC, np.asarray(_timm_chain(image, plan, row)), err_msg=f"{row=}")
 
 
@@ -206,4 +207,3 @@ def test_parity_of_the_whole_chain(image_tree: Callable[..., Path]) -> None:
         if (plan.op_NL[row] == Op.NONE).all():
             off_HWC = np.abs(images_NHWC[row].astype(int) - np.asarray(pillow))
             assert off_HWC.max() <= RESIZE_BOUNDS[interp][1]
-

@@ -1,10 +1,11 @@
-"""The executors as queues: order, failures, sizes, threads; repeats, probing, decode modes, and the GPU graph's shape."""
+"""The executors as queues: order, failures, sizes, threads; repeats, probing, decode modes; the GPU's graph."""
 
 import logging
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from nvidia.dali.data_node import DataNode
 
 from rsbdali.errors import DeviceError
 from rsbdali.index import ImageIndex
-from rsbdali.pipelines import decode_mode
+from rsbdali.pipelines import decode_mode, randaugment, roi_check
 from rsbdali.pipelines.decode_mode import self_test_failure, use_roi
 from rsbdali.pipelines.eval import EvalExecutor, eval_graph
 from rsbdali.pipelines.executor import DecodeFailure
@@ -22,6 +23,7 @@ from rsbdali.pipelines.probe import decodes
 from rsbdali.pipelines.repeats import covering_windows, share_decodes
 from rsbdali.pipelines.train import GraphExecutor, train_graph
 from rsbdali.plan import Planner
+from rsbdali.policy import Op
 from rsbdali.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -238,3 +240,41 @@ def test_gpu_graph_keeps_pixels_on_the_gpu(graph: Callable[..., DataNode | tuple
         assert node.device == "gpu"
         host = {name for name, device in operators(node) if device == "cpu"}
         assert host <= {"ExternalSource", "io__file__Read", "_conditional__Split", "_ArithmeticGenericOp", "Cast"}
+
+
+def test_a_failing_callback_is_no_decode_failure(index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> list[object]:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(randaugment, "warp_samples", broken)
+    executor = GraphExecutor(index, RECIPE, rows=8, device=CPU, num_threads=1)
+    plan = planner_of(index).batch(0, 0)
+    executor.submit(replace(plan, op_NL=np.full_like(plan.op_NL, Op.SHEAR_X)))
+    with pytest.raises(RuntimeError, match="planted") as caught:
+        executor.collect()
+    assert not isinstance(caught.value, DecodeFailure)
+    executor.close()
+
+
+def test_close_drops_what_is_under_way(index: ImageIndex, executor: GraphExecutor) -> None:
+    plan = planner_of(index).batch(0, 0)
+    executor.submit(plan)
+    kept = executor.collect()
+    before = kept.clone()
+    for _ in range(3):
+        executor.submit(plan)
+    executor.close()
+    assert torch.equal(kept, before)
+
+
+def test_roi_check_tells_right_regions_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu = roi_check._run
+    monkeypatch.setattr(roi_check, "_run", lambda fields, _: on_cpu(fields, CPU))
+    assert roi_check.main(0) is None
+
+    def misplaced(fields: list[Any], device: torch.device) -> np.ndarray:
+        paths, start_N2, shape_N2, filters_N = fields
+        return on_cpu([paths, start_N2 * (device.type == "cpu"), shape_N2, filters_N], CPU)
+
+    monkeypatch.setattr(roi_check, "_run", misplaced)
+    assert str(roi_check.main(0)).startswith("pixels differ by")

@@ -130,3 +130,31 @@ def test_out_of_memory_says_what_to_set(fakes: ModuleType) -> None:
     step = make_step(recipe, Greedy(2, 2))
     with pytest.raises(DeviceError, match=r"16 images of 32 × 32 pixels: --set batch_size=8"):
         step([fakes.FakeTrainLoader(recipe).batch(0, 0, 0)], update=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_host_does_not_wait_for_the_gpu(fakes: ModuleType) -> None:
+    device = torch.device("cuda", 0)
+    recipe = fakes.recipe(clip_grad=1.0, drop_path=0.1, model="test_convnext")
+    model = create_model(recipe, fakes.CLASSES).to(device).train()
+    step = TrainStep(
+        model, create_optimizer(model, recipe), torch.amp.GradScaler("cuda", enabled=False), recipe, device=device,
+        amp_dtype=torch.bfloat16, world=World(), ema=timm.utils.ModelEmaV3(model, decay=0.9),
+    )  # fmt: skip
+    loader = fakes.FakeTrainLoader(recipe)
+    groups = [loader.batch(0, 0, g) for g in range(2)]
+    for group in groups:
+        for name in ("images", "label_N", "partner_label_N", "lam_N"):
+            setattr(group, name, getattr(group, name).to(device))
+    step(groups, update=1)  # sets everything up
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for s in range(3):
+            step(groups, update=s + 2, notes=lambda: [0.0, 1.0])
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    told = step.flush()
+    assert told is not None
+    assert told[1:] == [0.0, 1.0]
