@@ -27,6 +27,7 @@ from rsbdali.bench.verdict import Loader, Model, verdict
 from rsbdali.errors import RecipeError
 from rsbdali.index import ImageIndex, find_images
 from rsbdali.loader import default_threads, resolve_device
+from rsbdali.model import create_model
 from rsbdali.recipe import Recipe
 
 __all__ = ["BenchOptions", "BenchReport", "main", "print_report", "run", "to_json", "write_json"]
@@ -112,6 +113,8 @@ def _check(options: BenchOptions) -> None:
             raise RecipeError(f"--peers {name}: unknown; known are {', '.join(PEERS)}")
     if options.seconds <= 0 or options.rounds < 1 or (options.workers is not None and options.workers < 1):
         raise RecipeError("--seconds, --rounds and --workers must be positive")
+    if options.against:  # a wrong name is said before minutes are spent
+        create_model(_model_recipe(options), num_classes=2)
 
 
 def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
@@ -130,17 +133,18 @@ def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
     stages = _stages(options, spec, say) if options.stages else ()
     model = _model(options, say) if options.against else None
     peers = [r for r in results if not r.name.startswith("rsbdali")]
+    ratio_to = _ratios(spec.load_recipe(), results)
     return BenchReport(
         machine=machine_record(),
         config=_config(options, spec, len(index), copies),
         results=results,
         skipped=skipped,
-        ratio_to=_ratios(spec.load_recipe(), results),
+        ratio_to=ratio_to,
         stages=stages,
         model=model,
         verdict=verdict(
             _figures(_ours(spec.load_recipe(), results)),
-            peers=tuple(_figures(p) for p in peers),
+            peers=tuple(_figures(p, ratio_to[p.name]) for p in peers),
             model=Model(name=model.name, images_per_s=model.median) if model else None,
             threads=workers, cores=default_threads(), device=device.type,
         ),
@@ -192,8 +196,12 @@ def _stages(options: BenchOptions, spec: FeedSpec, say: Say) -> tuple[Stage, ...
 
 def _model(options: BenchOptions, say: Say) -> ModelFigures:
     say(f"training steps of {options.against} on synthetic data")
-    recipe = dataclasses.replace(options.recipe, model=str(options.against))
+    recipe = _model_recipe(options)
     return measure_model(recipe, batch_size=options.batch_size, device=options.device, seconds=options.seconds)
+
+
+def _model_recipe(options: BenchOptions) -> Recipe:
+    return dataclasses.replace(options.recipe, model=str(options.against))
 
 
 def _ours(recipe: Recipe, results: Sequence[LoaderFigures]) -> LoaderFigures:
@@ -210,9 +218,10 @@ def _ratios(recipe: Recipe, results: Sequence[LoaderFigures]) -> dict[str, float
     return found
 
 
-def _figures(result: LoaderFigures) -> Loader:
+def _figures(result: LoaderFigures, ours_by_it: float | None = None) -> Loader:
     return Loader(
-        name=result.name, images_per_s=result.images_per_s.median, cpu_us_per_image=result.cpu_us_per_image
+        name=result.name, images_per_s=result.images_per_s.median, cpu_us_per_image=result.cpu_us_per_image,
+        ours_by_it=ours_by_it,
     )  # fmt: skip
 
 

@@ -29,33 +29,32 @@ def _loaders(report: BenchReport) -> Table:
     c = report.config
     size = " x ".join(str(side) for side in c["train_size"])
     rounds = f"{c['rounds']} round" + ("s" if c["rounds"] != 1 else "")
+    tiled = f" × {c['times_tiled']}" if c["times_tiled"] > 1 else ""
     table = Table(
         title=f"{c['recipe']}, {size} px, batch {c['batch_size']}, {c['workers']} workers, {c['device']}",
-        caption=f"{rounds} of {c['seconds']:g} s, interleaved; {c['images']:,} images"
-        + (f" × {c['times_tiled']}" if c["times_tiled"] > 1 else "") + ", page cache warm",
+        caption=f"{rounds} of {c['seconds']:g} s, interleaved; {c['images']:,} images{tiled}, page cache warm\n"
+        "CPU-µs: of all threads, an image; wait: ms a batch; MiB: host memory\n"
+        "rsbdali by it: median of the rounds' own ratios",
     )  # fmt: skip
     table.add_column("loader")
-    for heading in ("images/s", "min", "max", "CPU-µs/image", "wait ms/batch", "longest", "MiB"):
+    for heading in ("images/s", "min – max", "CPU-µs", "wait", "MiB", "rsbdali by it"):
         table.add_column(heading, justify="right")
-    table.add_column("rsbdali by it", justify="right")
     for figures in report.results:
         table.add_row(*_row(figures, report.ratio_to))
     return table
 
 
 def _row(figures: LoaderFigures, ratio_to: dict[str, float]) -> list[str]:
-    rate, wait = figures.images_per_s, figures.wait_ms
-    ratio = ratio_to.get(figures.name)
+    rate, ratio = figures.images_per_s, ratio_to.get(figures.name)
     return [
-        figures.name, f"{rate.median:,.0f}", f"{rate.min:,.0f}", f"{rate.max:,.0f}",
-        f"{figures.cpu_us_per_image:,.0f}", f"{wait.median:,.1f}", f"{wait.max:,.1f}", f"{figures.memory_mib:,.0f}",
-        "" if ratio is None else f"{ratio:.2f} ×",
+        figures.name, f"{rate.median:,.0f}", f"{rate.min:,.0f} – {rate.max:,.0f}", f"{figures.cpu_us_per_image:,.0f}",
+        f"{figures.wait_ms.median:,.1f}", f"{figures.memory_mib:,.0f}", "" if ratio is None else f"{ratio:.2f} ×",
     ]  # fmt: skip
 
 
 def _stages(stages: tuple[Stage, ...]) -> Table:
     on_gpu = stages[0].gpu_us is not None
-    table = Table(title="where an image's time goes (each rung includes those above it)")
+    table = Table(title="where an image's time goes")
     table.add_column("stage")
     for heading in ("CPU-µs", "summed", "images/s up to here", *(["GPU-µs"] if on_gpu else [])):
         table.add_column(heading, justify="right")

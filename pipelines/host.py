@@ -101,14 +101,14 @@ class HostExecutor:
     def submit(self, plan: BatchPlan) -> None:
         """Queue one batch."""
         assert len(plan) <= self.rows, f"{len(plan)} rows, made for {self.rows}"
-        groups = _rows_by_image(plan.sample_N)
-        parts = [groups[i : i + self._chunk_images] for i in range(0, len(groups), self._chunk_images)]
+        rows_by_image, window_M4 = _by_image(plan)
+        parts = [slice(i, i + self._chunk_images) for i in range(0, len(window_M4), self._chunk_images)]
         batch = _Batch(plan, self._buffer(len(plan)), len(parts))
         self._batches.append(batch)
         for part in parts:
-            paths = [self._index.source_path(int(plan.sample_N[rows[0]])) for rows in part]
-            windows = np.stack([_union(plan.crop_N4[rows]) for rows in part])
-            self._chunks.put(_Chunk(batch, paths, windows, part))
+            rows = rows_by_image[part]
+            paths = [self._index.source_path(int(plan.sample_N[image_rows[0]])) for image_rows in rows]
+            self._chunks.put(_Chunk(batch, paths, window_M4[part], rows))
 
     def collect(self) -> torch.Tensor:
         """The oldest batch: uint8, shape (N, H, W, 3), on the device."""
@@ -129,25 +129,24 @@ class HostExecutor:
         return self._pool.take()[:rows]
 
 
-def _rows_by_image(sample_N: np.ndarray) -> list[np.ndarray]:
-    """The rows of each image that occurs, one array an image."""
-    order_N = np.argsort(sample_N, kind="stable")
-    return np.split(order_N, np.flatnonzero(np.diff(sample_N[order_N])) + 1)
-
-
-def _union(crop_K4: np.ndarray) -> np.ndarray:
-    """The smallest window (y, x, h, w) that holds all crops."""
-    start = crop_K4[:, :2].min(axis=0)
-    return np.concatenate([start, (crop_K4[:, :2] + crop_K4[:, 2:]).max(axis=0) - start])
+def _by_image(plan: BatchPlan) -> tuple[list[np.ndarray], np.ndarray]:
+    """The rows of each of the M images in a plan, and the smallest window (y, x, h, w) that holds their crops."""
+    order_N = np.argsort(plan.sample_N, kind="stable")
+    first_M = np.flatnonzero(np.diff(plan.sample_N[order_N], prepend=-1))
+    crop_N4 = plan.crop_N4[order_N]
+    start_M2 = np.minimum.reduceat(crop_N4[:, :2], first_M)
+    stop_M2 = np.maximum.reduceat(crop_N4[:, :2] + crop_N4[:, 2:], first_M)
+    return np.split(order_N, first_M[1:]), np.concatenate([start_M2, stop_M2 - start_M2], axis=1)
 
 
 def _start_workers(count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int) -> list[threading.Thread]:
     """Start workers whose torch ops are single-threaded, and leave the setting of everybody else as it was."""
+    decoders = [WindowDecoder(chunk_images) for _ in range(count)]  # here, where an error is seen
     threads_before = torch.get_num_threads()
     ready = threading.Barrier(count + 1)
     workers = [
-        threading.Thread(target=_work, args=(chunks, chunk_images, ready), name=f"rsbdali-host-{i}", daemon=True)
-        for i in range(count)
+        threading.Thread(target=_work, args=(decoder, chunks, ready), name=f"rsbdali-host-{i}", daemon=True)
+        for i, decoder in enumerate(decoders)
     ]
     for worker in workers:
         worker.start()
@@ -165,11 +164,10 @@ def _stop_workers(workers: list[threading.Thread], chunks: "queue.SimpleQueue[_C
         worker.join()
 
 
-def _work(chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int, ready: threading.Barrier) -> None:
+def _work(decoder: WindowDecoder, chunks: "queue.SimpleQueue[_Chunk | None]", ready: threading.Barrier) -> None:
     # the count holds for the calling thread; it is also what threads started later begin with, so it is put back
     torch.set_num_threads(1)
     ready.wait()
-    decoder = WindowDecoder(chunk_images)
     while (chunk := chunks.get()) is not None:
         error: BaseException | None = None
         if chunk.batch.error is None:

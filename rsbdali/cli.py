@@ -23,7 +23,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     _set_up_logging(debug)
-    # torch reads it when it is imported: threads of its CPU kernels that spin while they wait would take the loader's cores
+    # read by torch when imported: its CPU threads would spin while they wait, on cores that the loader needs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         sys.exit(cli(arguments, prog_name="rsbdali", standalone_mode=False) or 0)

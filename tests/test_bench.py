@@ -120,6 +120,8 @@ def test_stages_on_a_gpu_count_its_time(image_tree: Tree) -> None:
 def test_mistakes_are_one_line(tmp_path: Path, image_tree: Tree) -> None:
     with pytest.raises(RecipeError, match="--peers tim: unknown; known are timm"):
         bench.run(options(tmp_path, peers=("tim",)))
+    with pytest.raises(RecipeError, match="no such model; near: resnet"):
+        bench.run(options(tmp_path, against="resnet5"))
     with pytest.raises(RecipeError, match="must be even"):
         bench.run(options(tmp_path, batch_size=3))
     with pytest.raises(DataError, match="no such folder"):

@@ -79,3 +79,8 @@ def test_another_dali_graph_is_not_the_plain_loader() -> None:
     basic = Loader(name="dali-basic", images_per_s=540, cpu_us_per_image=3600)
     said = verdict(OURS, peers=(basic,), model=Model(name="vit_large", images_per_s=90), **HERE)
     assert "data will not hold training back" in said
+
+
+def test_rounds_side_by_side_count_more_than_medians() -> None:
+    paired = Loader(name="timm", images_per_s=900, cpu_us_per_image=3600, ours_by_it=2.03)
+    assert verdict(OURS, peers=(paired,), **HERE).endswith("2 × timm (900).")
