@@ -116,7 +116,7 @@ def _rates(report: dict[str, Any]) -> str:
         bars.append(
             Bar(name=model["name"], value=model["median"], text=text, colour=MODEL, low=model["min"], high=model["max"])
         )
-    heading = "<h2>Images a second</h2><p class=sub>median of the rounds, the thin line from least to most; ratios round by round</p>"
+    heading = "<h2>Images a second</h2><p class=sub>medians; the line: least to most; ratios: round by round</p>"
     return _section(heading + chart(bars, "images a second") + _footnotes(report))
 
 

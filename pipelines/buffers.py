@@ -9,8 +9,14 @@ import sys
 import numpy as np
 import torch
 
-# what `sys.getrefcount` says of an array that only the pool's list, the loop variable and the call itself refer to
-_UNUSED = 3
+
+def _references(arrays: list[np.ndarray]) -> list[int]:
+    """How often each array is referred to, by the list and by whoever else."""
+    return [sys.getrefcount(array) for array in arrays]
+
+
+# counted and not written down: interpreters differ in how many references the counting itself holds
+_UNUSED = _references([np.empty(0)])[0]
 
 
 class BufferPool:
@@ -29,9 +35,9 @@ class BufferPool:
 
     def take(self) -> torch.Tensor:
         """A contiguous tensor with unspecified contents that no living tensor shares memory with."""
-        for array in self._arrays:
+        for array, references in zip(self._arrays, _references(self._arrays), strict=True):
             # every tensor over the array, views included, keeps a reference to it through its storage
-            if sys.getrefcount(array) == _UNUSED:
+            if references == _UNUSED:
                 return self._tensor(array)
         # NumPy asks for huge pages, torch does not
         self._arrays.append(np.empty(math.prod(self._shape) * self._dtype.itemsize, np.uint8))

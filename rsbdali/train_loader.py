@@ -18,6 +18,7 @@ from rsbdali.errors import DataError, RecipeError
 from rsbdali.feed import Feed
 from rsbdali.index import ImageIndex
 from rsbdali.ops.mix import mix_normalize
+from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import Executor
 from rsbdali.pipelines.host import HostExecutor
 from rsbdali.pipelines.probe import decodes
@@ -110,6 +111,7 @@ class TrainLoader:
         self._groups = range(rank, self.planner.groups, world_size)
         self._next_epoch, self._next_step = 0, 0
         self.num_threads = num_threads or default_threads()
+        self._pool = BufferPool((self.planner.group_rows, *recipe.train_size, 3), dtype)
         self._executor = create_executor(
             executor, index, recipe, rows=self.planner.group_rows, device=self.device,
             num_threads=self.num_threads, prefetch=prefetch,
@@ -160,9 +162,8 @@ class TrainLoader:
 
     def _batch(self, tick: int) -> TrainBatch:
         plan, images_NHWC = self._feed.get(tick, len)
-        images = mix_normalize(
-            images_NHWC, plan.partner_N, plan.lam_N, plan.box_N4, self.recipe.mean, self.recipe.std, self.dtype
-        )
+        mix = plan.partner_N, plan.lam_N, plan.box_N4
+        images = mix_normalize(images_NHWC, *mix, self.recipe.mean, self.recipe.std, self.dtype, self._memory())
         label_N = self.index.label_N[plan.sample_N].astype(np.int64)
         return TrainBatch(
             images=images,
@@ -174,6 +175,10 @@ class TrainLoader:
             group=plan.group,
             plan=plan,
         )
+
+    def _memory(self) -> torch.Tensor | None:
+        """Memory for a batch's images: on the CPU that of a batch which nobody holds any more, on a GPU torch's own."""
+        return None if self.device.type == "cuda" else self._pool.take().permute(0, 3, 1, 2)
 
     def _mend(self, plan: BatchPlan, bad_rows: list[int]) -> BatchPlan:
         """Replace bad rows by the seed's spare draws. What is bad depends on the plan alone, so a resume replays it."""

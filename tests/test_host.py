@@ -155,10 +155,15 @@ def test_fewer_rows_than_made_for(make: Make, planner: Planner) -> None:
     assert torch.equal(part, whole[3:8])
 
 
+def _workers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("rsbdali-host")}
+
+
 def test_threads_are_as_asked_and_torch_keeps_its_setting(make: Make, planner: Planner) -> None:
     before = torch.get_num_threads()
+    others = _workers()
     executor = make(3)
-    assert sum(t.name.startswith("rsbdali-host") for t in threading.enumerate()) == 3
+    assert len(_workers() - others) == 3
     _run(executor, [planner.batch(0, 0)])
     assert torch.get_num_threads() == before
     seen: list[int] = []
@@ -168,15 +173,16 @@ def test_threads_are_as_asked_and_torch_keeps_its_setting(make: Make, planner: P
     assert seen == [before]
     executor.close()
     executor.close()  # a second time does nothing
-    assert not any(t.name.startswith("rsbdali-host") for t in threading.enumerate())
+    assert not _workers() - others
 
 
 def test_workers_end_with_the_executor(index: ImageIndex, recipe: Recipe, planner: Planner) -> None:
+    others = _workers()
     executor = HostExecutor(index, recipe, rows=ROWS, device=CPU, num_threads=2)
     executor.submit(planner.batch(0, 0))  # never collected
     del executor
     gc.collect()
-    assert not any(t.name.startswith("rsbdali-host") for t in threading.enumerate())
+    assert not _workers() - others
 
 
 def _resident_mib() -> float:
