@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from rsbdali.pipelines.at_exit import close_at_exit
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import ImageSource
 from rsbdali.pipelines.host_augment import augment
@@ -97,6 +98,7 @@ class HostExecutor:
         self._chunk_images = max(1, min(CHUNK, -(-rows // num_threads)))
         self._workers = _start_workers(num_threads, self._chunks, self._chunk_images)
         self._close = weakref.finalize(self, _stop_workers, self._workers, self._chunks)
+        close_at_exit(self)
 
     def submit(self, plan: BatchPlan) -> None:
         """Queue one batch."""

@@ -11,6 +11,7 @@ from nvidia.dali import pipeline_def
 from nvidia.dali.pipeline import Pipeline
 from torch.utils.dlpack import from_dlpack
 
+from rsbdali.pipelines.at_exit import close_at_exit
 from rsbdali.pipelines.executor import DecodeFailure, ImageSource
 
 Fields = Sequence[Any]  # one entry per input of the graph: an array with the batch first, or a list of arrays
@@ -51,6 +52,7 @@ class Runner:
             exec_dynamic=True,
         )
         self._pipe.build()
+        close_at_exit(self)
 
     def submit(self, fields: Fields) -> None:
         """Queue one batch of inputs and start on it."""

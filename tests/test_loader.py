@@ -1,5 +1,7 @@
 """The loaders as a trainer sees them: order, mixing, resume, bad images, evaluation."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,6 +177,19 @@ def test_eval_leaves_out_and_names_what_does_not_decode(image_tree: Callable[...
     loader = EvalLoader(index, recipe, device="cpu", batch_size=4, on_bad=lambda path, _: seen.append(Path(path).name))
     assert sum(len(b.label_N) for b in loader) == len(index) - 1
     assert seen == ["odd_truncated.JPEG"]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_program_that_never_closes_its_loader_ends_quietly(image_tree: Callable[..., Path], executor: str) -> None:
+    tree = image_tree(per_class=8)
+    code = (
+        "import rsbdali;"
+        f"recipe = rsbdali.Recipe.load('a3', {SMALL!r});"
+        f"loader = rsbdali.create_loader({str(tree.parent)!r}, recipe, device='cpu', executor={executor!r});"
+        "next(iter(loader))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_create_loader_gives_timms_targets(image_tree: Callable[..., Path]) -> None:
