@@ -152,9 +152,15 @@ def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
 
 
 def _bench_recipe(options: BenchOptions) -> Recipe:
-    """The recipe with one mix group of the bench's batch size a step."""
-    batch = {"global_batch_size": options.batch_size, "mix_groups": 1, "batch_size": None, "mixup_off_epoch": 0}
-    return dataclasses.replace(options.recipe, **batch)  # type: ignore[arg-type]
+    """The recipe with mix groups of the bench's batch size: one a step, or with repeated augmentation the recipe's own.
+
+    `spread` puts the repeats of an image into different groups; with a single one it would be `local` in other words.
+    """
+    groups = options.recipe.mix_groups if options.recipe.aug_repeats > 1 else 1
+    return dataclasses.replace(
+        options.recipe, global_batch_size=options.batch_size * groups, mix_groups=groups, batch_size=None,
+        mixup_off_epoch=0,
+    )  # fmt: skip
 
 
 def _own_specs(spec: FeedSpec) -> list[FeedSpec]:

@@ -1,7 +1,7 @@
 """Close what is still open when the interpreter ends, before DALI's own exit handler does.
 
-A worker whose pipeline DALI takes away under its hands would make itself a new one, and DALI complains about that at the
-end of an otherwise fine program.
+A worker whose pipeline DALI takes away under its hands would make itself a new one, and DALI complains about that at
+the end of an otherwise fine program.
 """
 
 import atexit
