@@ -26,7 +26,7 @@ from rsbdali.plan import BatchPlan
 from rsbdali.policy import Op
 from rsbdali.recipe import Recipe
 
-CHUNK = 16  # images a worker decodes at a time: DALI's cost per call is spread, a batch still splits evenly
+CHUNK = 64  # images a worker decodes at a time: the cost of a call to DALI is spread, a batch still splits evenly
 
 
 @dataclass

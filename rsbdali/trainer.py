@@ -181,7 +181,7 @@ def _train_loader(
         executor=options.executor,
         num_threads=options.workers,
         dtype=amp_dtype(options.recipe.amp_dtype, device),
-        on_bad=partial(_note_bad, folder),
+        on_bad=partial(_note_bad, folder, "does not decode, another takes its place"),
         max_bad_images=options.max_bad_images,
     )
 
@@ -198,7 +198,7 @@ def _eval_loader(
         batch_size=options.eval_batch_size or eval_batch_size(device),
         num_threads=options.workers,
         dtype=amp_dtype(options.recipe.amp_dtype, device),
-        on_bad=partial(_note_bad, folder),
+        on_bad=partial(_note_bad, folder, "does not decode, not evaluated"),
     )
 
 
@@ -218,7 +218,7 @@ def _run(
         files.write_args(recipe, _facts(options, world, device))
         saver = Saver(folder, recipe.checkpoint_hist, state.history)
         for bad in (*loader.index.bad, *eval_loader.index.bad):
-            _note_bad(folder, bad.path, bad.reason)
+            _note_bad(folder, "left out", bad.path, bad.reason)
         _introduce(state, identity, world, device)
     distributed.barrier(world)
     reporter: Reporter = make_reporter(recipe, loader.steps_per_epoch, epoch=state.epoch) if files else Silent()
@@ -243,8 +243,8 @@ def resume_from(state: RunState, identity: Identity, resume: str | None, folder:
     log.info("Goes on from %s: epoch %d, step %d", path, state.epoch + 1, state.step)
 
 
-def _note_bad(folder: Path, path: str, reason: str) -> None:
-    log.warning("left out, does not decode: %s (%s)", path, reason)
+def _note_bad(folder: Path, fate: str, path: str, reason: str) -> None:
+    log.warning("%s: %s (%s)", fate, path, reason)
     add_bad_image(folder, path, reason)
 
 

@@ -39,7 +39,7 @@ def _assert_close(result: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "mixup", "cutmix", "elem"])
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (160, 160), (7, 33), (2, 12000)])  # the last: one line a block
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (200, 160), (7, 33), (2, 30000)])  # the last: one line a block
 def test_fast_path_equals_the_reference(kind: str, height: int, width: int) -> None:
     images_NHWC = _images(6, height, width)
     rows = _rows(6, height, width, kind)
@@ -70,6 +70,15 @@ def test_takes_memory_of_the_caller_and_tensors_for_rows() -> None:
     result = mix_normalize(images_NHWC, *map(torch.from_numpy, rows), IMAGENET_MEAN, IMAGENET_STD, out=out)
     assert result.data_ptr() == out.data_ptr()
     _assert_close(result, mix_normalize_reference(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD))
+
+
+def test_leaves_the_number_of_threads_as_it_was() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    mix_normalize(_images(4, 24, 24), *_rows(4, 24, 24, "elem"), IMAGENET_MEAN, IMAGENET_STD)
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == before + 1
 
 
 def test_partner_need_not_be_the_mirror() -> None:

@@ -114,6 +114,20 @@ def test_parity_holds_for_any_argument_and_size(
     np.testing.assert_array_equal(augment(image_HWC, [op], [arg], [interp]), expected_HWC)
 
 
+@pytest.mark.parametrize("interp", [BILINEAR, BICUBIC])
+@pytest.mark.parametrize("op", [Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.SHEAR_X, Op.SHEAR_Y])
+def test_parity_where_values_are_whole_numbers(op: Op, interp: int) -> None:
+    """Shares that are simple fractions, or all but: many a value lies on or beside a whole number, which decides."""
+    image_HWC = np.random.default_rng(3).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    image_HWC[:32] = image_HWC[:32] // 64 * 85  # few levels, 0 and 255 among them
+    for fraction in (1 / 2, 1 / 3, 3 / 8, 0.37, 1 / 255, 254 / 255, 128 / 253):
+        for nudge in (0, 1e-15, -1e-12, 1e-8, -1e-6, 1e-5, -3e-5):
+            pixels = (5 + fraction + nudge) * (-1 if nudge > 0 else 1)
+            arg = pixels / 96 if op in (Op.TRANSLATE_X, Op.TRANSLATE_Y) else pixels / 47.5
+            expected_HWC = np.asarray(_timm_op(Image.fromarray(image_HWC), op, arg, interp))
+            np.testing.assert_array_equal(augment(image_HWC, [op], [arg], [interp]), expected_HWC, err_msg=f"{arg=}")
+
+
 def test_parity_of_two_layers_is_exact(make_photo: Callable[..., Image.Image]) -> None:
     recipe = Recipe.load("a3", {"global_batch_size": "256"})
     plan = Planner(np.full(256, 96), np.full(256, 96), recipe).batch(0, 0)
