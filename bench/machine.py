@@ -28,7 +28,7 @@ def machine_record() -> dict[str, Any]:
         "driver": driver_version(),
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "versions": {name: version for name in PACKAGES if (version := package_version(name))},
         "commit": git_commit(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
