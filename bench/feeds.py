@@ -52,7 +52,7 @@ class FeedSpec:
         """The index of `root`, from its cache."""
         return ImageIndex.load(Path(self.root), cache_dir=Path(self.cache_dir))
 
-    def as_kind(self, kind: str, **recipe_values: Any) -> "FeedSpec":  # noqa: ANN401 - recipe values
+    def as_kind(self, kind: str, **recipe_values: Any) -> "FeedSpec":
         """The same task for another contestant, with some recipe values changed."""
         return dataclasses.replace(self, kind=kind, recipe=self.recipe | recipe_values)
 

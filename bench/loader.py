@@ -72,7 +72,7 @@ class BenchOptions:
 
 def main(
     recipe: Recipe, data: Path, console: Console, *, peers: str | None, json_path: Path | None,
-    report_path: Path | None, **options: Any,  # noqa: ANN401 - the other BenchOptions, which name and type them
+    report_path: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """The command: measure, saying what is being done, then print and write the report."""
     names = tuple(name.strip() for name in (peers or "").split(",") if name.strip())

@@ -89,14 +89,14 @@ def _graph(name: str, device: torch.device) -> Callable[[Callable[[], Any]], Any
     """The DALI graph of a bare rung, as a function of its source: paths, or paths and windows."""
     place = "gpu" if device.type == "cuda" else "cpu"
 
-    def whole(source: Callable[[], Any]) -> Any:  # noqa: ANN401 - DALI nodes
+    def whole(source: Callable[[], Any]) -> Any:
         encoded = fn.io.file.read(fn.external_source(source=source, batch=True))
         if name == "read":
             return encoded
         decoder, load = ("mixed", HARDWARE_SHARE[name]) if place == "gpu" else ("cpu", None)
         return fn.decoders.image(encoded, device=decoder, adjust_orientation=False, hw_decoder_load=load)
 
-    def windows(source: Callable[[], Any]) -> Any:  # noqa: ANN401 - DALI nodes
+    def windows(source: Callable[[], Any]) -> Any:
         path, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
         roi = name == "decode-roi" or use_roi("auto", device)
         return decode_window(path, start, shape, device=place, roi=roi)

@@ -18,14 +18,14 @@ def filter_codes(interp_N: np.ndarray) -> np.ndarray:
     return _FILTERS[interp_N]
 
 
-def decode(path: Any, *, device: str) -> Any:  # noqa: ANN401 - DALI nodes
+def decode(path: Any, *, device: str) -> Any:
     """Whole images, uint8 HWC RGB, EXIF orientation not applied (as timm); `device` is 'cpu' or 'gpu'."""
     decoder = "mixed" if device == "gpu" else "cpu"
     encoded = fn.io.file.read(path)
     return fn.decoders.image(encoded, device=decoder, output_type=types.RGB, adjust_orientation=False)
 
 
-def decode_window(path: Any, start: Any, shape: Any, *, device: str, roi: bool) -> Any:  # noqa: ANN401 - DALI nodes
+def decode_window(path: Any, start: Any, shape: Any, *, device: str, roi: bool) -> Any:
     """Exactly the pixels of a window of each image, uint8 HWC RGB.
 
     Args:
@@ -48,7 +48,7 @@ def decode_window(path: Any, start: Any, shape: Any, *, device: str, roi: bool) 
     )
 
 
-def resize(images: Any, size: Any, filters: Any) -> Any:  # noqa: ANN401 - DALI nodes
+def resize(images: Any, size: Any, filters: Any) -> Any:
     """Antialiased resize to `size` (h, w), with a filter per sample (int32 node, `filter_codes`)."""
     codes = fn.cast(filters, dtype=types.DALIDataType.INTERP_TYPE)
     return fn.resize(images, size=size, interp_type=codes, antialias=True)

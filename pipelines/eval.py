@@ -97,7 +97,7 @@ def eval_geometry(
 def eval_graph(*, size: tuple[int, int], device: str) -> Callable[[Callable[[], Fields]], Any]:
     """The graph as a function of its source (see `Runner`); `device` is 'cpu' or 'gpu'."""
 
-    def define(source: Callable[[], Fields]) -> Any:  # noqa: ANN401 - a DALI node
+    def define(source: Callable[[], Fields]) -> Any:
         path, resized, offset, filters = fn.external_source(source=source, num_outputs=4, batch=True)
         images = resize(decode(path, device=device), resized, filters)
         return fn.slice(images, start=offset, shape=list(size), axes=(0, 1))

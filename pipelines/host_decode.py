@@ -61,7 +61,7 @@ def _build(rows: int) -> Pipeline:
 
 
 @pipeline_def
-def _graph() -> Any:  # noqa: ANN401 - a DALI node
+def _graph() -> Any:
     path, start, shape = (fn.external_source(name=name) for name in ("path", "start", "shape"))
     return fn.decoders.image_slice(
         fn.io.file.read(path),

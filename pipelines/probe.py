@@ -40,7 +40,7 @@ def decodes(path: str) -> str | None:
     return None
 
 
-def _define(source: Callable[[], Any]) -> Any:  # noqa: ANN401 - a DALI node
+def _define(source: Callable[[], Any]) -> Any:
     (path,) = fn.external_source(source=source, num_outputs=1, batch=True)
     return decode(path, device="cpu")
 

@@ -35,7 +35,7 @@ def layer_fields(plan: BatchPlan, *, layers: int, size: tuple[int, int]) -> list
     return fields
 
 
-def apply_randaugment(images: Node, fields: Any, *, size: tuple[int, int], device: str) -> Node:  # noqa: ANN401
+def apply_randaugment(images: Node, fields: Any, *, size: tuple[int, int], device: str) -> Node:
     """All layers, one after the other.
 
     Args:

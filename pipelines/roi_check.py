@@ -56,7 +56,7 @@ def _fields(folder: Path) -> list[Any]:
 def _run(fields: list[Any], device: torch.device) -> np.ndarray:
     name = "gpu" if device.type == "cuda" else "cpu"
 
-    def define(source: Callable[[], Fields]) -> Any:  # noqa: ANN401 - a DALI node
+    def define(source: Callable[[], Fields]) -> Any:
         path, start, shape, filters = fn.external_source(source=source, num_outputs=4, batch=True)
         return resize(decode_window(path, start, shape, device=name, roi=True), (32, 32), filters)
 

@@ -127,7 +127,7 @@ def train_graph(
     crop = CROP_FIELDS if repeats > 1 else 0
     per_repeat = crop + RESIZE_FIELDS + LAYER_FIELDS * layers
 
-    def define(source: Callable[[], Fields]) -> Any:  # noqa: ANN401 - DALI nodes
+    def define(source: Callable[[], Fields]) -> Any:
         fields = fn.external_source(source=source, num_outputs=WINDOW_FIELDS + per_repeat * repeats, batch=True)
         path, start, shape = fields[:WINDOW_FIELDS]
         windows = decode_window(path, start, shape, device=device, roi=roi)

@@ -23,7 +23,7 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'rsbdali' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -112,7 +112,7 @@ EXECUTOR = click.option(
 @click.option("--val-labels", type=click.Path(path_type=Path), help="Label file of a flat val folder (ImageNet's).")
 @click.pass_context
 def train(
-    ctx: click.Context, recipe: str, overrides: tuple[str, ...], demo: bool, data: Path | None, **rest: Any  # noqa: ANN401
+    ctx: click.Context, recipe: str, overrides: tuple[str, ...], demo: bool, data: Path | None, **rest: Any
 ) -> int:  # fmt: skip
     """Train a recipe: from a folder of images to a validated checkpoint."""
     from rsbdali.recipe import Recipe, demo_overrides
@@ -142,7 +142,7 @@ def train(
 @WORKERS
 @click.option("--batch-size", type=click.IntRange(1), help="Images a batch (default: 256 on a GPU, 64 on a CPU).")
 @click.option("--val-labels", type=click.Path(path_type=Path), help="Label file of a flat val folder (ImageNet's).")
-def validate(overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:  # noqa: ANN401
+def validate(overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
     """Top-1, top-5 and loss over exactly all validation images."""
     from rsbdali.distributed import World
     from rsbdali.validate import ValidateOptions
@@ -235,7 +235,7 @@ def demo_data(folder: Path, seed: int = 0) -> None:
 @click.option("--against", metavar="MODEL", help="Measure this model's training step too, and say which one waits.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the record here.")
 @click.option("--report", "report_path", type=click.Path(path_type=Path), help="Write one HTML page here.")
-def bench_loader(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:  # noqa: ANN401
+def bench_loader(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
     """Images per second of the training loader, and whether data will hold training back."""
     from rsbdali.bench import loader as bench
     from rsbdali.recipe import Recipe
@@ -252,7 +252,7 @@ def bench_loader(recipe: str, overrides: tuple[str, ...], data: Path | None, **r
 @click.option("--images", type=click.IntRange(1, 64), default=4, show_default=True)
 @click.option("--draws", type=click.IntRange(1, 16), default=4, show_default=True, help="Augmentations of each image.")
 @EXECUTOR
-def preview(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:  # noqa: ANN401
+def preview(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
     """Draw what a recipe does to a few images, with the ops and their arguments."""
     from rsbdali.preview import preview as draw
     from rsbdali.recipe import Recipe

@@ -24,7 +24,7 @@ def create_loader(
     recipe: str | Recipe = "a3",
     *,
     is_training: bool = True,
-    **options: Any,  # noqa: ANN401 - passed on to TrainLoader or EvalLoader, which name and type them
+    **options: Any,
 ) -> "TupleLoader":
     """A loader for a trainer that already exists: yields `(images, targets)` as timm's `create_loader` with mixup does.
 

@@ -192,7 +192,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
     return values
 
 
-def _yaml_value(key: str, value: Any) -> Any:  # noqa: ANN401 - a value of any key
+def _yaml_value(key: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
@@ -201,7 +201,7 @@ def _yaml_value(key: str, value: Any) -> Any:  # noqa: ANN401 - a value of any k
         raise RecipeError(f"{key}={value}: not a YAML value") from error
 
 
-def _build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:  # noqa: ANN401 - an instance of cls
+def _build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
@@ -209,7 +209,7 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:  # no
     return cls(**{key: _coerce(prefix + key, value, hints[key]) for key, value in values.items()})
 
 
-def _coerce(key: str, value: Any, hint: Any) -> Any:  # noqa: ANN401 - driven by the annotation
+def _coerce(key: str, value: Any, hint: Any) -> Any:
     """`value` as the annotated type, or a RecipeError that says what is allowed."""
     for option in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
         matched, result = _match(key, value, option)
@@ -218,7 +218,7 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:  # noqa: ANN401 - driven by
     raise RecipeError(f"{key}={value!r}: expected {_describe(hint)}")
 
 
-def _match(key: str, value: Any, option: Any) -> tuple[bool, Any]:  # noqa: ANN401 - driven by the annotation
+def _match(key: str, value: Any, option: Any) -> tuple[bool, Any]:
     origin, args = typing.get_origin(option), typing.get_args(option)
     if origin is Literal:
         return value in args, value
@@ -236,7 +236,7 @@ def _match(key: str, value: Any, option: Any) -> tuple[bool, Any]:  # noqa: ANN4
     return type(value) is option, value
 
 
-def _match_float(value: Any) -> tuple[bool, float]:  # noqa: ANN401 - anything YAML gives
+def _match_float(value: Any) -> tuple[bool, float]:
     if isinstance(value, bool):
         return False, 0.0
     if isinstance(value, str):  # YAML 1.1 reads 5e-3 as a string
@@ -251,7 +251,7 @@ def _match_number_text(text: str) -> tuple[bool, float]:
         return False, 0.0
 
 
-def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:  # noqa: ANN401 - any field's value
+def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:
     if "low" not in f.metadata or value is None:
         return
     low, high = f.metadata["low"], f.metadata["high"]
@@ -265,7 +265,7 @@ def _bounds(low: float, high: float) -> str:
     return f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
 
 
-def _describe(hint: Any) -> str:  # noqa: ANN401 - an annotation
+def _describe(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         return " or ".join(_describe(h) for h in typing.get_args(hint))
     if typing.get_origin(hint) is Literal:
@@ -285,7 +285,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - recursion over YAML values
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, tuple):
