@@ -14,6 +14,7 @@ from rsbdali import distributed
 from rsbdali.distributed import World
 from rsbdali.epochs import Trainer
 from rsbdali.outputs import RunFolder
+from rsbdali.recipe import Recipe
 from rsbdali.report import Plain, Silent
 from rsbdali.run_state import Identity
 from rsbdali.saver import Saver
@@ -23,24 +24,30 @@ from rsbdali.trainer import make_state, resume_from
 def main(folder: Path, steps: int, *pairs: str) -> int:
     torch.set_num_threads(1)
     chosen = recipe().with_overrides(dict(pair.split("=") for pair in pairs))
-    world, device = World.from_env(), torch.device("cpu")
-    with distributed.process_group(world, device):
-        place = {"rank": world.rank, "world_size": world.size}
-        loader, evaluation = FakeTrainLoader(chosen, steps=steps, **place), FakeEvalLoader(chosen, **place)
-        state = make_state(chosen, CLASSES, device)
-        identity = Identity(chosen, tuple(map(str, range(CLASSES))), chosen.mix_groups, steps)
-        resume_from(state, identity, "auto", folder)
-        distributed.barrier(world)
-        files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_primary else None
-        saver = Saver(folder, 2, state.history) if world.is_primary else None
-        trainer = Trainer(
-            state, identity, loader, evaluation, device=device, amp_dtype=torch.float32, world=world,
-            reporter=Plain(chosen, steps) if files else Silent(), files=files, saver=saver,
-        )  # fmt: skip
-        outcome = trainer.run()
-        if world.is_primary:
-            content = {"state_dict": state.model.state_dict(), "last": vars(outcome.last) if outcome.last else None}
-            torch.save(content, folder / "state.pt")
+    world = World.from_env()
+    with distributed.process_group(world, torch.device("cpu")):
+        return run(folder, steps, chosen, world)
+
+
+def run(folder: Path, steps: int, chosen: Recipe, world: World) -> int:
+    """Train; a function of its own, so that DDP is gone before the process group (torch 2.7 hangs otherwise)."""
+    device, place = torch.device("cpu"), {"rank": world.rank, "world_size": world.size}
+    loader, evaluation = FakeTrainLoader(chosen, steps=steps, **place), FakeEvalLoader(chosen, **place)
+    state = make_state(chosen, CLASSES, device)
+    identity = Identity(chosen, tuple(map(str, range(CLASSES))), chosen.mix_groups, steps)
+    resume_from(state, identity, "auto", folder)
+    distributed.barrier(world)
+    files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_primary else None
+    saver = Saver(folder, 2, state.history) if world.is_primary else None
+    trainer = Trainer(
+        state, identity, loader, evaluation, device=device, amp_dtype=torch.float32, world=world,
+        reporter=Plain(chosen, steps) if files else Silent(), files=files, saver=saver,
+    )  # fmt: skip
+    outcome = trainer.run()
+    if world.is_primary:
+        content = {"state_dict": state.model.state_dict(), "last": vars(outcome.last) if outcome.last else None}
+        torch.save(content, folder / "state.pt")
+    distributed.barrier(world)
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
