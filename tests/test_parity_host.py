@@ -90,7 +90,7 @@ def test_parity_of_whole_number_arguments_is_exact_for_all_of_them(op: Op) -> No
 
 
 def test_posterize_to_no_bits_is_black() -> None:
-    """Level 10 keeps no bit. Pillow 13 refuses that, and timm with it; Pillow 11 and 12 give black."""
+    """Level 10 keeps no bit. Pillow 13 refuses that, and timm with it; Pillow 11 gives black."""
     image_HWC = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     assert not augment(image_HWC, [Op.POSTERIZE], [0.0], [0]).any()
 
