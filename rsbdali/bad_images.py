@@ -20,9 +20,6 @@ class BadImages:
         self.reasons: dict[str, str] = {}
         self._on_bad, self._limit = on_bad or _warn, limit
 
-    def __contains__(self, path: str) -> bool:
-        return path in self.reasons
-
     def add(self, path: str, reason: str) -> None:
         """Note one bad image; only its first time is reported."""
         if path in self.reasons:

@@ -103,6 +103,6 @@ def test_bad_images_are_named_once_and_limited() -> None:
     bad.add("a", "cut")
     bad.add("b", "empty")
     assert seen == [("a", "cut"), ("b", "empty")]
-    assert "a" in bad
+    assert bad.reasons == {"a": "cut", "b": "empty"}
     with pytest.raises(DataError, match="--max-bad-images 2"):
         bad.add("c", "text")
