@@ -11,7 +11,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from rsbdali.cli import cli, main, parse_overrides
+from rsbdali.cli import cli, main
+from rsbdali.commands.options import parse_overrides
 from rsbdali.errors import RecipeError
 
 SURFACE = {

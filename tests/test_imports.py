@@ -12,7 +12,7 @@ FOLDERS = {name: f"rsbdali.{name}" for name in ("pipelines", "recipes", "bench")
 
 # from the top down; a module may import from its own line or from lines below
 LAYERS = [
-    {"cli", "__main__"},
+    {"cli", "commands", "__main__"},
     {"bench", "doctor", "preview"},
     {"trainer", "validate", "train_options"},
     {"step", "evaluate", "report", "outputs", "checkpoint"},

@@ -1,0 +1,39 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsbdali.errors import RecipeError
+
+
+def parse_overrides(pairs: tuple[str, ...]) -> dict[str, str]:
+    """`key=value` pairs of --set as a dictionary."""
+    overrides = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise RecipeError(f"--set {pair}: expected key=value, for example --set epochs=10")
+        overrides[key.strip()] = value
+    return overrides
+
+
+def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--recipe and --set, on every command that takes a recipe."""
+    function = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")(
+        function
+    )
+    return click.option("--recipe", default="a3", show_default=True, help="a1, a2, a3 or the path of a .yaml file.")(
+        function
+    )
+
+
+DATA = click.option("--data", type=click.Path(path_type=Path), help="Folder with train/<class>/… and val/<class>/….")
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+WORKERS = click.option("--workers", "-j", type=click.IntRange(1), help="CPU threads of the loader (default: all).")
+EXECUTOR = click.option(
+    "--executor", type=click.Choice(["auto", "graph", "host"]), default="auto", show_default=True,
+    help="graph: all in DALI; host: DALI decodes, the CPU's threads do the rest.",
+)  # fmt: skip

@@ -1,0 +1,70 @@
+"""`train` and `validate`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rsbdali.commands.data import demo_data
+from rsbdali.commands.options import DATA, DEVICE, EXECUTOR, WORKERS, parse_overrides, recipe_options
+from rsbdali.errors import RsbdaliError
+
+
+@click.command()
+@recipe_options
+@DATA
+@click.option("--demo", is_flag=True, help="Scale the recipe down, on a small made-up data set.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("output"), show_default=True)
+@click.option("--experiment", help="Folder below --output (default: recipe and model, numbered).")
+@click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint; auto: the experiment's last.")
+@click.option("--initial-checkpoint", type=click.Path(path_type=Path), help="Start from these weights.")
+@click.option("--pretrained", is_flag=True, help="Start from timm's weights for the model.")
+@DEVICE
+@WORKERS
+@EXECUTOR
+@click.option("--deterministic", is_flag=True, help="Bitwise repeatable steps, slower on a GPU.")
+@click.option("--max-bad-images", type=click.IntRange(0), help="Stop once more images than this do not decode.")
+@click.option("--val-labels", type=click.Path(path_type=Path), help="Label file of a flat val folder (ImageNet's).")
+@click.pass_context
+def train(
+    ctx: click.Context, recipe: str, overrides: tuple[str, ...], demo: bool, data: Path | None, **rest: Any
+) -> int:  # fmt: skip
+    """Train a recipe: from a folder of images to a validated checkpoint."""
+    from rsbdali.recipe import Recipe, demo_overrides
+    from rsbdali.trainer import TrainOptions
+    from rsbdali.trainer import train as run
+
+    chosen = Recipe.load(recipe, {**(demo_overrides() if demo else {}), **parse_overrides(overrides)})
+    if demo and data is None:
+        data = rest["output"] / "demo-data"
+        ctx.invoke(demo_data, folder=data)
+    if data is None:
+        raise RsbdaliError("--data is missing: the folder with train/<class>/… and val/<class>/… (or use --demo)")
+    summary = run(TrainOptions(recipe=chosen, data=data, **rest))
+    for line in summary.lines():
+        click.echo(line)
+    return summary.exit_code
+
+
+@click.command()
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="A checkpoint that `rsbdali train` wrote.")
+@click.option("--model", help="A timm model instead of a checkpoint.")
+@click.option("--pretrained", is_flag=True, help="With --model: timm's weights.")
+@click.option("--recipe", help="Settings of the evaluation (default: the checkpoint's own, else a3).")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
+@DATA
+@DEVICE
+@WORKERS
+@click.option("--batch-size", type=click.IntRange(1), help="Images a batch (default: 256 on a GPU, 64 on a CPU).")
+@click.option("--val-labels", type=click.Path(path_type=Path), help="Label file of a flat val folder (ImageNet's).")
+def validate(overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
+    """Top-1, top-5 and loss over exactly all validation images."""
+    from rsbdali.distributed import World
+    from rsbdali.validate import ValidateOptions
+    from rsbdali.validate import validate as run
+
+    if data is None:
+        raise RsbdaliError("--data is missing: the folder with val/<class>/…")
+    result = run(ValidateOptions(data=data, overrides=parse_overrides(overrides), **rest))
+    if World.from_env().is_primary:
+        click.echo(result.line())

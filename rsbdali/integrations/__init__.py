@@ -1,0 +1,1 @@
+"""Plugs for trainers that people have: timm's scripts, Lightning, Accelerate."""
