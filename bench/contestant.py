@@ -20,10 +20,11 @@ import torch
 
 from rsbdali.bench import meter
 from rsbdali.bench.feeds import Feed, FeedSpec, RsbdaliFeed, check_batch
+from rsbdali.bench.gpu_time import gpu_us_per_image
+from rsbdali.bench.timing import finisher
 from rsbdali.errors import RsbdaliError
 
 CLOSE_S = 20.0
-GPU_BATCHES = 20
 
 
 class ContestantFailed(RsbdaliError):
@@ -140,7 +141,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         if request["do"] == "round":
             answer(dataclasses.asdict(_round(feed, spec, request["seconds"])))
         else:
-            answer({"gpu_us_per_image": _gpu_us(feed)})
+            answer({"gpu_us_per_image": gpu_us_per_image(feed.deliver, feed.ready)})
     feed.close()
 
 
@@ -148,28 +149,8 @@ def _round(feed: Feed, spec: FeedSpec, seconds: float) -> meter.Round:
     def deliver() -> int:
         return len(feed.deliver())
 
-    finish = torch.cuda.synchronize if spec.device.startswith("cuda") else _nothing
+    finish = finisher(torch.device(spec.device))
     return meter.measure(deliver, seconds=seconds, warm_up=feed.ready + 1, finish=finish)
-
-
-def _nothing() -> None:
-    """On a CPU a batch that was delivered is finished."""
-
-
-def _gpu_us(feed: Feed) -> float:
-    """GPU time an image, by CUPTI: it sees the kernels and copies of every library in this process."""
-    from torch._C._autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
-
-    for _ in range(feed.ready + 1):
-        feed.deliver()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        images = sum(len(feed.deliver()) for _ in range(GPU_BATCHES))
-        torch.cuda.synchronize()
-    # the host's own calls carry the time of what they launched once more
-    on_device = [event for event in trace.key_averages() if event.device_type == DeviceType.CUDA]
-    return sum(event.self_device_time_total for event in on_device) / images
 
 
 def _main() -> None:

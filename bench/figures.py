@@ -1,12 +1,9 @@
 """From rounds to the figures of a report, and the report as JSON."""
 
 import dataclasses
-import json
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,9 +95,9 @@ class LoaderFigures:
         return max(r.memory_bytes for r in self.rounds) / 2**20
 
 
-def ratio(ours: LoaderFigures, other: LoaderFigures) -> float:
+def ratio(ours: Sequence[Round], others: Sequence[Round]) -> float:
     """Median over rounds of our images/s by theirs in the same round."""
-    pairs = zip(ours.rounds, other.rounds, strict=True)
+    pairs = zip(ours, others, strict=True)
     return statistics.median(mine.images_per_s / theirs.images_per_s for mine, theirs in pairs)
 
 
@@ -141,14 +138,6 @@ def to_json(report: BenchReport) -> dict[str, Any]:
         "model": dataclasses.asdict(report.model) if report.model else None,
         "verdict": report.verdict,
     }
-
-
-def write_json(path: Path, report: BenchReport) -> None:
-    """Write the report, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(to_json(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def _result(figures: LoaderFigures) -> dict[str, Any]:

@@ -4,19 +4,21 @@
 #     bench/gpu.sh OUTDIR DATA [--device cpu]
 #
 # DATA: photographs in class folders (or DATA/train). Each step has a time limit and a process of its own, so that a
-# crash or a hang of one does not end the rest. OUTDIR gets eight files: summary.txt says how each step ended.
+# crash or a hang of one does not end the rest. OUTDIR gets six files: summary.txt says how each step ended, and the
+# figures against their aims; records.json holds the measurements. --device cpu is a dry run on small sizes.
 # PYTHON names an interpreter that has torch, timm and DALI (default python3); rsbdali need not be installed.
+# STEPS names the steps to run (default: all), BUDGET the seconds for all of them (default 510).
 set -uo pipefail
 
-[ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
 out=$1 data=$(realpath "$2") device=cuda
 [ "${3:-}" = --device ] && device=${4:?--device wants cpu or cuda}
-budget=${BUDGET:-530}
+budget=${BUDGET:-510}
 python=${PYTHON:-python3}
+steps=${STEPS:-all}
 repo=$(cd "$(dirname "$0")/.." && pwd)
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-mkdir -p "$out"
+mkdir -p "$out" "$scratch/records" "$scratch/output"
 out=$(realpath "$out")
 export XDG_CACHE_HOME=$scratch/cache PYTHONUNBUFFERED=1 COLUMNS=160
 
@@ -25,20 +27,37 @@ mkdir -p "$scratch/site/rsbdali"
 ln -s "$repo"/rsbdali/* "$repo/pipelines" "$repo/recipes" "$repo/bench" "$scratch/site/rsbdali/"
 export PYTHONPATH=$scratch/site${PYTHONPATH:+:$PYTHONPATH}
 
+# however this ends, what was measured is gathered
+finish() {
+    local status=$?
+    "$python" -m rsbdali.bench.summary "$scratch/records" "$scratch/output" "$out/records.json" 2>&1 |
+        tee -a "$out/summary.txt"
+    rm -rf "$scratch"
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 143' TERM
+trap 'exit 130' INT
+
 if [ "$device" = cpu ]; then
-    model=test_resnet against=resnet18 batches="64 128" images=512 limits="--seconds 1 --rounds 1" marker="not gpu"
-    tests=(tests/test_mix.py)
+    small=(--set model=test_resnet --set img_size=64 --set test_img_size=64)
+    model=test_resnet rows=8 batch=64 images=512 limits="--seconds 0.1 --rounds 1" marker="not gpu"
+    dtypes="float32"  # CPUs compute in 16 bits by detours
+    tests=(tests/test_mix.py) compile=() sizes=(--rows 4 --size 64 --model test_resnet) windows="--steps 2 --rounds 1"
 else
-    model=resnet50 against=resnet50 batches="512 2048" images=49152 limits="--seconds 3 --rounds 3" marker=gpu
-    tests=(tests)
+    small=()
+    model=resnet50 rows=512 batch=512 images=49152 limits="--seconds 1.5 --rounds 3" marker=gpu
+    dtypes="bfloat16 float16"
+    tests=(tests) compile=(--torch-compile default --cuda-graph) sizes=() windows="--steps 20 --rounds 3"
 fi
 
 # step NAME LIMIT FILE COMMAND...: run it within its limit and what is left of the budget, output appended to FILE
 step() {
     local name=$1 limit=$2 file=$out/$3 left=$((budget - SECONDS)) start=$SECONDS status
     shift 3
+    [[ $steps == all || " $steps " == *" ${name%% *} "* ]] || return
     if [ "$left" -lt 15 ]; then
-        echo "$name: left out, the time is up" >>"$out/summary.txt"
+        echo "$name: left out, the time is up" | tee -a "$out/summary.txt"
         return
     fi
     [ "$limit" -gt "$left" ] && limit=$left
@@ -48,21 +67,41 @@ step() {
     echo "$name: status $status, $((SECONDS - start)) s of $limit" | tee -a "$out/summary.txt"
 }
 
+record=$scratch/records
 rsbdali=("$python" -m rsbdali)
-bench=("${rsbdali[@]}" bench-loader --data "$data" --device "$device" $limits)
+loader=("${rsbdali[@]}" bench-loader --data "$data" --device "$device" --batch-size "$rows" $limits)
+train_step=("${rsbdali[@]}" bench-step --recipe a3 --device "$device" --peers timm --batch-size "$rows" $limits)
 : >"$out/summary.txt"
-step doctor 90 checks.txt "${rsbdali[@]}" doctor
+step doctor 60 checks.txt "${rsbdali[@]}" doctor
 cd "$repo" || exit
-step tests 110 checks.txt "$python" -m pytest -q -p no:cacheprovider --continue-on-collection-errors -m "$marker" "${tests[@]}"
+step tests 100 checks.txt "$python" -m pytest -q -p no:cacheprovider --continue-on-collection-errors -m "$marker" "${tests[@]}"
 cd "$scratch" || exit
-step peers 110 bench.txt "${bench[@]}" --recipe a3 --peers timm --against "$against" \
-    --json "$out/bench.json" --report "$out/bench.html"
-step material 60 train.txt "$python" -m rsbdali.bench.material "$data" "$scratch/data" "$images"
-for batch in $batches; do
-    step "train, batch $batch" 100 train.txt "${rsbdali[@]}" train --recipe a3 --data "$scratch/data" \
-        --device "$device" --output "$scratch/output" --experiment "batch-$batch" --set "model=$model" \
-        --set mix_groups=1 --set "global_batch_size=$batch" --set epochs=2 --set warmup_epochs=1 --set log_interval=10
+step loader 100 bench.txt "${loader[@]}" --recipe a3 --peers timm --against "$model" "${small[@]}" \
+    --json "$record/loader.json" --report "$out/bench.html"
+for dtype in $dtypes; do
+    step "step $dtype" 150 bench.txt "${train_step[@]}" "${small[@]}" --set "amp_dtype=$dtype" "${compile[@]}" \
+        --json "$record/step-$dtype.json"
+    compile=()  # once is enough: it takes a minute
 done
-step stages 150 bench.txt "${bench[@]}" --recipe a3 --stages --rounds 1 --json "$out/stages.json"
-step repeats 70 bench.txt "${bench[@]}" --recipe a1 --set aug_repeats_mode=local --json "$out/repeats.json"
-step "decode modes" 90 bench.txt "$python" -m rsbdali.bench.decode_modes "$data" --device "$device" --seconds 1
+step kernels 60 bench.txt "$python" -m rsbdali.bench.kernels --device "$device" "${sizes[@]}" \
+    --json "$record/kernels.json"
+step "train material" 60 train.txt "$python" -m rsbdali.bench.material "$data" "$scratch/data" "$images"
+for dtype in $dtypes; do
+    step "train $dtype" 70 train.txt "${rsbdali[@]}" train --recipe a3 --data "$scratch/data" --device "$device" \
+        --output "$scratch/output" --experiment "$dtype" "${small[@]}" --set "amp_dtype=$dtype" --set mix_groups=1 \
+        --set "global_batch_size=$batch" --set epochs=2 --set warmup_epochs=1 --set log_interval=10
+done
+step share 80 bench.txt "$python" -m rsbdali.bench.gpu_share "$data" --device "$device" --batch-size "$rows" $windows \
+    "${small[@]}" --json "$record/gpu_share.json"
+if [ "$device" != cpu ] && command -v compute-sanitizer >/dev/null; then
+    # without torch's cache of memory the sanitizer sees where each tensor ends
+    step sanitizer 90 checks.txt env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 \
+        "$python" -m rsbdali.bench.kernels --once --device "$device" --rows 8 --size 33 --model test_resnet
+else
+    echo "sanitizer: not run, there is no compute-sanitizer or no GPU" | tee -a "$out/summary.txt"
+fi
+step stages 120 bench.txt "${loader[@]}" --recipe a3 --stages --rounds 1 "${small[@]}" --json "$record/stages.json"
+step repeats 60 bench.txt "${loader[@]}" --recipe a1 --set aug_repeats_mode=local "${small[@]}" \
+    --json "$record/repeats.json"
+step modes 60 bench.txt "$python" -m rsbdali.bench.decode_modes "$data" --device "$device" --seconds 1
+exit 0  # a step that failed says so in summary.txt

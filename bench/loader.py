@@ -16,13 +16,14 @@ from rich.console import Console
 
 from rsbdali.bench.contestant import ContestantFailed
 from rsbdali.bench.feeds import FeedSpec
-from rsbdali.bench.figures import RUNGS, BenchReport, LoaderFigures, Stage, ladder, ratio, to_json, write_json
+from rsbdali.bench.figures import RUNGS, BenchReport, LoaderFigures, Stage, ladder, ratio, to_json
 from rsbdali.bench.machine import machine_record
 from rsbdali.bench.material import enough_images
 from rsbdali.bench.model_step import ModelFigures, measure_model
 from rsbdali.bench.peers import PEERS, missing
 from rsbdali.bench.print_report import print_report
 from rsbdali.bench.race import Say, race, start
+from rsbdali.bench.record import write_record
 from rsbdali.bench.verdict import Loader, Model, verdict
 from rsbdali.errors import RecipeError
 from rsbdali.index import ImageIndex, find_images
@@ -30,7 +31,7 @@ from rsbdali.loader import default_threads, resolve_device
 from rsbdali.model import create_model
 from rsbdali.recipe import Recipe
 
-__all__ = ["BenchOptions", "BenchReport", "main", "print_report", "run", "to_json", "write_json"]
+__all__ = ["BenchOptions", "BenchReport", "main", "print_report", "run", "to_json"]
 
 STAGE_ROUNDS = 3
 
@@ -97,7 +98,7 @@ def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
     with tempfile.TemporaryDirectory(prefix="rsbdali-bench-") as scratch:
         report = _run(options, Path(scratch), say)
     if options.json:
-        write_json(options.json, report)
+        write_record(options.json, to_json(report))
     if options.report:
         from rsbdali.bench.report_html import write_html
 
@@ -218,9 +219,9 @@ def _ours(recipe: Recipe, results: Sequence[LoaderFigures]) -> LoaderFigures:
 
 def _ratios(recipe: Recipe, results: Sequence[LoaderFigures]) -> dict[str, float]:
     ours, by_name = _ours(recipe, results), {r.name: r for r in results}
-    found = {name: ratio(ours, r) for name, r in by_name.items() if not name.startswith("rsbdali")}
+    found = {name: ratio(ours.rounds, r.rounds) for name, r in by_name.items() if not name.startswith("rsbdali")}
     if "rsbdali-local" in by_name:
-        found["spread"] = ratio(by_name["rsbdali-local"], by_name["rsbdali-spread"])
+        found["spread"] = ratio(by_name["rsbdali-local"].rounds, by_name["rsbdali-spread"].rounds)
     return found
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from rsbdali.errors import DataError
 from rsbdali.index import ImageIndex, find_images
 
 BATCHES_AN_EPOCH = 64  # so that the turn of an epoch falls into few of the measured windows
@@ -19,7 +20,12 @@ def enough_images(index: ImageIndex, batch_size: int, scratch: Path) -> tuple[Pa
 
     Returns:
         The tree's root, and how many times each image stands in it (1: the user's own tree).
+
+    Raises:
+        DataError: the images are no folder of files.
     """
+    if index.name != str(index.root):
+        raise DataError(f"{index.name}: measured are folders of image files, and the peers read nothing else")
     copies = -(-BATCHES_AN_EPOCH * batch_size // len(index))
     if copies <= 1:
         return index.root, 1

@@ -1,29 +1,25 @@
-"""A model's training step alone, on synthetic data at the recipe's size: what a loader has to feed.
+"""How many images a second a model's training step takes, on synthetic data: what a loader has to feed."""
 
-Forward, loss, backward, optimiser, with the number formats and kernels that training uses; the batch stays on the
-device, so that no data path is in it.
-"""
-
-import time
 from dataclasses import dataclass
 
 import torch
 
+from rsbdali.bench import meter
+from rsbdali.bench.our_step import OurStep
+from rsbdali.bench.synthetic import step_recipe
+from rsbdali.bench.timing import finisher
 from rsbdali.loader import resolve_device
-from rsbdali.model import create_model
-from rsbdali.ops.bce import bce_loss, soft_cross_entropy
-from rsbdali.optim import create_optimizer
-from rsbdali.precision import amp_dtype, autocast, kernel_policy, name_of
+from rsbdali.precision import amp_dtype, kernel_policy, name_of
 from rsbdali.recipe import Recipe
 
-NUM_CLASSES = 1000
-WARM_UP = 10  # cudnn.benchmark and the allocator settle
+WARM_UP = 10  # steps on a GPU: cudnn.benchmark and the allocator settle
 CPU_BATCH = 16  # a step of 128 takes half a minute on two cores, and gives the same images/s
+WINDOWS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFigures:
-    """A model's step: median, least and most images a second over steps, and the setting they were taken in."""
+    """A model's step: median, least and most images a second over windows, and the setting they were taken in."""
 
     name: str
     median: float
@@ -35,79 +31,32 @@ class ModelFigures:
 
 
 def measure_model(recipe: Recipe, *, batch_size: int, device: str, seconds: float) -> ModelFigures:
-    """Time training steps of `recipe.model` for about `seconds` (at least three steps).
+    """Time training steps of `recipe.model` on a batch that is mixed already, in three windows of `seconds` together.
 
     Args:
         recipe: model, train size, optimiser, loss, amp_dtype.
         batch_size: images a step; at most 16 on a CPU.
         device: `cpu` or `cuda`.
-        seconds: how long to measure.
+        seconds: how long to measure (a window holds two steps at least).
     """
     place = resolve_device(device)
     rows = batch_size if place.type == "cuda" else min(batch_size, CPU_BATCH)
     with kernel_policy(place, deterministic=False):
-        step = _Step(recipe, rows, place)
-        for _ in range(WARM_UP if place.type == "cuda" else 1):
+        step = OurStep(step_recipe(recipe, rows), place, mixed=False)
+        for _ in range(warm_up_steps(place)):
             step()
-        rates = sorted(rows / t for t in _times(step, place, seconds))
+        window = seconds / WINDOWS
+        rounds = [
+            meter.measure(step, seconds=window, warm_up=1, finish=finisher(place)) for _ in range(WINDOWS)
+        ]
+    rates = sorted(measured.images_per_s for measured in rounds)
     return ModelFigures(
         name=recipe.model, median=rates[len(rates) // 2], min=rates[0], max=rates[-1], batch_size=rows,
-        dtype=name_of(step.dtype),
+        dtype=name_of(amp_dtype(recipe.amp_dtype, place)),
         memory_bytes=torch.cuda.max_memory_allocated(place) if place.type == "cuda" else None,
     )  # fmt: skip
 
 
-def _times(step: "_Step", device: torch.device, seconds: float) -> list[float]:
-    """Seconds of each step."""
-    times: list[float] = []
-    start = time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - start < seconds:
-        times.append(_time_on_gpu(step) if device.type == "cuda" else _time_on_cpu(step))
-    return times
-
-
-def _time_on_cpu(step: "_Step") -> float:
-    before = time.perf_counter()
-    step()
-    return time.perf_counter() - before
-
-
-def _time_on_gpu(step: "_Step", steps: int = 5) -> float:
-    """Mean of a few steps between two events, so that the host runs ahead as it does in training."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(steps):
-        step()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3 / steps
-
-
-class _Step:
-    """One training step on a batch of noise."""
-
-    def __init__(self, recipe: Recipe, rows: int, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
-        self.dtype = amp_dtype(recipe.amp_dtype, device)
-        self.model = create_model(recipe, NUM_CLASSES).to(device).train()
-        self.optimizer = create_optimizer(self.model, recipe)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        rng = torch.Generator().manual_seed(0)
-        images = torch.randn((rows, 3, *recipe.train_size), generator=rng)
-        self.images = images.to(device, memory_format=torch.channels_last)
-        label_N, partner_N = (torch.randint(NUM_CLASSES, (rows,), generator=rng).to(device) for _ in range(2))
-        self.targets = label_N, partner_N, torch.rand(rows, generator=rng).to(device)
-
-    def __call__(self) -> None:
-        with autocast(self.device, self.dtype):
-            logits = self.model(self.images)
-        recipe = self.recipe
-        if recipe.bce_loss:
-            threshold = recipe.bce_target_thresh
-            loss = bce_loss(logits, *self.targets, smoothing=recipe.smoothing, threshold=threshold)
-        else:
-            loss = soft_cross_entropy(logits, *self.targets, smoothing=recipe.smoothing)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+def warm_up_steps(device: torch.device) -> int:
+    """Steps before anything is measured."""
+    return WARM_UP if device.type == "cuda" else 1

@@ -4,7 +4,7 @@
 
 Gradients add up over micro-batches, each weighted by its share of the rank's rows, and DDP averages them over the ranks
 on the last one: together the gradient of the mean over the global batch. The host never waits for the GPU here, but for
-float16's GradScaler, which has to know whether gradients overflowed.
+float16's GradScaler, which has to know whether gradients overflowed; LAMB's kernels see to that on the GPU.
 """
 
 import inspect
@@ -22,6 +22,7 @@ from rsbdali.distributed import World
 from rsbdali.errors import DeviceError
 from rsbdali.late import LateSum
 from rsbdali.model import reseed
+from rsbdali.nonfinite import UpdateGuard
 from rsbdali.ops.bce import bce_loss, soft_cross_entropy
 from rsbdali.precision import autocast
 from rsbdali.recipe import Recipe
@@ -68,7 +69,7 @@ class TrainStep:
     """Callable that makes one optimiser step.
 
     Args:
-        model: from `parallel`, on the device.
+        model: from `parallel`, on the device; compiled or not.
         optimizer: over its parameters.
         scaler: GradScaler, enabled for float16 alone.
         recipe: loss, `batch_size`, `clip_grad`, seed.
@@ -76,6 +77,7 @@ class TrainStep:
         amp_dtype: of autocast; float32 means none.
         world: the processes.
         ema: averaged weights to update, if any.
+        guard: looks at each update before it is made (`--on-nan skip`).
     """
 
     def __init__(
@@ -89,10 +91,13 @@ class TrainStep:
         amp_dtype: torch.dtype,
         world: World,
         ema: ModelEmaV3 | None = None,
+        guard: UpdateGuard | None = None,
     ) -> None:
         self.model, self.optimizer, self.scaler, self.recipe, self.ema = model, optimizer, scaler, recipe, ema
-        self.device, self.amp_dtype, self.world = device, amp_dtype, world
-        self._bare = model.module if isinstance(model, DistributedDataParallel) else model
+        self.device, self.amp_dtype, self.world, self.guard = device, amp_dtype, world, guard
+        uncompiled = getattr(model, "_orig_mod", model)
+        self._ddp = uncompiled if isinstance(uncompiled, DistributedDataParallel) else None
+        self._bare: nn.Module = uncompiled if self._ddp is None else self._ddp.module
         self._loss = make_loss(recipe)
         self._rank_rows = recipe.global_batch_size // world.size
         self._late = LateSum(device, world)
@@ -113,11 +118,17 @@ class TrainStep:
         Raises:
             DeviceError: out of GPU memory.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
+        if self.guard is not None:
+            self.guard.remember()
         loss = torch.zeros((), device=self.device)
         for batch, rows, is_last in self._micro_batches(groups):
             loss += self._micro_step(batch, rows, is_last=is_last)
-        self._update(update)
+        if self.guard is None or self.guard.allows(loss):
+            self._update(update)
+        elif self.scaler.is_enabled():  # its scale goes down
+            self.scaler.unscale_(self.optimizer)
+            self.scaler.update()
         return self._late.push(torch.stack([loss / self.world.size, *self._on_device(notes())]))
 
     def flush(self) -> list[float] | None:
@@ -138,30 +149,39 @@ class TrainStep:
     def _micro_step(self, batch: "TrainBatch", rows: slice, *, is_last: bool) -> torch.Tensor:
         """Add one micro-batch's gradient, and return its part of the rank's mean loss."""
         reseed(self.recipe.seed, batch.epoch, batch.step, batch.group, rows.start)
-        share = (rows.stop - rows.start) / self._rank_rows
         try:
             with self._sync(is_last):
-                with autocast(self.device, self.amp_dtype):
-                    logits_NC = self.model(batch.images[rows])
-                loss = self._loss(logits_NC, batch, rows) * share
-                self.scaler.scale(loss).backward()
+                return self._pass(batch, rows)
         except torch.OutOfMemoryError as error:
             raise DeviceError(_out_of_memory(batch.images[rows])) from error
+
+    def _pass(self, batch: "TrainBatch", rows: slice) -> torch.Tensor:
+        """Forward and backward over rows of a batch. Returns the loss, weighted by their share of the rank's rows."""
+        images = batch.images[rows]
+        with autocast(self.device, self.amp_dtype):
+            logits_NC = self.model(images)
+        loss = self._loss(logits_NC, batch, rows) * (len(images) / self._rank_rows)
+        self.scaler.scale(loss).backward()
         return loss.detach()
 
     def _sync(self, is_last: bool) -> AbstractContextManager[None]:
-        if isinstance(self.model, DistributedDataParallel) and not is_last:
-            return self.model.no_sync()
-        return nullcontext()
+        return nullcontext() if self._ddp is None or is_last else self._ddp.no_sync()
+
+    def _clear_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _update(self, update: int) -> None:
+        self._apply()
+        if self.ema is not None:
+            self.ema.update(self._bare, step=update)
+
+    def _apply(self) -> None:
+        """Clip and step."""
         if self.recipe.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             dispatch_clip_grad(self._bare.parameters(), self.recipe.clip_grad, mode="norm")
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.ema is not None:
-            self.ema.update(self._bare, step=update)
 
 
 def _out_of_memory(images: torch.Tensor) -> str:

@@ -17,7 +17,7 @@ from rsbdali.bench import loader as bench
 from rsbdali.bench import meter
 from rsbdali.bench.contestant import Contestant, ContestantFailed
 from rsbdali.bench.feeds import FeedSpec, check_batch
-from rsbdali.bench.figures import RUNGS, LoaderFigures, ladder, ratio
+from rsbdali.bench.figures import RUNGS, ladder, ratio
 from rsbdali.bench.machine import machine_record
 from rsbdali.bench.material import enough_images
 from rsbdali.bench.model_step import measure_model
@@ -185,8 +185,8 @@ def test_a_round_counts_what_is_delivered_after_the_warm_up() -> None:
 
 
 def test_ratio_pairs_the_rounds() -> None:
-    ours = LoaderFigures(name="a", rounds=(a_round(300), a_round(100), a_round(200)))
-    theirs = LoaderFigures(name="b", rounds=(a_round(100), a_round(50), a_round(200)))
+    ours = a_round(300), a_round(100), a_round(200)
+    theirs = a_round(100), a_round(50), a_round(200)
     assert ratio(ours, theirs) == pytest.approx(2.0)  # of 3, 2 and 1
 
 

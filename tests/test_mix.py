@@ -5,7 +5,8 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from rsbdali.ops.mix import mix_normalize, mix_normalize_reference
+from rsbdali.errors import RecipeError
+from rsbdali.ops.mix import mix_bytes, mix_normalize, mix_normalize_reference
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.recipe import IMAGENET_MEAN, IMAGENET_STD
 
@@ -114,13 +115,90 @@ def test_reference_equals_timm(cut: bool, seed: int, monkeypatch: pytest.MonkeyP
         _assert_close(function(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_fourth_channel_is_zero(dtype: torch.dtype) -> None:
+    images_NHWC = _images(6, 10, 12)
+    arguments = (images_NHWC, *_rows(6, 10, 12, "elem"), IMAGENET_MEAN, IMAGENET_STD, dtype)
+    padded = mix_normalize(*arguments, channels=4)
+    assert padded.shape == (6, 4, 10, 12)
+    assert padded.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(padded[:, :3], mix_normalize_reference(*arguments))
+    assert not padded[:, 3].any()
+    out = torch.empty_like(padded)
+    assert mix_normalize(*arguments, out, channels=4).data_ptr() == out.data_ptr()
+    assert torch.equal(out, padded)
+
+
+def test_other_numbers_of_channels_are_refused() -> None:
+    with pytest.raises(RecipeError, match="channels=5: use 3 or 4"):
+        mix_normalize(_images(2, 4, 4), *_rows(2, 4, 4, "none"), IMAGENET_MEAN, IMAGENET_STD, channels=5)
+
+
+def test_bytes_count_what_a_mix_reads() -> None:
+    box_N4 = np.zeros((6, 4), np.int32)
+    box_N4[3] = (0, 5, 2, 3)
+    partner_N = np.array([5, 4, 3, 2, 4, 0])
+    # two images are read for the first row alone: the others are λ = 1, λ = 0, CutMix, a row mixed with itself, λ = 1
+    lam_N = np.array([0.3, 1, 0, 0.7, 0.5, 1], np.float32)
+    out = 2 * 6 * 10 * 12 * 3
+    assert mix_bytes(partner_N, lam_N, box_N4, 10, 12, torch.float16) == 7 * 10 * 12 * 3 + out
+    assert mix_bytes(partner_N, lam_N, box_N4, 10, 12, torch.float32, 4) == 7 * 10 * 12 * 3 + out // 3 * 4 * 2
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@gpu
 @pytest.mark.parametrize("kind", ["none", "mixup", "cutmix", "elem"])
-def test_gpu_equals_the_reference_on_the_cpu(kind: str) -> None:
-    images_NHWC = _images(6, 32, 32)
-    rows = _rows(6, 32, 32, kind)
-    expected = mix_normalize_reference(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD)
-    result = mix_normalize(images_NHWC.cuda(), *rows, IMAGENET_MEAN, IMAGENET_STD)
-    assert result.is_contiguous(memory_format=torch.channels_last)
-    _assert_close(result.cpu(), expected)
+@pytest.mark.parametrize(("height", "width"), [(160, 160), (224, 236), (33, 47)])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_gpu_equals_the_reference_on_the_cpu(kind: str, height: int, width: int, channels: int) -> None:
+    images_NHWC = _images(7, height, width)[1:]  # starts at an odd address for the odd size
+    arguments = (*_rows(6, height, width, kind), IMAGENET_MEAN, IMAGENET_STD)
+    expected = mix_normalize_reference(images_NHWC, *arguments, channels=channels)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        result = mix_normalize(images_NHWC.cuda(), *arguments, dtype, channels=channels)
+        assert result.dtype == dtype
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        rtol = TOLERANCE if dtype is torch.float32 else 0.51 * torch.finfo(dtype).eps
+        torch.testing.assert_close(result.cpu().float(), expected, rtol=rtol, atol=TOLERANCE)
+
+
+@pytest.mark.gpu
+@gpu
+def test_gpu_indexes_batches_of_more_than_two_gigabytes() -> None:
+    rows, size = 1100, 832  # 2.3 GB of bytes, 4.6 GB of results
+    images_NHWC = torch.zeros((rows, size, size, 3), dtype=torch.uint8, device="cuda")
+    images_NHWC[-2:] = _images(2, size, size).cuda()
+    mix = np.arange(rows)[::-1].copy(), np.full(rows, 0.25, np.float32), np.zeros((rows, 4), np.int32)
+    result = mix_normalize(images_NHWC, *mix, IMAGENET_MEAN, IMAGENET_STD, torch.float16)
+    ends = torch.cat([images_NHWC[:2], images_NHWC[-2:]]).cpu()
+    few = np.arange(4)[::-1].copy(), np.full(4, 0.25, np.float32), np.zeros((4, 4), np.int32)
+    expected = mix_normalize_reference(ends, *few, IMAGENET_MEAN, IMAGENET_STD)
+    found = torch.cat([result[:2], result[-2:]]).cpu().float()
+    torch.testing.assert_close(found, expected, rtol=0.51 * torch.finfo(torch.float16).eps, atol=TOLERANCE)
+
+
+@pytest.mark.gpu
+@gpu
+def test_gpu_does_not_wait_and_fits_a_cuda_graph() -> None:
+    images_NHWC, rows = _images(6, 32, 32).cuda(), _rows(6, 32, 32, "elem")
+    expected = mix_normalize(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD)  # compiles
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = mix_normalize(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert torch.equal(again, expected)
+    on_gpu = [torch.from_numpy(array).cuda() for array in rows]
+    out, graph = torch.zeros_like(expected), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        mix_normalize(images_NHWC, *on_gpu, IMAGENET_MEAN, IMAGENET_STD, out=out)
+    on_gpu[1].fill_(1)  # other rows than those captured
+    on_gpu[2].zero_()
+    graph.replay()
+    plain = mix_normalize(images_NHWC, np.arange(6), *(array.cpu().numpy() for array in on_gpu[1:]), IMAGENET_MEAN,
+                          IMAGENET_STD)  # fmt: skip
+    assert torch.equal(out, plain)

@@ -1,12 +1,13 @@
-"""Optimiser and schedule are timm's own, called as its train.py calls them."""
+"""Optimiser and schedule come from timm's factories, called as its train.py calls them; LAMB is ours."""
 
 import pytest
 import timm
 import torch
-from timm.optim import Lamb
+from timm.optim import Lamb as TimmLamb
 from timm.scheduler import create_scheduler_v2
 
 from rsbdali.errors import RecipeError
+from rsbdali.ops.lamb import Lamb
 from rsbdali.optim import Schedule, create_optimizer
 from rsbdali.recipe import Recipe
 
@@ -15,6 +16,8 @@ def test_lamb_with_no_decay_for_vectors() -> None:
     model = timm.create_model("test_resnet", num_classes=5)
     optimizer = create_optimizer(model, Recipe.load("a3"))
     assert isinstance(optimizer, Lamb)
+    assert not isinstance(create_optimizer(model, Recipe(opt="lambc")), Lamb)
+    assert isinstance(create_optimizer(model, Recipe(opt="lambc")), TimmLamb)
     assert optimizer.defaults["max_grad_norm"] == 1.0
     assert optimizer.defaults["eps"] == 1e-6
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] == 0.02 for p in g["params"]}

@@ -1,4 +1,4 @@
-"""`bench-loader` and `doctor`: what this machine does, and can do."""
+"""`bench-loader`, `bench-step` and `doctor`: what this machine does, and can do."""
 
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,28 @@ def bench_loader(recipe: str, overrides: tuple[str, ...], data: Path | None, **r
     if data is None:
         raise RsbdaliError("--data is missing: a folder of images by class, or one with train/")
     bench.main(Recipe.load(recipe, parse_overrides(overrides)), data, Console(), **rest)
+
+
+@click.command("bench-step")
+@recipe_options
+@DEVICE
+@click.option("--batch-size", type=click.IntRange(2), help="Rows of a step. Default: a mix group; 8 on a CPU.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, help="A round.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved with the peers'.")
+@click.option("--peers", help="timm: its own step, eager, with and without its Mixup.")
+@click.option(
+    "--torch-compile",
+    type=click.Choice(["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]),
+    help="Measure the steps through torch.compile in this mode too.",
+)  # fmt: skip
+@click.option("--cuda-graph", is_flag=True, help="Measure our step as CUDA graphs too.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the record here.")
+def bench_step(recipe: str, overrides: tuple[str, ...], **rest: Any) -> None:
+    """Images per second of the training step on synthetic data, and where its time goes."""
+    from rsbdali.bench import step as bench
+    from rsbdali.recipe import Recipe
+
+    bench.main(Recipe.load(recipe, parse_overrides(overrides)), Console(), **rest)
 
 
 @click.command()

@@ -3,25 +3,32 @@
 Source of the semantics: mixup (Zhang et al. 2018, arXiv 1710.09412), CutMix (Yun et al. 2019, arXiv 1905.04899),
 `timm.data.Mixup`. The per-row arrays express timm's batch, pair and elem modes alike. timm's `FastCollateMixup` rounds
 a mixup to whole levels before it normalises; nothing is rounded here.
+
+On a GPU it is one Triton kernel (`mix_kernel.py`), on the CPU blocks in the cache (`mix_cpu.py`).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-Rows = np.ndarray | torch.Tensor
+from rsbdali.errors import RecipeError
+from rsbdali.ops.backend import use_kernels
+from rsbdali.ops.mix_cpu import Rows, mix_cpu
 
 
 def mix_normalize(
     images_NHWC: torch.Tensor, partner_N: Rows, lam_N: Rows, box_N4: Rows, mean: Sequence[float],
-    std: Sequence[float], dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None,
+    std: Sequence[float], dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None, *, channels: int = 3,
 ) -> torch.Tensor:  # fmt: skip
     """Mix each row with its partner and normalise: (mixed / 255 − mean) / std.
 
     Row i takes the partner's pixels inside its box (CutMix); where the box is empty it becomes λ·own + (1−λ)·partner
     (mixup; λ = 1 leaves it alone).
+
+    On a GPU nothing waits: arrays of the host go there in one copy from pinned memory. With rows that are on the GPU
+    already the call can be captured in a CUDA graph. Least traffic of its memory: `mix_bytes`.
 
     Args:
         images_NHWC: uint8, shape (N, H, W, 3), contiguous.
@@ -33,20 +40,34 @@ def mix_normalize(
         dtype: of the result; arithmetic is float32 whatever it is.
         out: the result's memory, as this function shapes it; made when None. Memory used before (see
             `pipelines.buffers.BufferPool`) saves a quarter of the time on the CPU.
+        channels: of the result: 3, or 4 with a last one of zeros, for a first convolution that is faster so (on the
+            CPU the reference makes these).
 
     Returns:
-        `dtype`, shape (N, 3, H, W), channels_last, on the images' device. On the CPU it is within 2e-6 × (1 + |value|)
-        of `mix_normalize_reference` before rounding to `dtype`.
+        `dtype`, shape (N, channels, H, W), channels_last, on the images' device: within 2e-6 × (1 + |value|) of
+        `mix_normalize_reference` before rounding to `dtype`.
+
+    Raises:
+        RecipeError: another number of channels.
     """
-    if images_NHWC.device.type == "cpu":
-        return _mix_normalize_cpu(images_NHWC, partner_N, lam_N, box_N4, mean, std, dtype, out)
-    mixed = mix_normalize_reference(images_NHWC, partner_N, lam_N, box_N4, mean, std, dtype)
+    if channels not in (3, 4):
+        raise RecipeError(f"channels={channels}: use 3 or 4")
+    rows = (partner_N, lam_N, box_N4)
+    if use_kernels(images_NHWC.device):
+        from rsbdali.ops.mix_kernel import mix_fused  # Triton takes a while to import, and a CPU needs none
+
+        if out is None:
+            out = _memory(images_NHWC, channels, dtype)
+        return mix_fused(images_NHWC, pack(*rows, images_NHWC.device), mean, std, out)
+    if images_NHWC.device.type == "cpu" and channels == 3:
+        return mix_cpu(images_NHWC, *rows, mean, std, dtype, out)
+    mixed = mix_normalize_reference(images_NHWC, *rows, mean, std, dtype, channels=channels)
     return mixed if out is None else out.copy_(mixed)
 
 
 def mix_normalize_reference(
     images_NHWC: torch.Tensor, partner_N: Rows, lam_N: Rows, box_N4: Rows, mean: Sequence[float],
-    std: Sequence[float], dtype: torch.dtype = torch.float32,
+    std: Sequence[float], dtype: torch.dtype = torch.float32, *, channels: int = 3,
 ) -> torch.Tensor:  # fmt: skip
     """`mix_normalize` in plain torch, on any device: the meaning, not the fast way."""
     device = images_NHWC.device
@@ -64,7 +85,56 @@ def mix_normalize_reference(
     lam_N111 = lam_N.float()[:, None, None, None]
     mixup_NHWC = own_NHWC * lam_N111 + other_NHWC * (1 - lam_N111)
     mixed_NHWC = torch.where(boxed_N111, torch.where(inside_NHW1, other_NHWC, own_NHWC), mixup_NHWC)
-    return mixed_NHWC.to(dtype).permute(0, 3, 1, 2)
+    return F.pad(mixed_NHWC, (0, channels - 3)).to(dtype).permute(0, 3, 1, 2)
+
+
+def mix_bytes(
+    partner_N: np.ndarray, lam_N: np.ndarray, box_N4: np.ndarray, height: int, width: int, dtype: torch.dtype,
+    channels: int = 3,
+) -> int:  # fmt: skip
+    """Bytes that `mix_normalize` has to read and write: its floor, over the memory's bandwidth.
+
+    (1 or 2)·H·W·3 bytes in a row and itemsize·H·W·channels out. A mixup reads two images; CutMix reads the partner
+    inside the box and the row outside, so one in all; λ = 1, λ = 0 and a row mixed with itself read one. Caches can
+    take the second reading below this where a row is also somebody's partner.
+
+    Args:
+        partner_N: as `mix_normalize`; NumPy, as the other rows.
+        lam_N: likewise.
+        box_N4: likewise.
+        height: H, pixels.
+        width: W, pixels.
+        dtype: of the result.
+        channels: of the result.
+    """
+    rows = len(partner_N)
+    boxed_N = (box_N4[:, 1] > box_N4[:, 0]) & (box_N4[:, 3] > box_N4[:, 2])
+    mixup_N = ~boxed_N & (lam_N != 0) & (lam_N != 1) & (partner_N != np.arange(rows))
+    images_read = rows + int(mixup_N.sum())
+    return height * width * (3 * images_read + dtype.itemsize * channels * rows)
+
+
+def pack(partner_N: Rows, lam_N: Rows, box_N4: Rows, device: torch.device) -> torch.Tensor:
+    """The rows as the kernel takes them: int32 (N, 6) on `device`: partner, λ's bits, y0, y1, x0, x1.
+
+    Rows of the host are put together there, so that one copy, from pinned memory, takes them to a GPU.
+    """
+    rows = [torch.as_tensor(array) for array in (partner_N, lam_N, box_N4)]
+    if all(array.device.type == "cpu" for array in rows):
+        packed_N6 = torch.empty((len(rows[0]), 6), dtype=torch.int32, pin_memory=device.type == "cuda")
+    else:
+        rows = [_on(array, device) for array in rows]
+        packed_N6 = torch.empty((len(rows[0]), 6), dtype=torch.int32, device=device)
+    packed_N6[:, 0] = rows[0]
+    packed_N6[:, 1] = rows[1].float().view(torch.int32)
+    packed_N6[:, 2:] = rows[2]
+    return packed_N6.to(device, non_blocking=True)
+
+
+def _memory(images_NHWC: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:
+    rows, height, width, _ = images_NHWC.shape
+    shape = (rows, channels, height, width)
+    return torch.empty(shape, dtype=dtype, device=images_NHWC.device, memory_format=torch.channels_last)
 
 
 def _on(rows: Rows, device: torch.device) -> torch.Tensor:
@@ -73,98 +143,3 @@ def _on(rows: Rows, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def _mix_normalize_cpu(
-    images_NHWC: torch.Tensor, partner_N: Rows, lam_N: Rows, box_N4: Rows, mean: Sequence[float],
-    std: Sequence[float], dtype: torch.dtype, out: torch.Tensor | None,
-) -> torch.Tensor:  # fmt: skip
-    """Block by block in the cache, each pixel converted once for itself and once for its partner."""
-    rows, height, width, channels = images_NHWC.shape
-    if out is None:
-        # NumPy asks for huge pages, torch does not: ten thousand page faults less in a batch of 40 MB
-        memory = np.empty(images_NHWC.numel() * dtype.itemsize, np.uint8)
-        out = torch.from_numpy(memory).view(dtype).view(images_NHWC.shape).permute(0, 3, 1, 2)
-    out_NHX = out.permute(0, 2, 3, 1).view(rows, height, width * channels)
-    source_NHX = images_NHWC.view(rows, height, width * channels)
-    mixer = _BlockMixer(height, width, mean, std)
-    partners, lams, boxes = (_numpy(array).tolist() for array in (partner_N, lam_N, box_N4))
-    with _one_thread():
-        for row, (partner, lam, box) in enumerate(zip(partners, lams, boxes, strict=True)):
-            if box[1] > box[0] and box[3] > box[2]:
-                mixer.cutmix(out_NHX[row], source_NHX[row], source_NHX[partner], box)
-            elif lam == 1:
-                mixer.normalize(out_NHX[row], source_NHX[row])
-            else:
-                mixer.mixup(out_NHX[row], source_NHX[row], source_NHX[partner], lam)
-    return out
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch's ops in the calling thread.
-
-    A team of threads would cost more than a block, and the loader's own threads have work already.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _numpy(rows: Rows) -> np.ndarray:
-    return rows.numpy() if isinstance(rows, torch.Tensor) else rows
-
-
-class _BlockMixer:
-    """Mixes one image at a time by blocks of lines: X = W × 3 values, so channels vary fastest.
-
-    A block is as large as a second-level cache allows: with smaller ones the calls cost more than the arithmetic.
-    """
-
-    BLOCK = 80_000  # values; as float32 320 kB
-
-    def __init__(self, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        pieces = -(-height * width * 3 // self.BLOCK)
-        lines = -(-height // pieces)
-        self.blocks = [slice(y, min(y + lines, height)) for y in range(0, height, lines)]
-        self.scale_X = (1 / (255 * torch.tensor(std))).repeat(width)
-        self.shift_X = (-torch.tensor(mean) / torch.tensor(std)).repeat(width)
-        self.own_YX = torch.empty(lines, width * 3)
-        self.other_YX = torch.empty(lines, width * 3)
-        self.lam, self.own_scale_X, self.other_scale_X = 1.0, self.scale_X, torch.zeros_like(self.scale_X)
-
-    def normalize(self, out_HX: torch.Tensor, image_HX: torch.Tensor) -> None:
-        for block in self.blocks:
-            own_YX = self.own_YX[: block.stop - block.start].copy_(image_HX[block])
-            self._affine(out_HX[block], own_YX)
-
-    def cutmix(self, out_HX: torch.Tensor, image_HX: torch.Tensor, other_HX: torch.Tensor, box: list[int]) -> None:
-        y0, y1, left, right = box[0], box[1], 3 * box[2], 3 * box[3]
-        for block in self.blocks:
-            own_YX = self.own_YX[: block.stop - block.start].copy_(image_HX[block])
-            top, bottom = max(y0, block.start), min(y1, block.stop)
-            if top < bottom:
-                part = own_YX[top - block.start : bottom - block.start, left:right]
-                part.copy_(other_HX[top:bottom, left:right])
-            self._affine(out_HX[block], own_YX)
-
-    def mixup(self, out_HX: torch.Tensor, image_HX: torch.Tensor, other_HX: torch.Tensor, lam: float) -> None:
-        if lam != self.lam:  # rows of one group share λ
-            self.lam, self.own_scale_X, self.other_scale_X = lam, self.scale_X * lam, self.scale_X * (1 - lam)
-        for block in self.blocks:
-            own_YX = self.own_YX[: block.stop - block.start].copy_(image_HX[block])
-            other_YX = self.other_YX[: block.stop - block.start].copy_(other_HX[block])
-            target_YX = out_HX[block] if out_HX.dtype == torch.float32 else own_YX
-            torch.addcmul(self.shift_X, own_YX, self.own_scale_X, out=target_YX)
-            target_YX.addcmul_(other_YX, self.other_scale_X)
-            if target_YX is own_YX:
-                out_HX[block] = own_YX
-
-    def _affine(self, out_YX: torch.Tensor, own_YX: torch.Tensor) -> None:
-        if out_YX.dtype == torch.float32:
-            torch.addcmul(self.shift_X, own_YX, self.scale_X, out=out_YX)
-        else:
-            out_YX.copy_(torch.addcmul(self.shift_X, own_YX, self.scale_X, out=own_YX))

@@ -1,0 +1,154 @@
+"""bench-step: images a second of our training step against timm's, on synthetic data, and where a step's time goes.
+
+All contestants live in this process, one model each; rounds are interleaved (A B C A B C …). No data path is in it:
+the batch lies on the device.
+"""
+
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from rsbdali.bench.figures import Spread, ratio
+from rsbdali.bench.flops import flops_per_image, utilisation
+from rsbdali.bench.machine import machine_record
+from rsbdali.bench.meter import Round
+from rsbdali.bench.phases import measure_parts
+from rsbdali.bench.print_step import print_step
+from rsbdali.bench.record import write_record
+from rsbdali.bench.step_race import OURS, Entry, Race, Say, entries
+from rsbdali.bench.synthetic import step_recipe
+from rsbdali.bench.timing import matmul_peak
+from rsbdali.distributed import World
+from rsbdali.errors import RecipeError
+from rsbdali.loader import resolve_device
+from rsbdali.precision import amp_dtype, kernel_policy, name_of
+from rsbdali.recipe import Recipe
+from rsbdali.switches import OFF, PLAIN, Switches
+
+PEERS = ("timm",)
+CPU_BATCH = 8  # the images/s of 16, in half the time
+PARTED_STEPS = {"cuda": 20, "cpu": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What to measure.
+
+    Attributes:
+        recipe: model, sizes, optimiser, loss, mixing, amp_dtype.
+        batch_size: rows of a step; None: the recipe's mix group on a GPU, 8 on a CPU.
+        device: `cpu`, `cuda`, or `auto`.
+        seconds: length of one measured window, which holds two steps at least.
+        rounds: how often each contestant is measured.
+        peers: of `PEERS`.
+        switches: torch.compile and CUDA graphs: measure the steps with them too.
+        json: file for the record, None for none.
+    """
+
+    recipe: Recipe
+    batch_size: int | None = None
+    device: str = "auto"
+    seconds: float = 2.0
+    rounds: int = 5
+    peers: tuple[str, ...] = ()
+    switches: Switches = PLAIN
+    json: Path | None = None
+
+
+def main(
+    recipe: Recipe, console: Console, *, peers: str | None, torch_compile: str | None, cuda_graph: bool,
+    json_path: Path | None, **options: Any,
+) -> None:  # fmt: skip
+    """The command: measure, saying what is being done, then print and write the record."""
+    names = tuple(name.strip() for name in (peers or "").split(",") if name.strip())
+    switches = Switches(torch_compile=torch_compile or OFF, cuda_graph=cuda_graph)
+    chosen = StepOptions(recipe=recipe, peers=names, switches=switches, json=json_path, **options)
+    print_step(console, run(chosen, lambda line: console.print(line, style="dim", markup=False)))
+    if json_path:
+        console.print(f"wrote {json_path}", markup=False)
+
+
+def run(options: StepOptions, say: Say = lambda _: None) -> dict[str, Any]:
+    """Measure, and write the record if a file was asked for.
+
+    Returns:
+        machine, config, results (ours first), skipped, ratio_to (our images/s by another's, round by round, median),
+        ceiling (operations of an image, and of the device's matmul in a second).
+
+    Raises:
+        RsbdaliError: no such peer, model or device, an odd batch, no memory for our own step.
+    """
+    for name in options.peers:
+        if name not in PEERS:
+            raise RecipeError(f"--peers {name}: unknown; known are {', '.join(PEERS)}")
+    device = resolve_device(options.device)
+    group = options.recipe.global_batch_size // options.recipe.mix_groups
+    rows = options.batch_size or (group if device.type == "cuda" else min(group, CPU_BATCH))
+    if rows % 2:
+        raise RecipeError(f"--batch-size {rows}: must be even: images are mixed in pairs")
+    recipe = step_recipe(options.recipe, rows)
+    options.switches.check(recipe, device, World())
+    with kernel_policy(device, deterministic=False):
+        record = _measure(options, recipe, device, say)
+    if options.json:
+        write_record(options.json, record)
+    return record
+
+
+def _measure(options: StepOptions, recipe: Recipe, device: torch.device, say: Say) -> dict[str, Any]:
+    flops, peak = flops_per_image(recipe), matmul_peak(device, amp_dtype(recipe.amp_dtype, device))
+    race, field = Race(recipe, device, say), entries(options.peers, options.switches)
+    for entry in field:
+        race.start(entry)
+    rounds = race.run(field, options.rounds, options.seconds)
+    results = []
+    for entry in field:
+        if entry.name in rounds:
+            # hooks between the parts would cut a compiled step up
+            parts = measure_parts(race.steps[entry.name], device, PARTED_STEPS[device.type]) if entry.is_plain else None
+            results.append(_result(entry, rounds[entry.name], parts, flops, peak))
+    return {
+        "kind": "step",
+        "machine": machine_record(),
+        "config": _config(options, recipe, device),
+        "results": results,
+        "skipped": race.skipped,
+        "ratio_to": {name: ratio(rounds[OURS], theirs) for name, theirs in rounds.items() if name != OURS},
+        "ceiling": {"flops_per_image": flops, "matmul_flops_per_s": peak},
+    }
+
+
+def _result(
+    entry: Entry, rounds: tuple[Round, ...], parts: dict[str, float] | None, flops: int, peak: float
+) -> dict[str, Any]:
+    rate = Spread.of([r.images_per_s for r in rounds])
+    return {
+        "name": entry.name,
+        "note": entry.note,
+        "images_per_s": asdict(rate),
+        "step_ms": statistics.median(1e3 * r.seconds / len(r.wait_s) for r in rounds),
+        "cpu_us_per_image": statistics.median(r.cpu_us_per_image for r in rounds),
+        "utilisation": utilisation(flops, rate.median, peak),
+        "parts_ms": parts,
+        "rounds": [{"images": r.images, "seconds": r.seconds, "images_per_s": r.images_per_s} for r in rounds],
+    }
+
+
+def _config(options: StepOptions, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    return {
+        "recipe": recipe.name,
+        "model": recipe.model,
+        "train_size": list(recipe.train_size),
+        "batch_size": recipe.global_batch_size,
+        "opt": recipe.opt,
+        "dtype": name_of(amp_dtype(recipe.amp_dtype, device)),
+        "device": str(device),
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        **asdict(options.switches),
+        "threads": torch.get_num_threads(),
+    }

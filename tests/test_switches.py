@@ -1,0 +1,231 @@
+"""torch.compile and CUDA graphs give the plain step's losses and weights; what cannot work is refused in one line."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from rsbdali import checkpoint
+from rsbdali.commands.training import train
+from rsbdali.distributed import World
+from rsbdali.errors import DeviceError, RecipeError
+from rsbdali.graphed_step import PLAIN_STEPS, GraphedTrainStep
+from rsbdali.model import create_model
+from rsbdali.optim import create_optimizer
+from rsbdali.recipe import Recipe
+from rsbdali.step import TrainStep
+from rsbdali.switches import COMPILE_MODES, Switches, compiled, make_step
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+class FakeRecording:
+    """Work done again at each replay, with a graph's effects: gradients and result stay where they are."""
+
+    def __init__(self, work: Callable[[], Any], parameters: list[torch.nn.Parameter]) -> None:
+        self._work, self._parameters, self._replayed = work, parameters, False
+        self._sets_gradients = all(p.grad is None for p in parameters)
+        self.out = torch.full((), float("nan"))
+        if self._sets_gradients:  # a capture leaves them allocated, without content
+            for p in parameters:
+                p.grad = torch.full_like(p, float("nan"))
+
+    def replay(self) -> None:
+        if self._sets_gradients:
+            for p in self._parameters:
+                p.grad.zero_()
+        out = self._work()
+        if out is not None:
+            self.out.copy_(out)
+
+
+class FakeRecorder:
+    """Captures nothing and replays by doing the work, on the CPU."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._parameters, self.recorded, self.plain = list(model.parameters()), 0, 0
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        self.plain += 1
+        yield
+
+    def record(self, work: Callable[[], Any]) -> FakeRecording:
+        self.recorded += 1
+        return FakeRecording(work, self._parameters)
+
+
+def tiny(classes: int) -> torch.nn.Module:
+    """One convolution: the compiler takes seconds for it."""
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(3, 8, 3, 2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)
+    return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(8, classes))
+
+
+def parts(model: torch.nn.Module, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    model = model.to(device, memory_format=torch.channels_last).train()
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16, init_scale=2.0**10)
+    return model, create_optimizer(model, recipe), scaler
+
+
+def run(
+    make: Callable[..., TrainStep], recipe: Recipe, fakes: ModuleType, steps: int, dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU, then: Callable[[int, TrainStep], None] = lambda s, step: None,
+    model: torch.nn.Module | None = None,
+) -> tuple[list[float], torch.nn.Module]:  # fmt: skip
+    """Losses and model of a few steps whose learning rate changes on the way."""
+    net = create_model(recipe, fakes.CLASSES) if model is None else model
+    model, optimizer, scaler = parts(net, recipe, device, dtype)
+    ema = timm.utils.ModelEmaV3(model, decay=0.9)
+    more = {"device": device, "amp_dtype": dtype, "world": World(), "ema": ema}
+    step = make(model, optimizer, scaler, recipe, **more)
+    loader, losses = fakes.FakeTrainLoader(recipe), []
+    for s in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (s + 1)
+        groups = [loader.batch(0, s, g) for g in range(2)]
+        for batch in groups:
+            for name in ("images", "label_N", "partner_label_N", "lam_N"):
+                setattr(batch, name, getattr(batch, name).to(device))
+        told = step(groups, update=s + 1)
+        losses += told or []
+        then(s, step)
+    return losses + (step.flush() or []), ema.module
+
+
+def assert_same_weights(model: torch.nn.Module, oracle: torch.nn.Module, tolerance: float) -> None:
+    for (name, a), b in zip(model.state_dict().items(), oracle.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda t, name=name: f"{name}: {t}")
+
+
+def test_compiled_steps_give_the_plain_losses(fakes: ModuleType) -> None:
+    recipe = fakes.recipe(batch_size=8, global_batch_size=16)
+
+    def make(model: torch.nn.Module, *args: Any, **more: Any) -> TrainStep:
+        step = make_step(model, *args, switches=Switches(torch_compile="default"), **more)
+        assert step.model is not model
+        assert step._bare is model
+        assert checkpoint.clean(step.model.state_dict()).keys() == model.state_dict().keys()
+        return step
+
+    losses, model = run(make, recipe, fakes, 6, model=tiny(fakes.CLASSES))
+    expected, oracle = run(TrainStep, recipe, fakes, 6, model=tiny(fakes.CLASSES))
+    # Inductor sums in another order, and LAMB's first steps follow the sign of the smallest gradients
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert model.state_dict().keys() == oracle.state_dict().keys()
+
+
+def test_compile_goes_around_ddp(fakes: ModuleType) -> None:
+    """As in timm; accumulation still finds DDP's no_sync, and the averaged weights the model itself."""
+    recipe, model = fakes.recipe(batch_size=8), tiny(fakes.CLASSES)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        inner = DistributedDataParallel(model)
+        args = parts(model, recipe, CPU, torch.float32)[1:]
+        step = TrainStep(compiled(inner, "default"), *args, recipe, device=CPU, amp_dtype=torch.float32, world=World())
+        assert step._ddp is inner
+        assert step._bare is model
+        with step._sync(is_last=False):
+            assert not inner.require_backward_grad_sync
+        with step._sync(is_last=True):
+            assert inner.require_backward_grad_sync
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_captured_steps_equal_plain_ones(fakes: ModuleType, dtype: torch.dtype) -> None:
+    recipe = fakes.recipe(batch_size=8, clip_grad=0.5)
+    recorders = []
+
+    def graphed(model: torch.nn.Module, *args: Any, **more: Any) -> TrainStep:
+        recorders.append(FakeRecorder(model))
+        return GraphedTrainStep(model, *args, recorder=recorders[0], **more)
+
+    losses, model = run(graphed, recipe, fakes, 7, dtype)
+    expected, oracle = run(TrainStep, recipe, fakes, 7, dtype)
+    assert losses == expected
+    assert_same_weights(model, oracle, 0)
+    assert (recorders[0].plain, recorders[0].recorded) == (PLAIN_STEPS, 3)
+
+
+def test_the_update_is_captured_anew_after_its_state_was_loaded(fakes: ModuleType) -> None:
+    recipe = fakes.recipe()
+    recorders = []
+
+    def graphed(model: torch.nn.Module, *args: Any, **more: Any) -> TrainStep:
+        recorders.append(FakeRecorder(model))
+        return GraphedTrainStep(model, *args, recorder=recorders[0], **more)
+
+    def reload(s: int, step: TrainStep) -> None:
+        if s == 4:
+            step.optimizer.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
+
+    losses, _ = run(graphed, recipe, fakes, 7, then=reload)
+    expected, _ = run(TrainStep, recipe, fakes, 7)
+    assert losses == expected
+    assert recorders[0].recorded == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "error", "says"),
+    [
+        ({}, {"device": CPU}, DeviceError, "--cuda-graph needs a GPU: the device is cpu"),
+        ({}, {"world": World(0, 2, 0)}, DeviceError, "one process: there are 2"),
+        ({"opt": "sgd"}, {}, RecipeError, "needs opt=lamb"),
+        ({"drop_path": 0.05}, {}, RecipeError, "needs drop=0 and drop_path=0"),
+        ({"batch_size": 6}, {}, RecipeError, "set batch_size to a divisor of 16"),
+        ({}, {"torch_compile": "reduce-overhead"}, RecipeError, "captures CUDA graphs itself"),
+        ({}, {"kernels": "reference"}, DeviceError, "take RSBDALI_KERNELS out"),
+    ],
+)
+def test_a_cuda_graph_that_cannot_be_is_refused(
+    fakes: ModuleType, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], options: dict[str, Any],
+    error: type[Exception], says: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("RSBDALI_KERNELS", options.get("kernels", ""))
+    switches = Switches(cuda_graph=True, torch_compile=options.get("torch_compile", "off"))
+    with pytest.raises(error, match=says):
+        switches.check(fakes.recipe(**values), options.get("device", GPU), options.get("world", World()))
+
+
+def test_what_can_be_is_not_refused(fakes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RSBDALI_KERNELS", raising=False)
+    Switches(cuda_graph=True, torch_compile="default").check(fakes.recipe(batch_size=8), GPU, World())
+    Switches(torch_compile="max-autotune").check(fakes.recipe(drop_path=0.1, opt="sgd"), CPU, World(0, 2, 0))
+
+
+def test_unknown_modes_and_missing_compilers(fakes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match="torch_compile='fast': expected off, default"):
+        Switches(torch_compile="fast").check(fakes.recipe(), CPU, World())
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(DeviceError, match=r"needs a C\+\+ compiler"):
+        Switches(torch_compile="default").check(fakes.recipe(), CPU, World())
+
+
+def test_the_command_line_knows_the_modes() -> None:
+    option = next(p for p in train.params if p.name == "torch_compile")
+    assert tuple(option.type.choices) == COMPILE_MODES
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("mode", ["off", "default"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cuda_graphs_equal_plain_steps(fakes: ModuleType, dtype: torch.dtype, mode: str) -> None:
+    recipe = fakes.recipe(batch_size=8, clip_grad=0.5)
+
+    def switched(cuda_graph: bool) -> Callable[..., TrainStep]:
+        return lambda *a, **k: make_step(*a, switches=Switches(cuda_graph=cuda_graph, torch_compile=mode), **k)
+
+    losses, _ = run(switched(True), recipe, fakes, 8, dtype, GPU)
+    expected, _ = run(switched(False), recipe, fakes, 8, dtype, GPU)
+    # cuDNN may add up in another order from run to run, the more so in 16 bits
+    assert losses == pytest.approx(expected, rel=1e-3 if dtype is torch.float32 else 3e-2)
