@@ -18,27 +18,37 @@ def filter_codes(interp_N: np.ndarray) -> np.ndarray:
     return _FILTERS[interp_N]
 
 
-def decode(path: Any, *, device: str) -> Any:
-    """Whole images, uint8 HWC RGB, EXIF orientation not applied (as timm); `device` is 'cpu' or 'gpu'."""
+def decode(source: Any, *, device: str, files: bool = True) -> Any:
+    """Whole images, uint8 HWC RGB, EXIF orientation not applied (as timm).
+
+    Args:
+        source: uint8 node, path of each file, or the encoded images.
+        device: 'cpu' or 'gpu'.
+        files: whether `source` holds paths.
+    """
     decoder = "mixed" if device == "gpu" else "cpu"
-    encoded = fn.io.file.read(path)
-    return fn.decoders.image(encoded, device=decoder, output_type=types.RGB, adjust_orientation=False)
+    return fn.decoders.image(_encoded(source, files), device=decoder, output_type=types.RGB, adjust_orientation=False)
 
 
-def decode_window(path: Any, start: Any, shape: Any, *, device: str, roi: bool) -> Any:
+def _encoded(source: Any, files: bool) -> Any:
+    return fn.io.file.read(source) if files else source
+
+
+def decode_window(source: Any, start: Any, shape: Any, *, device: str, roi: bool, files: bool = True) -> Any:
     """Exactly the pixels of a window of each image, uint8 HWC RGB.
 
     Args:
-        path: uint8 node, path of each file.
+        source: uint8 node, path of each file, or the encoded images.
         start: int32 node, (y, x) of each window in source pixels.
         shape: int32 node, (h, w) of each window.
         device: 'cpu' or 'gpu'.
         roi: decode only what the window needs; else the whole image, then slice.
+        files: whether `source` holds paths.
     """
     if not roi:
-        return fn.slice(decode(path, device=device), start=start, shape=shape, axes=(0, 1))
+        return fn.slice(decode(source, device=device, files=files), start=start, shape=shape, axes=(0, 1))
     return fn.decoders.image_slice(
-        fn.io.file.read(path),
+        _encoded(source, files),
         start=start,
         shape=shape,
         axes=(0, 1),

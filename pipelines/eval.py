@@ -13,8 +13,9 @@ import torch
 from nvidia.dali import fn
 
 from rsbdali.pipelines.decode import decode, filter_codes, resize
+from rsbdali.pipelines.encoded import EncodedInput
 from rsbdali.pipelines.executor import ImageSource
-from rsbdali.pipelines.runner import Fields, Runner, path_arrays
+from rsbdali.pipelines.runner import Fields, Runner
 from rsbdali.policy import BICUBIC, BILINEAR
 from rsbdali.recipe import Recipe
 
@@ -43,7 +44,9 @@ class EvalExecutor:
     ) -> None:
         self.index, self.recipe, self.rows, self.device, self.prefetch = index, recipe, rows, device, prefetch
         self._filter = BICUBIC if recipe.interpolation == "bicubic" else BILINEAR
-        define = eval_graph(size=recipe.test_size, device="gpu" if device.type == "cuda" else "cpu")
+        where = "gpu" if device.type == "cuda" else "cpu"
+        define = eval_graph(size=recipe.test_size, device=where, files=index.has_files)
+        self._input = EncodedInput(index, num_threads)
         self._runner = Runner(define, rows=rows, device=device, num_threads=num_threads)
 
     def submit(self, sample_N: np.ndarray) -> None:
@@ -53,7 +56,7 @@ class EvalExecutor:
             self.index.width_N[sample_N], self.index.height_N[sample_N], self.recipe.test_size, self.recipe.crop_pct
         )
         filters_N = filter_codes(np.full(len(sample_N), self._filter))
-        self._runner.submit([path_arrays(self.index, sample_N), resized_N2, offset_N2, filters_N])
+        self._runner.submit([self._input(sample_N), resized_N2, offset_N2, filters_N])
 
     def collect(self) -> torch.Tensor:
         """The oldest batch: uint8, shape (N, H, W, 3), on `device`.
@@ -67,6 +70,7 @@ class EvalExecutor:
     def close(self) -> None:
         """Free DALI's threads and buffers."""
         self._runner.close()
+        self._input.close()
 
 
 def eval_geometry(
@@ -94,12 +98,14 @@ def eval_geometry(
     return resized_N2.astype(np.float32), offset_N2
 
 
-def eval_graph(*, size: tuple[int, int], device: str) -> Callable[[Callable[[], Fields]], Any]:
-    """The graph as a function of its source (see `Runner`); `device` is 'cpu' or 'gpu'."""
+def eval_graph(
+    *, size: tuple[int, int], device: str, files: bool = True
+) -> Callable[[Callable[[], Fields]], Any]:  # fmt: skip
+    """The graph as a function of its source (see `Runner`); `device` is 'cpu' or 'gpu', `files` see `decode`."""
 
     def define(source: Callable[[], Fields]) -> Any:
-        path, resized, offset, filters = fn.external_source(source=source, num_outputs=4, batch=True)
-        images = resize(decode(path, device=device), resized, filters)
+        encoded, resized, offset, filters = fn.external_source(source=source, num_outputs=4, batch=True)
+        images = resize(decode(encoded, device=device, files=files), resized, filters)
         return fn.slice(images, start=offset, shape=list(size), axes=(0, 1))
 
     return define

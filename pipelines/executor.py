@@ -20,8 +20,21 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def has_files(self) -> bool:
+        """Whether images are files, to be read by `source_path`; else they come by `read_bytes`."""
+        ...
+
     def source_path(self, i: int) -> str:
         """Path of the file that decodes to the RGB pixels of image i."""
+        ...
+
+    def read_bytes(self, i: int) -> np.ndarray:
+        """What decodes to the RGB pixels of image i: uint8, shape (length,). From any thread."""
+        ...
+
+    def fetch_ahead(self, sample_N: np.ndarray) -> None:
+        """These images will be read soon."""
         ...
 
 

@@ -3,6 +3,8 @@
     submit(plan) ──> images of the batch, in chunks ──> worker: DALI reads + decodes windows ──> resize ──> flip ──>
     RandAugment ──> row of the batch's buffer        (num_threads workers)             collect() <── batches in order
 
+Images that are no files are read by the worker, and DALI decodes their bytes.
+
 An image that a batch holds several times (repeated augmentation) is decoded once, in the window that covers all its
 crops. Batches overlap: workers go on with the next one while the last images of one are still under way.
 """
@@ -18,13 +20,14 @@ import torch
 
 from rsbdali.pipelines.at_exit import close_at_exit
 from rsbdali.pipelines.buffers import BufferPool
-from rsbdali.pipelines.executor import ImageSource
+from rsbdali.pipelines.executor import DecodeFailure, ImageSource
 from rsbdali.pipelines.host_augment import augment
 from rsbdali.pipelines.host_decode import WindowDecoder
 from rsbdali.pipelines.host_resize import flipped, resize_into
 from rsbdali.plan import BatchPlan
 from rsbdali.policy import Op
 from rsbdali.recipe import Recipe
+from rsbdali.sources.base import UnreadableImage
 
 CHUNK = 64  # images a worker decodes at a time: the cost of a call to DALI is spread, a batch still splits evenly
 
@@ -59,10 +62,11 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Images of one batch: M paths, the window to decode of each, and the rows that each of them fills."""
+    """Images of one batch: M paths or numbers, the window to decode of each, and the rows that each of them fills."""
 
     batch: _Batch
-    paths: list[str]
+    index: ImageSource
+    images: list[str] | list[int]
     window_M4: np.ndarray
     rows: list[np.ndarray]
 
@@ -96,7 +100,7 @@ class HostExecutor:
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._batches: deque[_Batch] = deque()
         self._chunk_images = max(1, min(CHUNK, -(-rows // num_threads)))
-        self._workers = _start_workers(num_threads, self._chunks, self._chunk_images)
+        self._workers = _start_workers(num_threads, self._chunks, self._chunk_images, index.has_files)
         self._close = weakref.finalize(self, _stop_workers, self._workers, self._chunks)
         close_at_exit(self)
 
@@ -107,10 +111,13 @@ class HostExecutor:
         parts = [slice(i, i + self._chunk_images) for i in range(0, len(window_M4), self._chunk_images)]
         batch = _Batch(plan, self._buffer(len(plan)), len(parts))
         self._batches.append(batch)
+        sample_M = plan.sample_N[[image_rows[0] for image_rows in rows_by_image]]
+        if not self._index.has_files:
+            self._index.fetch_ahead(sample_M)
         for part in parts:
-            rows = rows_by_image[part]
-            paths = [self._index.source_path(int(plan.sample_N[image_rows[0]])) for image_rows in rows]
-            self._chunks.put(_Chunk(batch, paths, window_M4[part], rows))
+            samples = sample_M[part].tolist()
+            images = [self._index.source_path(i) for i in samples] if self._index.has_files else samples
+            self._chunks.put(_Chunk(batch, self._index, images, window_M4[part], rows_by_image[part]))
 
     def collect(self) -> torch.Tensor:
         """The oldest batch: uint8, shape (N, H, W, 3), on the device."""
@@ -141,9 +148,11 @@ def _by_image(plan: BatchPlan) -> tuple[list[np.ndarray], np.ndarray]:
     return np.split(order_N, first_M[1:]), np.concatenate([start_M2, stop_M2 - start_M2], axis=1)
 
 
-def _start_workers(count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int) -> list[threading.Thread]:
+def _start_workers(
+    count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int, files: bool
+) -> list[threading.Thread]:
     """Start workers whose torch ops are single-threaded, and leave the setting of everybody else as it was."""
-    decoders = [WindowDecoder(chunk_images) for _ in range(count)]  # here, where an error is seen
+    decoders = [WindowDecoder(chunk_images, files=files) for _ in range(count)]  # here, where an error is seen
     threads_before = torch.get_num_threads()
     ready = threading.Barrier(count + 1)
     workers = [
@@ -182,8 +191,12 @@ def _work(decoder: WindowDecoder, chunks: "queue.SimpleQueue[_Chunk | None]", re
 
 
 def _fill(decoder: WindowDecoder, chunk: _Chunk) -> None:
-    """Decode a chunk and fill its rows."""
-    windows = decoder.decode(chunk.paths, chunk.window_M4)
+    """Read and decode a chunk, and fill its rows."""
+    try:
+        sources = [i if isinstance(i, str) else chunk.index.read_bytes(i) for i in chunk.images]
+    except UnreadableImage as error:
+        raise DecodeFailure(str(error)) from error
+    windows = decoder.decode(sources, chunk.window_M4)
     for window_HWC, (top, left, _, _), rows in zip(windows, chunk.window_M4.tolist(), chunk.rows, strict=True):
         for row in rows.tolist():
             y, x, h, w = chunk.batch.plan.crop_N4[row].tolist()

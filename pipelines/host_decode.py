@@ -1,10 +1,11 @@
-"""Reads image files and decodes one window of each, by a DALI pipeline of a single thread.
+"""Reads images and decodes one window of each, by a DALI pipeline of a single thread.
 
 A worker of the host executor owns one: DALI's thread decodes while the worker waits, so that together they keep one
 core busy and what was just decoded is still in its cache when the worker goes on with it.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,17 +23,18 @@ class WindowDecoder:
 
     Args:
         rows: most windows of one call.
+        files: whether images are given as paths; else as encoded bytes.
     """
 
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._pipe = _build(rows)
+    def __init__(self, rows: int, *, files: bool = True) -> None:
+        self._rows, self._files = rows, files
+        self._pipe = _build(rows, files)
 
-    def decode(self, paths: list[str], window_M4: np.ndarray) -> list[torch.Tensor]:
+    def decode(self, sources: Sequence[str | np.ndarray], window_M4: np.ndarray) -> list[torch.Tensor]:
         """Decode M windows.
 
         Args:
-            paths: M file names.
+            sources: M file names, or M encoded images (uint8).
             window_M4: int32 (y, x, h, w) in source pixels, within each image.
 
         Returns:
@@ -43,28 +45,32 @@ class WindowDecoder:
         """
         window_M4 = np.ascontiguousarray(window_M4, dtype=np.int32)
         try:
-            self._pipe.feed_input("path", [np.frombuffer(os.fsencode(path), np.uint8) for path in paths])
+            self._pipe.feed_input("source", [_as_array(source) for source in sources])
             self._pipe.feed_input("start", np.ascontiguousarray(window_M4[:, :2]))
             self._pipe.feed_input("shape", np.ascontiguousarray(window_M4[:, 2:]))
             (windows,) = self._pipe.run()
         except RuntimeError as error:  # DALI knows no finer class for what a file can do to it
-            self._pipe = _build(self._rows)  # what the failed run left in its queues is not worth knowing
-            raise DecodeFailure(f"one of {len(paths)} images did not decode: {error}") from error
+            self._pipe = _build(self._rows, self._files)  # what the failed run left in its queues is not worth knowing
+            raise DecodeFailure(f"one of {len(sources)} images did not decode: {error}") from error
         # by the buffer protocol, at a quarter of what DLPack costs
-        return [torch.from_numpy(np.asarray(windows[i])) for i in range(len(paths))]
+        return [torch.from_numpy(np.asarray(windows[i])) for i in range(len(sources))]
 
 
-def _build(rows: int) -> Pipeline:
-    pipe = _graph(batch_size=rows, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_dynamic=True)
+def _as_array(source: str | np.ndarray) -> np.ndarray:
+    return np.frombuffer(os.fsencode(source), np.uint8) if isinstance(source, str) else source
+
+
+def _build(rows: int, files: bool) -> Pipeline:
+    pipe = _graph(files, batch_size=rows, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_dynamic=True)
     pipe.build()
     return pipe
 
 
 @pipeline_def
-def _graph() -> Any:
-    path, start, shape = (fn.external_source(name=name) for name in ("path", "start", "shape"))
+def _graph(files: bool) -> Any:
+    source, start, shape = (fn.external_source(name=name) for name in ("source", "start", "shape"))
     return fn.decoders.image_slice(
-        fn.io.file.read(path),
+        fn.io.file.read(source) if files else source,
         start,
         shape,
         axes=(0, 1),

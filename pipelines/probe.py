@@ -1,4 +1,4 @@
-"""Does one file decode? DALI seldom names the file that broke a batch, so the loader asks one by one."""
+"""Does one image decode? DALI seldom names the one that broke a batch, so the loader asks one by one."""
 
 import os
 from collections.abc import Callable
@@ -9,8 +9,26 @@ import torch
 from nvidia.dali import fn
 
 from rsbdali.pipelines.decode import decode
-from rsbdali.pipelines.executor import DecodeFailure
+from rsbdali.pipelines.executor import DecodeFailure, ImageSource
 from rsbdali.pipelines.runner import Runner
+from rsbdali.sources.base import UnreadableImage
+
+
+def image_decodes(index: ImageSource, i: int) -> str | None:
+    """Decode the whole of image i of an index with DALI on the CPU, be it a file or not.
+
+    Returns:
+        None if it decodes, else the reason in one line.
+
+    Raises:
+        DataError: the source of the images does not answer.
+    """
+    if index.has_files:
+        return decodes(index.source_path(i))
+    try:
+        return _decode(index.read_bytes(i), files=False)
+    except UnreadableImage as error:
+        return str(error)
 
 
 def decodes(path: str) -> str | None:
@@ -29,20 +47,23 @@ def decodes(path: str) -> str | None:
             pass
     except OSError as error:
         return error.strerror or str(error)
-    runner = Runner(_define, rows=1, device=torch.device("cpu"), num_threads=1)
+    return _decode(np.frombuffer(path.encode("utf-8", "surrogateescape"), np.uint8), files=True)
+
+
+def _decode(source: np.ndarray, *, files: bool) -> str | None:
+    def define(feed: Callable[[], Any]) -> Any:
+        (node,) = fn.external_source(source=feed, num_outputs=1, batch=True)
+        return decode(node, device="cpu", files=files)
+
+    runner = Runner(define, rows=1, device=torch.device("cpu"), num_threads=1)
     try:
-        runner.submit(([np.frombuffer(path.encode("utf-8", "surrogateescape"), np.uint8)],))
+        runner.submit(([source],))
         runner.collect()
     except DecodeFailure as failure:
         return _reason(str(failure))
     finally:
         runner.close()
     return None
-
-
-def _define(source: Callable[[], Any]) -> Any:
-    (path,) = fn.external_source(source=source, num_outputs=1, batch=True)
-    return decode(path, device="cpu")
 
 
 def _reason(message: str) -> str:

@@ -11,10 +11,14 @@ from nvidia.dali import pipeline_def
 from nvidia.dali.pipeline import Pipeline
 from torch.utils.dlpack import from_dlpack
 
+from rsbdali.errors import DataError
 from rsbdali.pipelines.at_exit import close_at_exit
-from rsbdali.pipelines.executor import DecodeFailure, ImageSource
+from rsbdali.pipelines.encoded import PendingImages
+from rsbdali.pipelines.executor import DecodeFailure
+from rsbdali.sources.base import UnreadableImage
 
-Fields = Sequence[Any]  # one entry per input of the graph: an array with the batch first, or a list of arrays
+# one entry per input of the graph: an array with the batch first, a list of arrays, or `PendingImages`
+Fields = Sequence[Any]
 
 
 CALLBACK = "dl_tensor_python_function"  # names the operator in DALI's messages
@@ -41,7 +45,8 @@ class Runner:
         self._queue: deque[Fields] = deque()
         if device.type == "cuda":
             torch.cuda.init()  # before DALI's threads hand tensors to torch
-        self._pending = 0  # batches submitted and not collected
+        self._waiting: deque[Fields] = deque()  # submitted, but their images are still being read
+        self._started: deque[DataError | None] = deque()  # batches in DALI (None), or that could not be read
         # DALI refuses a builtin method as source, hence the lambda; conditionals make `if` in the graph act per sample
         self._pipe: Pipeline | None = pipeline_def(define, enable_conditionals=True)(
             lambda: self._queue.popleft(),
@@ -55,22 +60,43 @@ class Runner:
         close_at_exit(self)
 
     def submit(self, fields: Fields) -> None:
-        """Queue one batch of inputs and start on it."""
+        """Queue one batch of inputs and start on it, or once its images have been read."""
         assert self._pipe is not None, "closed"
-        # DALI takes no strided arrays
-        self._queue.append([f if isinstance(f, list) else np.ascontiguousarray(f) for f in fields])
+        self._waiting.append(fields)
+        self._start_ready()
+
+    def _start_ready(self) -> None:
+        """Hand over to DALI what is ready, in order."""
+        while self._waiting and all(f.ready() for f in self._waiting[0] if isinstance(f, PendingImages)):
+            self._start_next()
+
+    def _start_next(self) -> None:
+        assert self._pipe is not None, "closed"
+        try:
+            self._queue.append([_ready(field) for field in self._waiting.popleft()])
+        except DataError as error:
+            self._started.append(error)
+            return
         self._pipe.schedule_run()
-        self._pending += 1
+        self._started.append(None)
 
     def collect(self) -> list[torch.Tensor]:
         """The graph's outputs for the oldest batch, without a copy; on a GPU the current stream waits for DALI's work.
 
         Raises:
-            DecodeFailure: DALI could not carry out this batch.
+            DecodeFailure: DALI could not carry out this batch, or an image of it could not be read.
+            DataError: the source of the images does not answer.
             RuntimeError: a call from the graph into Python failed.
         """
         assert self._pipe is not None, "closed"
-        self._pending -= 1
+        self._start_ready()
+        if not self._started:
+            self._start_next()
+        unread = self._started.popleft()
+        if isinstance(unread, UnreadableImage):
+            raise DecodeFailure(str(unread)) from unread
+        if unread is not None:
+            raise unread
         on_gpu = self.device.type == "cuda"
         try:
             outputs = self._pipe.share_outputs(cuda_stream=torch.cuda.current_stream(self.device) if on_gpu else None)
@@ -89,18 +115,20 @@ class Runner:
         (Left to its destructor, a pipeline with calls into Python under way waits for them with the interpreter's lock
         in its hand.)
         """
-        while self._pipe is not None and self._pending:
-            with contextlib.suppress(RuntimeError):
+        self._waiting.clear()
+        while self._pipe is not None and self._started:
+            with contextlib.suppress(RuntimeError, DataError):
                 self.collect()
         self._pipe = None
+
+
+def _ready(field: Any) -> Any:
+    if isinstance(field, PendingImages):
+        return field.arrays()
+    return field if isinstance(field, list) else np.ascontiguousarray(field)  # DALI takes no strided arrays
 
 
 def _device_id(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     return torch.cuda.current_device() if device.index is None else device.index
-
-
-def path_arrays(index: ImageSource, sample_N: np.ndarray) -> list[np.ndarray]:
-    """Source paths of some images as uint8 arrays, the form that `fn.io.file.read` takes."""
-    return [np.frombuffer(index.source_path(int(i)).encode("utf-8", "surrogateescape"), np.uint8) for i in sample_N]

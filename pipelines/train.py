@@ -19,15 +19,16 @@ from nvidia.dali import fn
 
 from rsbdali.pipelines.decode import decode_window, filter_codes, resize
 from rsbdali.pipelines.decode_mode import DecodeMode, use_roi
+from rsbdali.pipelines.encoded import EncodedInput
 from rsbdali.pipelines.executor import ImageSource
 from rsbdali.pipelines.randaugment import LAYER_FIELDS, apply_randaugment, layer_fields
 from rsbdali.pipelines.repeats import covering_windows, share_decodes
-from rsbdali.pipelines.runner import Fields, Runner, path_arrays
+from rsbdali.pipelines.runner import Fields, Runner
 from rsbdali.plan import BatchPlan
 from rsbdali.policy import RandAugmentPolicy
 from rsbdali.recipe import Recipe
 
-WINDOW_FIELDS = 3  # path, start and shape of the window to decode
+WINDOW_FIELDS = 3  # path or bytes, start and shape of the window to decode
 CROP_FIELDS = 2  # start and shape of a crop within the window, where rows share one
 RESIZE_FIELDS = 2  # filter, flip
 
@@ -71,7 +72,9 @@ class GraphExecutor:
             repeats=self.repeats,
             device="gpu" if device.type == "cuda" else "cpu",
             roi=self.roi,
+            files=index.has_files,
         )
+        self._input = EncodedInput(index, num_threads)
         self._runner = Runner(define, rows=rows, device=device, num_threads=num_threads)
         self._rows: deque[np.ndarray] = deque()  # rows_UK of each batch under way
 
@@ -80,7 +83,7 @@ class GraphExecutor:
         assert 0 < len(plan) <= self.rows, f"{len(plan)} rows, the graph was built for 1 to {self.rows}"
         rows_UK = share_decodes(plan.sample_N, self.repeats) if self.repeats > 1 else np.arange(len(plan))[:, None]
         window_U4 = covering_windows(plan.crop_N4, rows_UK)
-        fields = [path_arrays(self.index, plan.sample_N[rows_UK[:, 0]]), window_U4[:, :2], window_U4[:, 2:]]
+        fields = [self._input(plan.sample_N[rows_UK[:, 0]]), window_U4[:, :2], window_U4[:, 2:]]
         for rows_U in rows_UK.T:
             part = plan.rows(rows_U)
             if self.repeats > 1:
@@ -109,11 +112,12 @@ class GraphExecutor:
     def close(self) -> None:
         """Free DALI's threads and buffers."""
         self._runner.close()
+        self._input.close()
         self._rows.clear()
 
 
 def train_graph(
-    *, size: tuple[int, int], layers: int, repeats: int, device: str, roi: bool
+    *, size: tuple[int, int], layers: int, repeats: int, device: str, roi: bool, files: bool = True
 ) -> Callable[[Callable[[], Fields]], Any]:
     """The graph as a function of its source (see `Runner`); it has `repeats` outputs.
 
@@ -123,14 +127,15 @@ def train_graph(
         repeats: rows made of one decoded image.
         device: 'cpu' or 'gpu'.
         roi: see `decode_window`.
+        files: see `decode_window`.
     """
     crop = CROP_FIELDS if repeats > 1 else 0
     per_repeat = crop + RESIZE_FIELDS + LAYER_FIELDS * layers
 
     def define(source: Callable[[], Fields]) -> Any:
         fields = fn.external_source(source=source, num_outputs=WINDOW_FIELDS + per_repeat * repeats, batch=True)
-        path, start, shape = fields[:WINDOW_FIELDS]
-        windows = decode_window(path, start, shape, device=device, roi=roi)
+        encoded, start, shape = fields[:WINDOW_FIELDS]
+        windows = decode_window(encoded, start, shape, device=device, roi=roi, files=files)
         outputs = []
         for first in range(WINDOW_FIELDS, len(fields), per_repeat):
             mine = fields[first : first + per_repeat]

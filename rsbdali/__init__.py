@@ -16,6 +16,7 @@ _HOMES = {
     "Recipe": "rsbdali.recipe",
     "RsbdaliError": "rsbdali.errors",
     "TrainLoader": "rsbdali.loader",
+    "TupleLoader": "rsbdali.loader",
     "bce_loss": "rsbdali.ops.bce",
     "create_loader": "rsbdali.loader",
     "mix_normalize": "rsbdali.ops.mix",

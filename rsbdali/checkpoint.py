@@ -13,8 +13,10 @@ import argparse
 import os
 import pickle
 import shutil
+import struct
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ import torch
 
 from rsbdali.errors import CheckpointError
 
+# what torch's reader of plain data ends with on damaged bytes, beside pickle's own error
+UNREADABLE = (
+    RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OverflowError,
+    struct.error,
+)  # fmt: skip
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
@@ -42,11 +49,29 @@ def read(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path)) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is truncated, damaged or no checkpoint ({_first_line(error)})") from error
+    except UNREADABLE as error:
+        detail = f" ({_first_line(error)})" if isinstance(error, RuntimeError | OSError) else ""
+        raise CheckpointError(f"{path} is truncated, damaged or no checkpoint{detail}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
+
+
+def read_verified(path: Path) -> dict[str, Any]:
+    """`read`, once every byte of the file agrees with its checksums, which torch itself does not look at.
+
+    Raises:
+        CheckpointError: as `read`, or bytes of it have changed since it was written.
+    """
+    if path.is_file() and zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                rotten = archive.testzip()
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
+            raise CheckpointError(f"{path} is truncated or damaged ({_first_line(error)})") from error
+        if rotten is not None:
+            raise CheckpointError(f"{path} is damaged: {rotten} in it does not agree with its checksum")
+    return read(path)
 
 
 def _refusal(path: Path) -> str:
@@ -54,10 +79,12 @@ def _refusal(path: Path) -> str:
         return f"{path} is truncated, damaged or no checkpoint"
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))  # reads, runs nothing
-    except (RuntimeError, ValueError, pickle.UnpicklingError):
+    except (*UNREADABLE, pickle.UnpicklingError):
         names = []
-    wants = f" (it wants {', '.join(sorted(names)[:3])})" if names else ""
-    return f"{path} holds more than plain data and was not loaded: it could run code{wants}"
+    if not names:
+        return f"{path} is damaged, or holds more than plain data; it was not loaded"
+    wants = ", ".join(sorted(names)[:3])
+    return f"{path} holds more than plain data and was not loaded: it could run code (it wants {wants})"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -100,37 +127,83 @@ def _unwrapped(name: str) -> str:
     return name
 
 
+def snapshot(value: Any) -> Any:
+    """A copy of a checkpoint's dictionary that later training steps do not touch: containers new, tensors on the CPU.
+
+    This is all that a training step waits for when a run is saved; tensors keep their memory format.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: snapshot(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(entry) for entry in value)
+    return value
+
+
 def write(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint so that `path` holds either the old content or the new, whatever happens in between."""
-    temporary = _temporary(path)
-    try:
+    """Write a checkpoint so that `path` holds either the old content or the new, whatever happens in between.
+
+    Raises:
+        CheckpointError: it cannot be written, for example because the disk is full; the old file is as it was.
+    """
+
+    def fill(temporary: Path) -> None:
         with temporary.open("wb") as file:
             torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+
+    _replace(path, fill)
 
 
 def link(source: Path, path: Path) -> None:
-    """Let `path` be another name of `source` (a copy where the file system knows no hard links), atomically."""
-    temporary = _temporary(path)
-    temporary.unlink(missing_ok=True)
-    try:
+    """Let `path` be another name of `source` (a copy where the file system knows no hard links), atomically.
+
+    Raises:
+        CheckpointError: as `write`.
+    """
+
+    def fill(temporary: Path) -> None:
+        temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-        temporary.replace(path)
-    finally:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+
+    _replace(path, fill)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what writes that were killed have left in a folder. Nobody else may be writing there."""
+    for temporary in folder.glob(".*.pth.tar.*.tmp"):
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _replace(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make `path` what `fill(temporary)` writes: on the disk first, then under its name, then the name on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            fill(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        raise CheckpointError(f"cannot save {path} ({cause.strerror}): what was saved before is still there") from error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The operating system's error behind one of torch.save, which says "unexpected pos" where the disk is full."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from rsbdali import __version__
-from rsbdali.commands import benches, data, recipes, training
+from rsbdali.commands import benches, data, export, recipes, run_report, runs, sources, training
 from rsbdali.errors import RsbdaliError
 
-USER_MISTAKE = 2
 INTERRUPTED = 130
 
 
@@ -26,7 +25,7 @@ def main() -> None:
     try:
         sys.exit(cli(arguments, prog_name="rsbdali", standalone_mode=False) or 0)
     except RsbdaliError as error:
-        _fail(str(error), USER_MISTAKE, debug)
+        _fail("" if error.told_elsewhere else str(error), error.exit_code, debug)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code, debug)
     except click.Abort:
@@ -36,7 +35,8 @@ def main() -> None:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
-    click.echo(f"Error: {message}", err=True)
+    if message:
+        click.echo(f"Error: {message}", err=True)
     sys.exit(code)
 
 
@@ -69,8 +69,13 @@ for command in (
     data.index_command,
     data.demo_data,
     data.preview,
+    sources.pack_command,
     recipes.recipe,
     benches.bench_loader,
+    benches.bench_step,
     benches.doctor,
+    export.export_command,
+    run_report.report_command,
+    runs.replay,
 ):
     cli.add_command(command)

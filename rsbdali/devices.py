@@ -5,6 +5,7 @@ import os
 import numpy as np
 import torch
 
+from rsbdali.distributed import World
 from rsbdali.errors import DeviceError
 
 
@@ -30,8 +31,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def default_threads() -> int:
-    """CPU threads this process may use: the cores of its affinity mask, shared among the ranks of the node."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """CPU threads this process may use: the cores of its affinity mask, shared among the ranks of the node.
+
+    Under `rsbdali train` the ranks know better, see `affinity`.
+    """
+    return max(1, len(os.sched_getaffinity(0)) // World.from_env().local_size)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -2,15 +2,17 @@
 
     steps of the epoch ─> dist_bn ─> evaluation at the test size ─> summary, checkpoints ─> next epoch
        signal: save (epoch, step) ──────── signal: save (epoch, all steps): a resume evaluates first
+       interval: save, and on
 
-All ranks take the same turns: what makes them turn (a signal, a loss that is not finite) is summed over the ranks.
+All ranks take the same turns: what makes them turn (a signal, a save that rank 0's clock asks for, a loss that is not
+finite) is summed over the ranks, together with the loss.
 """
 
 import logging
-import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,9 +20,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from timm.utils import distribute_bn
 
+from rsbdali import distributed
 from rsbdali.distributed import World
-from rsbdali.errors import RecipeError
 from rsbdali.evaluate import EvalResult, Stopped, evaluate
+from rsbdali.interval import Due, Interval
+from rsbdali.nonfinite import LossWatch, OnNan, UpdateGuard
 from rsbdali.optim import Schedule
 from rsbdali.outputs import RunFolder
 from rsbdali.pace import Pace, is_evaluated
@@ -28,16 +32,12 @@ from rsbdali.report import EpochReport, Reporter, StepReport
 from rsbdali.run_state import Identity, RunState
 from rsbdali.saver import Saver
 from rsbdali.signals import StopRequest, from_row
-from rsbdali.step import TrainStep, parallel
+from rsbdali.switches import PLAIN, Switches, make_step
 
 if TYPE_CHECKING:
     from rsbdali.loader import EvalBatch, TrainBatch
 
 log = logging.getLogger(__name__)
-
-# A loss that is not finite has spoilt the weights unless GradScaler skips the step, which it does while it looks for a
-# scale that fits: 16 halvings bring its first one, 65536, down to 1.
-MAX_BAD_LOSSES, MAX_BAD_LOSSES_SCALED = 3, 20
 
 
 class TrainBatches(Protocol):
@@ -98,6 +98,10 @@ class Trainer:
         reporter: shows progress.
         files: of the run; None on ranks that write nothing.
         saver: of checkpoints; None on ranks that write nothing.
+        on_nan: what a loss that is not finite does: stop or skip.
+        save_every: saves besides those at the ends of epochs.
+        name_of: the name of a training image by its row of the index.
+        switches: of the step: torch.compile, CUDA graphs.
     """
 
     def __init__(
@@ -113,25 +117,38 @@ class Trainer:
         reporter: Reporter,
         files: RunFolder | None = None,
         saver: Saver | None = None,
+        on_nan: OnNan = "stop",
+        save_every: Interval | None = None,
+        name_of: Callable[[int], str] = str,
+        switches: Switches = PLAIN,
     ) -> None:
         self.state, self.identity, self.recipe = state, identity, identity.recipe
         self.loader, self.eval_loader, self.device, self.amp_dtype = loader, eval_loader, device, amp_dtype
         self.world, self.reporter, self.files, self.saver = world, reporter, files, saver
-        self._step = TrainStep(
-            parallel(state.model, world, device), state.optimizer, state.scaler, self.recipe,
-            device=device, amp_dtype=amp_dtype, world=world, ema=state.ema,
+        self._step = make_step(
+            state.model, state.optimizer, state.scaler, self.recipe,
+            switches=switches, device=device, amp_dtype=amp_dtype, world=world, ema=state.ema,
+            guard=UpdateGuard(state.model, world) if on_nan == "skip" else None,
         )  # fmt: skip
+        self._losses = LossWatch(
+            on_nan, scaled=state.scaler.is_enabled(), world=world, folder=files.path if files else None, name_of=name_of
+        )
         self._schedule = Schedule(state.optimizer, self.recipe)
         self._pace = Pace(self.recipe, loader.steps_per_epoch)
-        self._stop = StopRequest()
-        self._bad_losses, self._lr = 0, 0.0
+        self._stop, self._due = StopRequest(), Due(save_every)
+        self._lr = 0.0
         self._last: EvalResult | None = None
         self._began = time.perf_counter() - state.seconds
 
     def run(self) -> Outcome:
-        """Train to the last epoch or to a signal; either way the state is saved."""
+        """Train to the last epoch or to a signal; either way the state is saved, and on the disk.
+
+        Raises:
+            RecipeError: a loss was not finite, and `on_nan` says stop.
+            CheckpointError: a checkpoint could not be written.
+        """
         stopped = None
-        with self._stop:
+        with self._stop, self.saver or nullcontext():  # waits for the last save while signals are still caught
             while self.state.epoch < self.recipe.epochs and stopped is None:
                 stopped = self._epoch()
         self.state.seconds = time.perf_counter() - self._began
@@ -148,8 +165,9 @@ class Trainer:
         if stopped is None and is_evaluated(self.state.epoch, self.recipe.eval_every, self.recipe.epochs):
             try:
                 result, more = self._evaluate()
-            except Stopped:
-                stopped = self._stop.signal or signal.SIGTERM  # another rank's: torchrun hands SIGTERM to all
+            except Stopped:  # all ranks are here together
+                row = torch.tensor(self._stop.as_row(), device=self.device)
+                stopped = from_row(distributed.sum_(row, self.world).tolist())
         if stopped is None:
             self._finish(result, more)
         elif self.saver is not None:
@@ -167,38 +185,43 @@ class Trainer:
         stopped = None
         while state.step < steps and stopped is None:
             groups = islice(batches, self.loader.groups_per_step)
-            told = self._step(groups, update=state.updates + 1, notes=self._stop.as_row)
+            told = self._step(self._losses.passing(groups), update=state.updates + 1, notes=self._notes)
             state.step, state.updates = state.step + 1, state.updates + 1
             self._pace.step(self.loader.wait_s)
-            stopped = self._hear(told)
+            stopped, is_due = self._hear(told, step=state.step - 2)
             self._show()
-        last = self._hear(self._step.flush())
+            if stopped is None and state.step < steps and (is_due or self._due.by_steps(state.updates)):
+                stopped = self._save_between()
+        last, _ = self._hear(self._step.flush(), step=state.step - 1)
         return stopped or last
 
-    def _hear(self, told: list[float] | None) -> signal.Signals | None:
-        """Take in what the step before told: its loss, and whether a rank was asked to stop."""
-        if told is None:
-            return None
-        loss, *stop = told
-        if math.isfinite(loss):
-            self.state.loss_sum, self.state.loss_steps = self.state.loss_sum + loss, self.state.loss_steps + 1
-            self._bad_losses = 0
-        else:
-            self._bad_losses += 1
-            self._check_losses()
-        return from_row(stop)
+    def _notes(self) -> list[float]:
+        """What this rank has to say to all: which signal it got, and (rank 0) whether it is time to save."""
+        return [*self._stop.as_row(), float(self.world.is_primary and self._due.by_time())]
 
-    def _check_losses(self) -> None:
-        scaled = self.state.scaler.is_enabled()
-        if self._bad_losses < (MAX_BAD_LOSSES_SCALED if scaled else MAX_BAD_LOSSES):
-            return
-        raise RecipeError(
-            f"the loss was not finite for {self._bad_losses} steps in a row, up to epoch {self.state.epoch + 1} step "
-            f"{self.state.step}: lower lr or set clip_grad; the last checkpoint is from before"
-        )
+    def _hear(self, told: list[float] | None, step: int) -> tuple[signal.Signals | None, bool]:
+        """Take in what a step (from 0) told: its loss, whether a rank was asked to stop, whether to save."""
+        if told is None:
+            return None, False
+        loss, *stop, save = told
+        if self._losses.hear(loss, self.state.epoch, step):
+            self.state.loss_sum, self.state.loss_steps = self.state.loss_sum + loss, self.state.loss_steps + 1
+        return from_row(stop), save > 0
+
+    def _save_between(self) -> signal.Signals | None:
+        """Save in the middle of an epoch, once the last step's loss is known. Returns a signal heard of by that."""
+        stopped, _ = self._hear(self._step.flush(), step=self.state.step - 1)
+        if stopped is None:  # else it is saved on the way out
+            self._share_statistics()
+            if self.saver is not None:
+                self.saver.save_last(self._content(None))
+            self._due.saved()
+        return stopped
 
     def _show(self) -> None:
         state = self.state
+        if self.saver is not None:
+            self.saver.check()
         speed = self._pace.speed(state.epoch, state.step)
         self.reporter.step(StepReport(state.epoch, state.step, state.mean_loss, self._lr, speed, state.best_top1))
         if self.files is not None and state.step % self.recipe.log_interval == 0:
@@ -248,6 +271,7 @@ class Trainer:
         self.reporter.epoch(EpochReport(epoch, loss, self._lr, speed, result, state.best_top1))
 
     def _save(self, result: EvalResult | None, epoch: int, *, is_best: bool) -> None:
+        self._due.saved()
         if self.saver is None:
             return
         if result is None:

@@ -2,7 +2,15 @@
 
 
 class RsbdaliError(ValueError):
-    """Something the user gave cannot work; the message says what, where, and what would."""
+    """Something the user gave cannot work; the message says what, where, and what would.
+
+    Attributes:
+        exit_code: what the command line ends with.
+        told_elsewhere: another rank has the same error and prints it, so that one line is not printed by each.
+    """
+
+    exit_code = 2
+    told_elsewhere = False
 
 
 class DataError(RsbdaliError):
@@ -19,3 +27,9 @@ class CheckpointError(RsbdaliError):
 
 class DeviceError(RsbdaliError):
     """The device asked for is missing, or this torch or DALI has no code for it."""
+
+
+class LostRankError(RsbdaliError):
+    """Another process of the run ended or does not answer. Nothing is wrong here: start again, with `--resume auto`."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: trying again may help

@@ -12,7 +12,7 @@ from rsbdali.feed import Feed
 from rsbdali.index import ImageIndex
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.eval import EvalExecutor
-from rsbdali.pipelines.probe import decodes
+from rsbdali.pipelines.probe import image_decodes
 from rsbdali.recipe import Recipe
 
 
@@ -21,7 +21,8 @@ class EvalBatch:
     """Evaluation images.
 
     Attributes:
-        images: (N, 3, H, W), channels_last, float, normalised. N varies in the last batch and may be 0.
+        images: (N, 3, H, W), channels_last: normalised float; or uint8 as they are, if the loader's dtype is. N varies
+            in the last batch and may be 0.
         label_N: int64.
     """
 
@@ -32,8 +33,8 @@ class EvalBatch:
 class EvalLoader:
     """Every image exactly once over all ranks; rank r takes images r, r + W and so on.
 
-    `len()` is equal on all ranks; a rank whose images run out yields an empty batch. An image that does not decode is
-    named and left out.
+    `len()` is equal on all ranks; a rank whose images run out yields an empty batch, unless `pad` gives it images of
+    the beginning a second time. An image that does not decode is named and left out.
 
     Args:
         index: the evaluation images.
@@ -43,9 +44,10 @@ class EvalLoader:
         device: where batches are made and delivered.
         batch_size: rows a batch.
         num_threads: CPU threads; default `default_threads()`.
-        dtype: of the images.
+        dtype: of the images; uint8 leaves them as they are.
         prefetch: batches in flight.
         on_bad: called once for each image that does not decode, with path and reason.
+        pad: give each rank the same number of images, as timm's `OrderedDistributedSampler` does: a few come twice.
     """
 
     def __init__(
@@ -61,13 +63,16 @@ class EvalLoader:
         dtype: torch.dtype = torch.float32,
         prefetch: int = 2,
         on_bad: Callable[[str, str], None] | None = None,
+        pad: bool = False,
     ) -> None:
         self.index, self.recipe, self.dtype = index, recipe, dtype
         self.device = resolve_device(device)
         self.bad = BadImages(on_bad)
-        self._sample_N = np.arange(rank, len(index), world_size)
+        count = -(-len(index) // world_size) * world_size if pad else len(index)
+        self._sample_N = np.arange(rank, count, world_size) % len(index)
+        self._start = 0
         self._length = -(-len(index) // (world_size * batch_size))
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self.num_threads = num_threads or default_threads()
         self._executor = EvalExecutor(
             index, recipe, rows=batch_size, device=self.device, num_threads=self.num_threads, prefetch=prefetch
@@ -77,40 +82,49 @@ class EvalLoader:
     def __len__(self) -> int:
         return self._length
 
+    def seek_batch(self, epoch: int, batch: int) -> None:
+        """Let the next `iter()` start at a batch; all epochs are the same here."""
+        self._start = batch
+
     def __iter__(self) -> Iterator[EvalBatch]:
-        for tick in range(len(self)):
-            if len(self._rows(tick)):
-                yield self._batch(tick)
-            else:
-                yield self._empty()
+        start, self._start = self._start, 0
+        return map(self._batch, range(start, len(self)))
 
     def close(self) -> None:
         """Stop the executor's threads."""
         self._executor.close()
 
     def _rows(self, tick: int) -> np.ndarray:
-        return self._sample_N[tick * self._batch_size : (tick + 1) * self._batch_size]
+        return self._sample_N[tick * self.batch_size : (tick + 1) * self.batch_size]
 
     def _plan(self, tick: int) -> np.ndarray | None:
         rows = self._rows(tick)
         return rows if len(rows) else None  # nothing is prefetched past the end
 
     def _batch(self, tick: int) -> EvalBatch:
+        if not len(self._rows(tick)):
+            return self._empty()
         sample_N, images_NHWC = self._feed.get(tick, len)
         if not len(sample_N):
             return self._empty()
-        rows = len(sample_N)
+        label_N = self.index.label_N[sample_N].astype(np.int64)
+        return EvalBatch(self._finish(images_NHWC), to_device(label_N, self.device))
+
+    def _finish(self, images_NHWC: torch.Tensor) -> torch.Tensor:
+        if self.dtype == torch.uint8:
+            return images_NHWC.permute(0, 3, 1, 2)
+        rows = len(images_NHWC)
         nothing = np.arange(rows), np.ones(rows, np.float32), np.zeros((rows, 4), np.int32)
-        images = mix_normalize(images_NHWC, *nothing, self.recipe.mean, self.recipe.std, self.dtype)
-        return EvalBatch(images, to_device(self.index.label_N[sample_N].astype(np.int64), self.device))
+        return mix_normalize(images_NHWC, *nothing, self.recipe.mean, self.recipe.std, self.dtype)
 
     def _empty(self) -> EvalBatch:
-        images = torch.empty((0, 3, *self.recipe.test_size), dtype=self.dtype, device=self.device)
+        empty_NHWC = torch.empty((0, *self.recipe.test_size, 3), dtype=self.dtype, device=self.device)
+        images = empty_NHWC.permute(0, 3, 1, 2)
         return EvalBatch(images, torch.empty(0, dtype=torch.int64, device=self.device))
 
     def _mend(self, sample_N: np.ndarray, bad_rows: list[int]) -> np.ndarray:
         for row in bad_rows:
             path = self.index.path(int(sample_N[row]))
-            reason = decodes(self.index.source_path(int(sample_N[row])))
+            reason = image_decodes(self.index, int(sample_N[row]))
             self.bad.add(path, reason or "does not decode")
         return np.delete(sample_N, bad_rows)

@@ -4,8 +4,11 @@ JPEG headers are read by hand (a few microseconds); everything else goes through
 """
 
 import os
+from collections.abc import Callable
 from enum import IntEnum, IntFlag
-from typing import NamedTuple
+from functools import partial
+from io import BytesIO
+from typing import IO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -16,6 +19,7 @@ COMMON_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 OTHER_FRAMES = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 ALONE = frozenset({0x01, 0xD8, *range(0xD0, 0xD8)})  # markers without a length
 END_OF_IMAGE = b"\xff\xd9"
+Pread = Callable[[int, int], bytes]  # (bytes wanted, offset) -> up to that many; fewer only at the end
 
 
 class Format(IntEnum):
@@ -72,39 +76,66 @@ def read_header(path: str, nbytes: int) -> Header:
     except OSError as error:
         raise NoImageError(f"cannot be read: {error.strerror}") from error
     try:
-        head = os.pread(descriptor, FIRST_BYTES, 0)
-        if head.startswith(b"\xff\xd8\xff"):
-            found = _read_jpeg(descriptor, head, nbytes)
-            if found is not None:
-                width, height, care = found
-                return Header(width, height, Format.JPEG, care | _name_care(path, Format.JPEG))
+        header = _read_jpeg(partial(os.pread, descriptor), path, nbytes)
     except OSError as error:
         raise NoImageError(f"cannot be read: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    return _read_by_pillow(path)
+    return header or _read_by_pillow(path, path)
 
 
-def _read_jpeg(descriptor: int, head: bytes, nbytes: int) -> tuple[int, int, int] | None:
+def read_header_from(pread: Pread, name: str, nbytes: int) -> Header:
+    """As `read_header`, of an image within something larger: a tar file, an object of a store.
+
+    Args:
+        pread: reads some bytes of the image, as `os.pread` does with the image's first byte at 0.
+        name: its name, whose extension is compared with the content.
+        nbytes: its size.
+
+    Raises:
+        NoImageError: empty, cut short, or no image.
+    """
+    if nbytes == 0:
+        raise NoImageError("empty file")
+    header = _read_jpeg(pread, name, nbytes)
+    if header is not None:
+        return header
+    whole = pread(nbytes, 0)
+    if len(whole) < nbytes:
+        raise NoImageError(f"cut short: {len(whole)} of {nbytes} bytes are there")
+    return _read_by_pillow(BytesIO(whole), name)
+
+
+def _read_jpeg(pread: Pread, name: str, nbytes: int) -> Header | None:
+    """The header of a JPEG; None for anything else, and where Pillow should look."""
+    head = pread(min(FIRST_BYTES, nbytes), 0)
+    found = _read_frame(pread, head, nbytes) if head.startswith(b"\xff\xd8\xff") else None
+    if found is None:
+        return None
+    width, height, care = found
+    return Header(width, height, Format.JPEG, care | _name_care(name, Format.JPEG))
+
+
+def _read_frame(pread: Pread, head: bytes, nbytes: int) -> tuple[int, int, int] | None:
     """Width, height and care of a JPEG; None where Pillow should look (an unusual frame, or none found)."""
-    found = _find_frame(descriptor, head)
+    found = _find_frame(pread, head)
     if found is None:
         return None
     end, (precision, height, width, components) = found
     if precision != 8 or components not in (1, 3, 4) or not width or not height:
         return None
     care = Care.CMYK | Care.CONVERT if components == 4 else 0
-    return width, height, care if _has_end(descriptor, nbytes, end) else care | Care.NO_EOI
+    return width, height, care if _has_end(pread, nbytes, end) else care | Care.NO_EOI
 
 
-def _find_frame(descriptor: int, head: bytes) -> tuple[int, tuple[int, int, int, int]] | None:
+def _find_frame(pread: Pread, head: bytes) -> tuple[int, tuple[int, int, int, int]] | None:
     """Walk the marker segments to the frame header: (offset, (precision, height, width, components)) or None."""
     at, base = 2, 0
     while True:
         i = at - base
         if i + 10 > len(head):
             base, i = at, 0
-            head = os.pread(descriptor, FIRST_BYTES, at)
+            head = pread(FIRST_BYTES, at)
             if len(head) < 10:
                 return None
         if head[i] != 0xFF:
@@ -123,24 +154,24 @@ def _find_frame(descriptor: int, head: bytes) -> tuple[int, tuple[int, int, int,
             at += 2 + (head[i + 2] << 8 | head[i + 3])
 
 
-def _has_end(descriptor: int, nbytes: int, after: int) -> bool:
+def _has_end(pread: Pread, nbytes: int, after: int) -> bool:
     """Whether an end-of-image marker stands at the end, or before some trailing bytes that others have added."""
-    if os.pread(descriptor, 2, nbytes - 2) == END_OF_IMAGE:
+    if pread(2, nbytes - 2) == END_OF_IMAGE:
         return True
     # within coded data 0xFF is never followed by 0xD9; thumbnails with a marker of their own come before the frame
     start = max(after, nbytes - TAIL_BYTES)
-    return END_OF_IMAGE in os.pread(descriptor, nbytes - start, start)
+    return END_OF_IMAGE in pread(nbytes - start, start)
 
 
-def _name_care(path: str, content: Format) -> int:
-    extension = os.path.splitext(path)[1].lower()
+def _name_care(name: str, content: Format) -> int:
+    extension = os.path.splitext(name)[1].lower()
     named = {".png": Format.PNG, ".webp": Format.WEBP}.get(extension, Format.JPEG)
     return 0 if named == content else Care.OTHER_FORMAT
 
 
-def _read_by_pillow(path: str) -> Header:
+def _read_by_pillow(file: str | IO[bytes], name: str) -> Header:
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             format_name, (width, height), mode = image.format, image.size, image.mode
             deep = mode.startswith(("I", "F")) or _is_deep_png(image)
     except UnidentifiedImageError as error:
@@ -150,7 +181,7 @@ def _read_by_pillow(path: str) -> Header:
     content = {"JPEG": Format.JPEG, "MPO": Format.JPEG, "PNG": Format.PNG, "WEBP": Format.WEBP}.get(
         format_name or "", Format.OTHER
     )
-    care = _name_care(path, content)
+    care = _name_care(name, content)
     # a JPEG comes here only when its frame is an unusual one
     if deep or mode == "CMYK" or content in (Format.JPEG, Format.OTHER):
         care |= Care.CONVERT

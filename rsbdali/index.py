@@ -1,14 +1,14 @@
 """Which images there are: paths, labels and sizes as columns, scanned once and cached.
 
 The class of an image is the first folder below the root (torchvision's `ImageFolder`; the same as timm's leaf folder in
-a tree of one level); images may lie any number of folders deeper. One canonical order: classes by timm's `natural_key`,
-then relative path by the same key. Only headers are read. Files that are no image are left out and named in `bad`.
+a tree of one level); images may lie any number of folders deeper. Other sources say it in their own way
+(`rsbdali.sources`). One canonical order for all: classes by timm's `natural_key`, then relative path by the same key.
+Only headers are read. Files that are no image are left out and named in `bad`.
 """
 
-import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ import numpy as np
 from rsbdali import index_cache
 from rsbdali.errors import DataError
 from rsbdali.header import Care, Format
-from rsbdali.labels import read_labels
-from rsbdali.rgb_copy import rgb_copy
+from rsbdali.labelling import labels_of
+from rsbdali.labels import read_class_map
+from rsbdali.rgb_copy import rgb_copy, rgb_copy_of
 from rsbdali.scan import Progress, Scan, scan_tree
-from rsbdali.tree import Tree, natural_key, walk
+from rsbdali.sources.base import Place, Reader, Source, UnreadableImage
+from rsbdali.sources.forms import image_root, open_source, reader_of
+from rsbdali.sources.location import Location
+from rsbdali.splits import find_images, find_split
+from rsbdali.tree import Tree, walk
 
 __all__ = ["BadFile", "Care", "Format", "ImageIndex", "find_images", "find_split"]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,22 @@ class ImageIndex:
     """N images as columns: no Python object per image, about 70 bytes an image with short paths.
 
     Attributes:
-        root: the scanned folder, absolute.
+        root: the scanned folder, absolute; of shards the folder that they lie in.
         classes: class names in label order; empty where labels are unknown.
         label_N: int32, -1 where unknown.
         width_N: int32, pixels as stored and decoded (EXIF orientation is not applied, as in timm).
         height_N: int32.
-        nbytes_N: int64, file size.
+        nbytes_N: int64, bytes of the encoded image.
         format_N: uint8, `header.Format` of the content.
         care_N: uint8, `header.Care` flags.
         path_bytes: uint8, all relative paths in a row.
         path_end_N: int64, where each path ends in `path_bytes`.
+        shard_N: int32, place in `shards`; empty where every image is a file or an object.
+        offset_N: int64, first byte within the shard (in Parquet the row); empty as well.
+        name: the source as text: the folder, the pattern of its shards, its URL.
+        shards: files that hold many images each, relative to the root.
         bad: files left out.
+        reader: fetches encoded images; None where they are files of this machine.
         cache_dir: where RGB copies go; None for the default.
     """
 
@@ -64,14 +72,23 @@ class ImageIndex:
     care_N: np.ndarray
     path_bytes: np.ndarray
     path_end_N: np.ndarray
+    shard_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    offset_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    name: str = ""
+    shards: tuple[str, ...] = ()
     bad: tuple[BadFile, ...] = ()
+    reader: Reader | None = field(default=None, repr=False)
     cache_dir: Path | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", str(self.root))
 
     def __len__(self) -> int:
         return len(self.width_N)
 
     def __repr__(self) -> str:
-        return f"ImageIndex({str(self.root)!r}: {len(self)} images, {self.num_classes} classes, {len(self.bad)} bad)"
+        return f"ImageIndex({self.name!r}: {len(self)} images, {self.num_classes} classes, {len(self.bad)} bad)"
 
     @property
     def num_classes(self) -> int:
@@ -79,24 +96,35 @@ class ImageIndex:
         return len(self.classes)
 
     @property
+    def has_files(self) -> bool:
+        """Whether every image is a file of this machine, which DALI reads by its path."""
+        return self.reader is None
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes that the columns take."""
         return sum(value.nbytes for value in (getattr(self, f.name) for f in fields(self)) if hasattr(value, "nbytes"))
 
     def relative_path(self, i: int) -> str:
-        """Path of image i below the root."""
+        """Path of image i below the root, or within its shard."""
         start = self.path_end_N[i - 1] if i else 0
         return os.fsdecode(self.path_bytes[start : self.path_end_N[i]].tobytes())
 
     def path(self, i: int) -> str:
-        """Absolute path of image i."""
-        return os.path.join(self.root, self.relative_path(range(len(self))[i]))
+        """Absolute path of image i; for an image in a shard `shard::path`, for one in a store its URL."""
+        i = range(len(self))[i]
+        path = self.relative_path(i)
+        if self.has_files:
+            return os.path.join(self.root, path)
+        location = Location.parse(self.name)
+        return location.join(f"{self.shards[self.shard_N[i]]}::{path}" if len(self.shard_N) else path)
 
     def source_path(self, i: int) -> str:
         """Absolute path to decode image i from: the file, or an RGB PNG copy where `Care.CONVERT` asks for one.
 
-        The copy is made on first use (`rgb_copy`).
+        The copy is made on first use (`rgb_copy`). Only where `has_files`.
         """
+        assert self.has_files, f"{self.name}: images are no files: use read_bytes"
         if self.care_N[i] & Care.CONVERT:
             return rgb_copy(self.path(i), self.cache_dir)
         return self.path(i)
@@ -105,36 +133,80 @@ class ImageIndex:
         """`source_path(i)` as uint8, shape (length,), as `fn.io.file.read` takes it."""
         return np.frombuffer(os.fsencode(self.source_path(i)), np.uint8)
 
+    def read_bytes(self, i: int) -> np.ndarray:
+        """The encoded image to decode image i from, of any source: uint8, shape (length,); from any thread.
+
+        As `source_path` it is an RGB PNG where `Care.CONVERT` asks for one.
+
+        Raises:
+            UnreadableImage: its bytes are not there (any more).
+            SourceError: the source does not answer.
+        """
+        encoded = self.read_stored(i)
+        if self.care_N[i] & Care.CONVERT:
+            encoded = rgb_copy_of(encoded, self.path(i), self.cache_dir)
+        return np.frombuffer(encoded, np.uint8)
+
+    def read_stored(self, i: int) -> bytes:
+        """The bytes of image i as its source holds them; from any thread.
+
+        Raises:
+            UnreadableImage, SourceError: as `read_bytes`.
+        """
+        if self.reader is not None:
+            return self.reader.read(self._place(i))
+        try:
+            with open(self.path(i), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise UnreadableImage(f"{self.path(i)}: cannot be read: {error.strerror}") from error
+
+    def fetch_ahead(self, sample_N: np.ndarray) -> None:
+        """Say that these images will be read soon, in that order; a source that is far away starts on them."""
+        if self.reader is not None:
+            self.reader.fetch_ahead([self._place(i) for i in sample_N.tolist()])
+
+    def _place(self, i: int) -> Place:
+        shard, offset = (int(self.shard_N[i]), int(self.offset_N[i])) if len(self.shard_N) else (-1, 0)
+        return Place(self.relative_path(i), shard, offset, int(self.nbytes_N[i]))
+
     @classmethod
     def scan(
         cls, root: str | os.PathLike[str], *, classes: Sequence[str] | None = None, labels: Path | None = None,
         need_classes: bool = True, threads: int | None = None, progress: Progress | None = None,
+        class_map: Path | None = None, image_root: str | os.PathLike[str] | None = None,
     ) -> "ImageIndex":  # fmt: skip
-        """Walk a folder and read every header, without any cache.
+        """List a source and read every header, without any cache.
 
         Args:
-            root: folder of class folders, or a flat folder of images.
-            classes: class names that labels refer to (the training set's, for a validation set); None: the folders'.
+            root: folder of class folders, or a flat folder of images, or another source: tar or Parquet files (a
+                folder of them, one, a pattern), a .csv or .tsv of paths and labels, a URL.
+            classes: class names that labels refer to (the training set's, for a validation set); None: the source's.
             labels: label file of a flat folder (see `labels`).
-            need_classes: False to accept a flat folder without labels (`label_N` is -1 then).
+            need_classes: False to accept images without labels (`label_N` is -1 then).
             threads: threads that read headers.
             progress: called as progress(files done, files in all), from this thread.
+            class_map: file of class names in label order, instead of `classes`.
+            image_root: folder that the relative paths of a table start from, instead of the table's own.
 
         Raises:
-            DataError: no such folder, no images, no class folders, or classes or labels that do not fit.
+            DataError: no such source, no images, no classes, or classes or labels that do not fit.
         """
-        scan = scan_tree(_root(root), _walk(root), threads, progress)
-        return _labelled(_from_scan(_root(root), scan), classes, labels, need_classes)
+        place = Location.parse(root)
+        source = open_source(place, image_root) or _walk(place.base)
+        scan = _scan(place, source, threads, progress)
+        return _index(place, scan, None, image_root, classes, class_map, labels, need_classes)
 
     @classmethod
     def load(
         cls, root: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None,
         classes: Sequence[str] | None = None, labels: Path | None = None, need_classes: bool = True,
         check: bool = True, rebuild: bool = False, threads: int | None = None, progress: Progress | None = None,
+        class_map: Path | None = None, image_root: str | os.PathLike[str] | None = None,
     ) -> "ImageIndex":  # fmt: skip
-        """The index from the cache where the tree is unchanged, else scanned and cached.
+        """The index from the cache where the source is unchanged, else scanned and cached.
 
-        Unchanged means: the same image files by relative path, size and time of last change, links followed.
+        Unchanged means: the same files by relative path, size and time of last change, links followed.
 
         Args:
             root: as in `scan`.
@@ -146,102 +218,58 @@ class ImageIndex:
             rebuild: True to scan again and replace the cache.
             threads: as in `scan`.
             progress: as in `scan`; not called where the cache is used.
+            class_map: as in `scan`.
+            image_root: as in `scan`.
 
         Raises:
             DataError: as in `scan`.
         """
         folder = None if cache_dir is None else Path(cache_dir)
-        file = index_cache.cache_file(folder or index_cache.default_folder(), _root(root))
-        tree = _walk(root) if check else None
-        fingerprint = tree.fingerprint() if tree else None
-        scan = None if rebuild else index_cache.read(file, fingerprint)
-        if scan is None:
-            tree = tree or _walk(root)
-            scan = scan_tree(_root(root), tree, threads, progress)
-            index_cache.write(file, fingerprint or tree.fingerprint(), scan)
-        return _labelled(_from_scan(_root(root), scan, folder), classes, labels, need_classes)
+        place = Location.parse(root)
+        identity = place.identity if image_root is None else f"{place.identity}\0{os.path.abspath(image_root)}"
+        file = index_cache.cache_file(folder or index_cache.default_folder(), identity)
+        if not check and not rebuild and (scan := index_cache.read(file, None)) is not None:
+            return _index(place, scan, folder, image_root, classes, class_map, labels, need_classes)
+        source = open_source(place, image_root) or _walk(place.base)
+        fingerprint = source.fingerprint()
+        kept = None if rebuild else index_cache.read(file, fingerprint)
+        scan = kept or _scan(place, source, threads, progress)
+        if kept is None:
+            index_cache.write(file, fingerprint, scan)
+        return _index(place, scan, folder, image_root, classes, class_map, labels, need_classes)
 
 
-def find_split(data_dir: str | os.PathLike[str], split: str) -> Path:
-    """Folder of a split: DIR/train for "train"; DIR/val or DIR/validation for "val".
-
-    Raises:
-        DataError: none of them is there.
-    """
-    data_dir = Path(data_dir)
-    names = {"train": ("train",), "val": ("val", "validation")}[split]
-    for name in names:
-        if (data_dir / name).is_dir():
-            return data_dir / name
-    expected = " or ".join(str(data_dir / name) for name in names)
-    if not data_dir.is_dir():
-        raise DataError(f"{data_dir}: no such folder: expected {expected}/<class>/<image>")
-    raise DataError(f"{data_dir}: no {split} folder: expected {expected}/<class>/<image>")
-
-
-def find_images(data_dir: str | os.PathLike[str]) -> Path:
-    """DIR/train where there is one, else DIR itself.
-
-    Raises:
-        DataError: DIR is no folder.
-    """
-    data_dir = Path(data_dir)
-    if not data_dir.is_dir():
-        raise DataError(f"{data_dir}: no such folder: expected a folder of images, or one that holds train/")
-    return data_dir / "train" if (data_dir / "train").is_dir() else data_dir
-
-
-def _root(root: str | os.PathLike[str]) -> Path:
-    return Path(os.path.abspath(root))
-
-
-def _walk(root: str | os.PathLike[str]) -> Tree:
+def _walk(root: str) -> Tree:
     if not os.path.isdir(root):
         what = "not a folder" if os.path.exists(root) else "no such folder"
-        raise DataError(f"{os.fspath(root)}: {what}: expected a folder of class folders with images")
+        raise DataError(f"{root}: {what}: expected a folder of class folders with images")
     try:
-        return walk(os.fspath(root))
+        return walk(root)
     except OSError as error:
-        raise DataError(f"{os.fspath(root)}: folder cannot be listed: {error.strerror}") from error
+        raise DataError(f"{root}: folder cannot be listed: {error.strerror}") from error
 
 
-def _from_scan(root: Path, scan: Scan, cache_dir: Path | None = None) -> ImageIndex:
-    bad = tuple(BadFile(os.path.join(root, path), reason) for path, reason in scan.bad)
-    columns: dict[str, Any] = scan.columns
-    return ImageIndex(root=root, classes=scan.classes, bad=bad, cache_dir=cache_dir, **columns)
+def _scan(place: Location, source: Source | Tree, threads: int | None, progress: Progress | None) -> Scan:
+    if isinstance(source, Tree):
+        return scan_tree(Path(place.base), source, threads, progress)
+    return source.scan(threads, progress)
 
 
-def _labelled(index: ImageIndex, classes: Sequence[str] | None, labels: Path | None, need_classes: bool) -> ImageIndex:
-    """Check and translate labels: to the given classes, or from a label file for a flat folder."""
-    if not len(index):
-        first = index.bad[0]
-        raise DataError(f"{index.root}: no usable images: all {len(index.bad)} fail, {first.path}: {first.reason}")
-    if labels is not None and not index.classes:
-        return _label_by_file(index, classes, labels)
-    if labels is not None:
-        log.warning("%s: has class folders, so the label file %s is not used", index.root, labels)
-    if not index.classes and need_classes:
-        raise DataError(f"{index.root}: no class folders: expected {index.root}/<class>/<image>, or a label file")
-    if classes is None or not index.classes:
-        return index
-    place = {name: i for i, name in enumerate(classes)}
-    unknown = [name for name in index.classes if name not in place]
-    if unknown:
-        raise DataError(
-            f"{index.root}: class folder {unknown[0]!r} (of {len(unknown)} such) is none of the {len(classes)} "
-            f"training classes ({', '.join(classes[:3])}, ...): expected the same class names as in training"
-        )
-    if len(index.classes) < len(classes):
-        log.warning("%s: holds %d of %d classes", index.root, len(index.classes), len(classes))
-    translate = np.array([place[name] for name in index.classes], np.int32)
-    return replace(index, classes=tuple(classes), label_N=translate[index.label_N])
-
-
-def _label_by_file(index: ImageIndex, classes: Sequence[str] | None, labels: Path) -> ImageIndex:
-    if classes is None:
-        raise DataError(f"{labels}: a label file needs class names: give the training set's")
-    good = [index.relative_path(i) for i in range(len(index))]
-    bad = [os.path.relpath(file.path, index.root) for file in index.bad]
-    names = sorted(good + bad, key=natural_key)
-    label_of = dict(zip(names, read_labels(Path(labels), names, classes), strict=True))
-    return replace(index, classes=tuple(classes), label_N=np.array([label_of[name] for name in good], np.int32))
+def _index(
+    place: Location, scan: Scan, cache_dir: Path | None, root: str | os.PathLike[str] | None,
+    classes: Sequence[str] | None, class_map: Path | None, label_file: Path | None, need_classes: bool,
+) -> ImageIndex:  # fmt: skip
+    """The index of a scan, its labels checked and translated."""
+    folder = image_root(place, root)
+    join = place.join if root is None else lambda name: os.path.join(folder, name)
+    if not len(scan.columns["label_N"]):
+        path, reason = scan.bad[0]
+        raise DataError(f"{place.text}: no usable images: all {len(scan.bad)} fail, {join(path)}: {reason}")
+    if classes is None and class_map is not None:
+        classes = read_class_map(Path(class_map))
+    names, label_N = labels_of(place.text, scan, classes, label_file, need_classes=need_classes)
+    columns: dict[str, Any] = {**scan.columns, "label_N": label_N}
+    return ImageIndex(
+        root=Path(folder), name=place.text, classes=names, shards=scan.shards, reader=reader_of(scan, place),
+        bad=tuple(BadFile(join(path), reason) for path, reason in scan.bad), cache_dir=cache_dir, **columns,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Scans kept on disk: one .npz a folder, under the XDG cache folder, named by the folder's real path.
+"""Scans kept on disk: one .npz a source, under the XDG cache folder, named by the source's real path or URL.
 
 A cache is used only when its fingerprint equals the tree's as it is now; one that is stale, damaged or of another
 version is ignored and replaced. Nothing here is pickled.
@@ -18,7 +18,7 @@ import numpy as np
 
 from rsbdali.scan import COLUMNS, Scan
 
-VERSION = 1
+VERSION = 2
 log = logging.getLogger(__name__)
 
 
@@ -28,9 +28,9 @@ def default_folder() -> Path:
     return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "rsbdali"
 
 
-def cache_file(folder: Path, root: Path) -> Path:
-    """Where the scan of `root` is kept."""
-    name = hashlib.blake2b(os.fsencode(os.path.realpath(root)), digest_size=16).hexdigest()
+def cache_file(folder: Path, identity: str) -> Path:
+    """Where the scan of a source is kept, by what tells it from all others (its real path, its URL)."""
+    name = hashlib.blake2b(os.fsencode(identity), digest_size=16).hexdigest()
     return folder / "index" / f"{name}.npz"
 
 
@@ -62,7 +62,10 @@ def _parse(file: IO[bytes], fingerprint: bytes | None) -> Scan | None:
     texts = json.loads(archive["texts"].tobytes())
     bad = tuple((path, reason) for path, reason in texts["bad"])
     # reading an array verifies its checksum
-    return Scan(classes=tuple(texts["classes"]), columns={name: archive[name] for name in COLUMNS}, bad=bad)
+    columns = {name: archive[name] for name in COLUMNS}
+    return Scan(
+        classes=tuple(texts["classes"]), columns=columns, bad=bad, kind=texts["kind"], shards=tuple(texts["shards"])
+    )
 
 
 def write(path: Path, fingerprint: bytes, scan: Scan) -> bool:
@@ -72,7 +75,8 @@ def write(path: Path, fingerprint: bytes, scan: Scan) -> bool:
         Whether the scan is cached now.
     """
     # JSON escapes the surrogates that stand for undecodable bytes of file names, and reads them back
-    texts = json.dumps({"classes": scan.classes, "bad": scan.bad}).encode()
+    words = {"classes": scan.classes, "bad": scan.bad, "kind": scan.kind, "shards": scan.shards}
+    texts = json.dumps(words).encode()
     head = {"version": np.array(VERSION), "fingerprint": np.frombuffer(fingerprint, np.uint8)}
     columns = {**head, "texts": np.frombuffer(texts, np.uint8), **scan.columns}
     try:

@@ -1,15 +1,16 @@
 """What `rsbdali index DIR` prints: counts, sizes, formats, and every file that is no image or needs care."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from rsbdali.errors import DataError
 from rsbdali.index import Care, Format, ImageIndex
+from rsbdali.progress import counting
+from rsbdali.sources.location import Location
+from rsbdali.splits import find_parts
 
 PERCENTILES = (0, 5, 50, 95, 100)
 CARE_TEXT = {
@@ -59,7 +60,7 @@ def print_index(console: Console, index: ImageIndex) -> None:
     def line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    line(f"{index.root}")
+    line(f"{index.name}")
     line(f"  images    {figures['images']:,} ({figures['bytes'] / 1e6:,.1f} MB), {figures['bad']:,} files left out")
     if figures["images_per_class"]:
         spread = figures["images_per_class"]
@@ -89,23 +90,17 @@ def report(console: Console, folder: Path, *, threads: int | None = None, rebuil
 
     Args:
         console: where to print.
-        folder: a folder of images, or one that holds train/ and val/ or validation/.
+        folder: a folder of images or another source, or one that holds train/ and val/ or validation/.
         threads: threads of the scan.
         rebuild: scan again even where the cache fits.
 
     Raises:
         DataError: no such folder, or no images in it.
     """
-    if not folder.is_dir():
+    place = Location.parse(folder)
+    if not place.is_url and place.pattern is None and not folder.is_dir():
         raise DataError(f"{folder}: no such folder: expected a folder of images, or one that holds train/ and val/")
-    parts = [folder / name for name in ("train", "val", "validation") if (folder / name).is_dir()]
-    for part in parts or [folder]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            advance = partial(_advance, bar, bar.add_task(part.name, total=None))
+    for part in [where for _, where in find_parts(folder)] or [folder]:
+        with counting(console, part.name) as advance:
             index = ImageIndex.load(part, need_classes=False, threads=threads, rebuild=rebuild, progress=advance)
         print_index(console, index)
-
-
-def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
-    bar.update(task, completed=done, total=total)

@@ -47,6 +47,31 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str]) -> np.
     return np.array([label_of[n] if n in label_of else label_of[os.path.splitext(n)[0]] for n in names], np.int32)
 
 
+def read_class_map(path: Path) -> tuple[str, ...]:
+    """Class names in label order, one a line, as timm's `--class-map`; a number after the name may give its label.
+
+    Raises:
+        DataError: no such file, no names, a name twice, or numbers that are not 0, 1, 2, … in some order.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: class map cannot be read: {error}") from error
+    numbered = [re.fullmatch(r"(.*?)[\s,]+(\d+)", line) for line in lines]
+    names = lines
+    if lines and all(numbered):
+        place = {int(match[2]): match[1] for match in numbered if match}
+        if sorted(place) != list(range(len(lines))):
+            raise DataError(f"{path}: labels of a class map must be 0 to {len(lines) - 1}, each once")
+        names = [place[i] for i in range(len(lines))]
+    if not names:
+        raise DataError(f"{path}: no class names: expected one a line")
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise DataError(f"{path}: class {twice!r} stands there twice")
+    return tuple(names)
+
+
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
     """(line number, [label] or [name, label]) of each line that is not empty."""
     try:

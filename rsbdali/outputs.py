@@ -10,6 +10,7 @@ Rank 0 writes them, but for the bad images, which each rank adds for itself.
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from io import StringIO
 from pathlib import Path
@@ -69,7 +70,7 @@ class RunFolder:
     Args:
         path: made if it is not there.
         epoch: first epoch that will be written.
-        step: first step of it that will be run.
+        step: steps of it that are done already.
     """
 
     def __init__(self, path: Path, *, epoch: int = 0, step: int = 0) -> None:
@@ -83,7 +84,14 @@ class RunFolder:
         """Write `args.yaml`; `facts` (data, versions, device, …) become comments."""
         header = "".join(f"# {key}: {value}\n" for key, value in facts.items())
         body = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-        (self.path / ARGS).write_text(header + body, encoding="utf-8")
+        _rewrite(self.path / ARGS, header + body)
+
+    def sync(self) -> None:
+        """Bring the lines to the disk: a checkpoint must not be ahead of them should the machine fail."""
+        for path in (self._summary, self._metrics):
+            if path.exists():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
 
     def add_epoch(self, row: Mapping[str, Any], more: Mapping[str, Any]) -> None:
         """Add an epoch to `summary.csv` (SUMMARY_COLUMNS, blank where missing) and, with `more`, to `metrics.jsonl`."""
@@ -108,7 +116,7 @@ def add_bad_image(folder: Path, path: str, reason: str) -> None:
 def _is_before(record: Mapping[str, Any], epoch: int, step: int) -> bool:
     if record["epoch"] != epoch or record["kind"] == "epoch":
         return bool(record["epoch"] < epoch)
-    return bool(record["step"] < step)
+    return bool(record["step"] <= step)  # a line's step counts those done, that line's own included
 
 
 def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
@@ -118,14 +126,22 @@ def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
     # a line without its end was cut off when the run was
     kept = [line for line in lines if line.endswith("\n") and keep(line)]
     if kept != lines:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
+        _rewrite(path, "".join(kept))
+
+
+def _rewrite(path: Path, text: str) -> None:
+    """Readers see the old text or all of the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _append(path: Path, text: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise RsbdaliError(f"cannot write {path} ({error.strerror}): the last checkpoint is whole") from error
 
 
 def _csv_line(values: Iterable[Any]) -> str:

@@ -6,7 +6,9 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
@@ -48,6 +50,33 @@ def rgb_copy(path: str, cache_dir: Path | None = None) -> str:
         return _save(rgb, copy)
     except OSError:
         return _save(rgb, _temporary_folder() / name)
+
+
+def rgb_copy_of(encoded: bytes, name: str, cache_dir: Path | None = None) -> bytes:
+    """As `rgb_copy`, for an image that is no file; its copy is named by a digest of its bytes.
+
+    Args:
+        encoded: the image as it is stored.
+        name: its name, for messages.
+        cache_dir: as in `rgb_copy`.
+
+    Returns:
+        The PNG's bytes, or `encoded` itself where Pillow cannot decode it.
+    """
+    copy = (cache_dir or default_folder()) / "rgb" / (hashlib.blake2b(encoded, digest_size=16).hexdigest() + ".png")
+    with suppress(OSError):  # not there yet, or a cache folder that cannot be read: made again
+        return copy.read_bytes()
+    try:
+        with Image.open(BytesIO(encoded)) as image:
+            rgb = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        log.warning("%s: no RGB copy can be made: %s", name, error)
+        return encoded
+    png = BytesIO()
+    rgb.save(png, "PNG", compress_level=1)
+    with suppress(OSError):  # a cache folder that cannot be written to: converted each time
+        write_atomically(copy, lambda file: file.write(png.getbuffer()))
+    return png.getvalue()
 
 
 def _save(image: Image.Image, path: Path) -> str:

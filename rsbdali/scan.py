@@ -19,24 +19,32 @@ from rsbdali.tree import EXTENSIONS, Tree, natural_key
 CHUNK = 512  # files that one thread reads in a row
 # More threads than cores: on a disk or a network each waits; in a warm cache 1 to 16 take about the same time.
 DEFAULT_THREADS = 16
-COLUMNS = ("label_N", "width_N", "height_N", "nbytes_N", "format_N", "care_N", "path_bytes", "path_end_N")
+COLUMNS = (
+    "label_N", "width_N", "height_N", "nbytes_N", "format_N", "care_N", "path_bytes", "path_end_N", "shard_N",
+    "offset_N",
+)  # fmt: skip
 Progress = Callable[[int, int], None]
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scan:
-    """What a folder holds, by its own class folders; nothing here depends on where the folder lies.
+    """What a source holds, by its own classes; nothing here depends on where it lies.
 
     Attributes:
-        classes: first-level folders that hold image files, in label order; empty for a flat folder.
+        classes: first-level folders that hold image files, in label order; empty for a flat folder, and where labels
+            are mere numbers.
         columns: the arrays of `ImageIndex` that COLUMNS names (label_N is -1 throughout for a flat folder).
         bad: (relative path, reason) of files left out.
+        kind: the form of the source, see `rsbdali.sources.forms`.
+        shards: files that hold many images each, relative to the source; none where each image is a file.
     """
 
     classes: tuple[str, ...]
     columns: dict[str, np.ndarray]
     bad: tuple[tuple[str, str], ...]
+    kind: str = "files"
+    shards: tuple[str, ...] = ()
 
 
 def scan_tree(root: Path, tree: Tree, threads: int | None = None, progress: Progress | None = None) -> Scan:
@@ -105,13 +113,25 @@ def _header_or_reason(path: str, nbytes: int) -> Header | str:
 def _columns(files: list[tuple[str, int]], label_F: np.ndarray, headers: list[Header | str]) -> dict[str, np.ndarray]:
     """Columns of the N good ones of F files."""
     kept_N = np.flatnonzero([not isinstance(header, str) for header in headers])
-    header_N4 = np.array([header for header in headers if not isinstance(header, str)], np.int32).reshape(-1, 4)
-    paths = [os.fsencode(files[i][0]) for i in kept_N]
+    columns = header_columns(
+        [os.fsencode(files[i][0]) for i in kept_N],
+        [files[i][1] for i in kept_N],
+        label_F[kept_N],
+        [header for header in headers if not isinstance(header, str)],
+    )
+    return columns | {"shard_N": np.empty(0, np.int32), "offset_N": np.empty(0, np.int64)}
+
+
+def header_columns(
+    paths: list[bytes], sizes: list[int], label_N: np.ndarray, headers: list[Header]
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Columns that every source has, from its N images in order; `COLUMNS` without the places in shards."""
+    header_N4 = np.array(headers, np.int32).reshape(-1, 4)
     return {
-        "label_N": label_F[kept_N],
+        "label_N": label_N,
         "width_N": header_N4[:, 0].copy(),
         "height_N": header_N4[:, 1].copy(),
-        "nbytes_N": np.array([files[i][1] for i in kept_N], np.int64),
+        "nbytes_N": np.array(sizes, np.int64),
         "format_N": header_N4[:, 2].astype(np.uint8),
         "care_N": header_N4[:, 3].astype(np.uint8),
         "path_bytes": np.frombuffer(b"".join(paths), np.uint8),

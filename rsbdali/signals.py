@@ -1,14 +1,27 @@
 """SIGINT, SIGTERM and SIGUSR1 ask a run to finish its step, save and end; a second one ends the process at once.
 
-A run that ended so exits with 128 + the signal's number, as shells say it: 130, 143, 138 (SIGUSR1 is what schedulers
-send some time before they take a machine away).
+A run that ended so exits with 130 on SIGINT, the user's interrupt, and with 143 on the others (SIGUSR1 is what
+schedulers send some time before they take a machine away).
+
+A launcher passes signals on to processes that got them already, from a terminal or from Slurm. So what comes within
+REPEAT_S of the first is taken as the same request. The second is seen by a thread: it counts even while the main
+thread hangs in a collective that a lost rank will never join.
 """
 
+import os
 import signal
+import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+REPEAT_S = 1.0
+
+
+def exit_code(number: signal.Signals) -> int:
+    """What a process ends with that a signal stopped: 130 on an interrupt, else 143."""
+    return 130 if number == signal.SIGINT else 143
 
 
 class StopRequest:
@@ -17,26 +30,53 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._pipe: tuple[int, int] | None = None
+        self._wakeup_before = -1
+        self._watcher: threading.Thread | None = None
 
     def __enter__(self) -> "StopRequest":
         try:
             self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         except ValueError:  # only the main thread may; whoever runs us in another one handles signals itself
-            self._before = {}
+            return self
+        self._pipe = os.pipe()
+        os.set_blocking(self._pipe[1], False)
+        self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._watcher = threading.Thread(target=_watch, args=(self._pipe[0],), name="signals", daemon=True)
+        self._watcher.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._pipe is None or self._watcher is None:
+            return
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._pipe[1])  # the watcher reads the end of the pipe
+        self._watcher.join()
+        os.close(self._pipe[0])
+        self._pipe = None
 
     def as_row(self) -> list[float]:
         """One number per signal of STOP_SIGNALS, 1 where it came: a vector that ranks can sum."""
         return [float(number == self.signal) for number in STOP_SIGNALS]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        for stop in STOP_SIGNALS:  # the next one ends the process
-            signal.signal(stop, signal.SIG_DFL)
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+
+
+def _watch(pipe: int) -> None:
+    """Read the signals' numbers as they come, and end the process at the second request."""
+    first: float | None = None
+    while came := os.read(pipe, 1):
+        if came[0] not in STOP_SIGNALS:
+            continue
+        now = time.monotonic()
+        if first is None:
+            first = now
+        elif now - first >= REPEAT_S:
+            os._exit(exit_code(signal.Signals(came[0])))
 
 
 def from_row(row: list[float]) -> signal.Signals | None:

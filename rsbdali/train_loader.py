@@ -7,7 +7,7 @@ takes `groups_per_step` batches. Prefetching runs across the ends of epochs: not
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import Executor
 from rsbdali.pipelines.host import HostExecutor
-from rsbdali.pipelines.probe import decodes
+from rsbdali.pipelines.probe import image_decodes
 from rsbdali.pipelines.train import GraphExecutor
 from rsbdali.plan import BatchPlan, Planner
 from rsbdali.recipe import Recipe
@@ -35,7 +35,7 @@ class TrainBatch:
     """One mix group, ready for the model.
 
     Attributes:
-        images: (N, 3, H, W), channels_last, float: mixed and normalised.
+        images: (N, 3, H, W), channels_last: mixed and normalised float; or uint8 as they are, if the loader's dtype is.
         label_N: int64, the row's own class.
         partner_label_N: int64, the class of the row mixed in.
         lam_N: float32, weight of `label_N`; 1 − λ is the partner's.
@@ -83,10 +83,13 @@ class TrainLoader:
         device: where batches are made and delivered.
         executor: auto, graph or host (`create_executor`).
         num_threads: CPU threads; default `default_threads()`.
-        dtype: of the images.
+        dtype: of the images; uint8 leaves them neither mixed nor normalised.
         prefetch: batches in flight.
         on_bad: called once for each image that does not decode, with path and reason.
         max_bad_images: more than this is a `DataError`.
+
+    Attributes:
+        mixup_enabled: False gives the same rows unmixed (λ = 1) from the next batch on.
     """
 
     def __init__(
@@ -109,7 +112,8 @@ class TrainLoader:
         self.planner = Planner(index.width_N, index.height_N, recipe, world_size)
         self.bad = BadImages(on_bad, max_bad_images)
         self._groups = range(rank, self.planner.groups, world_size)
-        self._next_epoch, self._next_step = 0, 0
+        self.mixup_enabled = dtype != torch.uint8
+        self._next_epoch, self._next_batch = 0, 0
         self.num_threads = num_threads or default_threads()
         self._pool = BufferPool((self.planner.group_rows, *recipe.train_size, 3), dtype)
         self._executor = create_executor(
@@ -144,13 +148,17 @@ class TrainLoader:
 
     def seek(self, epoch: int, step: int) -> None:
         """Let the next `iter()` start at an optimiser step within an epoch (exact resume)."""
-        self._next_epoch, self._next_step = epoch, step
+        self.seek_batch(epoch, step * self.groups_per_step)
+
+    def seek_batch(self, epoch: int, batch: int) -> None:
+        """As `seek`, by batches (mix groups) of this rank; `batch` = `len(self)` leaves nothing of the epoch."""
+        self._next_epoch, self._next_batch = epoch, batch
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        epoch, step = self._next_epoch, self._next_step
-        self._next_epoch, self._next_step = epoch + 1, 0
+        epoch, batch = self._next_epoch, self._next_batch
+        self._next_epoch, self._next_batch = epoch + 1, 0
         first = epoch * len(self)
-        return map(self._batch, range(first + step * self.groups_per_step, first + len(self)))
+        return map(self._batch, range(first + batch, first + len(self)))
 
     def close(self) -> None:
         """Stop the executor's threads."""
@@ -162,11 +170,11 @@ class TrainLoader:
 
     def _batch(self, tick: int) -> TrainBatch:
         plan, images_NHWC = self._feed.get(tick, len)
-        mix = plan.partner_N, plan.lam_N, plan.box_N4
-        images = mix_normalize(images_NHWC, *mix, self.recipe.mean, self.recipe.std, self.dtype, self._memory())
+        if not self.mixup_enabled:
+            plan = _unmixed(plan)
         label_N = self.index.label_N[plan.sample_N].astype(np.int64)
         return TrainBatch(
-            images=images,
+            images=self._finish(images_NHWC, plan),
             label_N=to_device(label_N, self.device),
             partner_label_N=to_device(label_N[plan.partner_N], self.device),
             lam_N=to_device(plan.lam_N, self.device),
@@ -175,6 +183,12 @@ class TrainLoader:
             group=plan.group,
             plan=plan,
         )
+
+    def _finish(self, images_NHWC: torch.Tensor, plan: BatchPlan) -> torch.Tensor:
+        if self.dtype == torch.uint8:
+            return images_NHWC.permute(0, 3, 1, 2)
+        mix = plan.partner_N, plan.lam_N, plan.box_N4
+        return mix_normalize(images_NHWC, *mix, self.recipe.mean, self.recipe.std, self.dtype, self._memory())
 
     def _memory(self) -> torch.Tensor | None:
         """Memory for a batch's images: on the CPU that of a batch which nobody holds any more, on a GPU torch's own."""
@@ -189,13 +203,18 @@ class TrainLoader:
 
     def _note(self, plan: BatchPlan, row: int) -> None:
         path = self.index.path(int(plan.sample_N[row]))
-        reason = decodes(self.index.source_path(int(plan.sample_N[row])))
+        reason = image_decodes(self.index, int(plan.sample_N[row]))
         self.bad.add(path, reason or "does not decode within its crop")
 
     def _spare(self, plan: BatchPlan, row: int) -> BatchPlan:
         for attempt in range(MAX_SPARES):
             candidate = self.planner.spare(plan, row, attempt)
-            if decodes(self.index.source_path(int(candidate.sample_N[row]))) is None:
+            if image_decodes(self.index, int(candidate.sample_N[row])) is None:
                 return candidate
             self._note(candidate, row)
-        raise DataError(f"{MAX_SPARES} images in a row do not decode: is {self.index.root} damaged?")
+        raise DataError(f"{MAX_SPARES} images in a row do not decode: is {self.index.name} damaged?")
+
+
+def _unmixed(plan: BatchPlan) -> BatchPlan:
+    rows = len(plan)
+    return replace(plan, lam_N=np.ones(rows, np.float32), box_N4=np.zeros((rows, 4), np.int32))

@@ -6,27 +6,39 @@ Under torchrun every process does the same; rank 0 writes and talks.
 """
 
 import logging
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
 
-from rsbdali import checkpoint, distributed
+from rsbdali import distributed
+from rsbdali.affinity import pinned
 from rsbdali.distributed import World
 from rsbdali.epochs import Outcome, Trainer
 from rsbdali.index import ImageIndex, find_split
+from rsbdali.interval import Interval
 from rsbdali.loader import EvalLoader, TrainLoader, resolve_device
+from rsbdali.loggers import Place, require
+from rsbdali.loggers.run_log import LoggedFolder, RunLog, open_loggers
 from rsbdali.model import create_model
+from rsbdali.nonfinite import OnNan
 from rsbdali.optim import create_optimizer
-from rsbdali.outputs import RunFolder, add_bad_image, choose_folder
+from rsbdali.outputs import add_bad_image, choose_folder
 from rsbdali.precision import amp_dtype, kernel_policy, name_of
 from rsbdali.recipe import Recipe
 from rsbdali.report import Reporter, Silent, make_reporter
+from rsbdali.resume import resume_from
 from rsbdali.run_state import Identity, RunState, versions
 from rsbdali.saver import BEST, LAST, Saver
+from rsbdali.signals import exit_code
+from rsbdali.sources.location import Location
+from rsbdali.switches import OFF, Switches
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +52,25 @@ class TrainOptions:
         data: folder with train/<class>/… and val/<class>/… (or validation).
         output: folder of all experiments.
         experiment: folder of this one below it; None: `<recipe>-<model>`, numbered.
-        resume: a checkpoint to go on from, or 'auto' for the experiment's last one, if there is one.
+        resume: a checkpoint to go on from, or 'auto' for the experiment's newest whole one, if there is one.
+        checkpoint_every: save that often besides the ends of epochs, as '500steps' or '10m'; None: never.
+        on_nan: what a loss that is not finite does: stop the run, or skip the step's update.
         initial_checkpoint: file with weights to start from.
         pretrained: start from timm's published weights.
         device: auto, cpu, cuda or cuda:N.
         workers: CPU threads of the loader; None: all cores of this rank's share.
         executor: auto, graph or host.
         deterministic: bitwise repeatable steps.
+        torch_compile: mode of torch.compile, or off (`rsbdali.switches`).
+        cuda_graph: capture the step and replay it.
         max_bad_images: more images that do not decode end the run; None: no limit.
         val_labels: label file of a flat val folder.
+        class_map: file of class names in label order, instead of the training set's own order.
         eval_batch_size: rows of an evaluation batch on each rank; None: 256 on a GPU, 64 on a CPU.
+        affinity: whether each of several ranks keeps to its share of the cores.
+        rank_timeout: minutes that ranks wait for each other in a step or an evaluation.
+        prepare: called by rank 0 before the data is read; the others wait for it.
+        loggers: services that get the figures besides the files: tensorboard, wandb, mlflow.
     """
 
     recipe: Recipe
@@ -57,15 +78,29 @@ class TrainOptions:
     output: Path = Path("output")
     experiment: str | None = None
     resume: str | None = None
+    checkpoint_every: str | None = None
+    on_nan: OnNan = "stop"
     initial_checkpoint: Path | None = None
     pretrained: bool = False
     device: str = "auto"
     workers: int | None = None
     executor: str = "auto"
     deterministic: bool = False
+    torch_compile: str = OFF
+    cuda_graph: bool = False
     max_bad_images: int | None = None
     val_labels: Path | None = None
+    class_map: Path | None = None
     eval_batch_size: int | None = None
+    affinity: bool = True
+    rank_timeout: float = distributed.TIMEOUT.total_seconds() / 60
+    prepare: Callable[[], object] | None = None
+    loggers: tuple[str, ...] = ()
+
+    @property
+    def switches(self) -> Switches:
+        """Of the step."""
+        return Switches(torch_compile=self.torch_compile, cuda_graph=self.cuda_graph)
 
 
 @dataclass(frozen=True)
@@ -86,8 +121,8 @@ class TrainSummary:
 
     @property
     def exit_code(self) -> int:
-        """0, or 128 + the signal's number."""
-        return 0 if self.outcome.signal is None else 128 + self.outcome.signal
+        """0, or what the signal that stopped the run stands for: 130 on an interrupt, else 143."""
+        return 0 if self.outcome.signal is None else exit_code(self.outcome.signal)
 
     @property
     def checkpoint(self) -> Path:
@@ -116,25 +151,35 @@ def train(options: TrainOptions) -> TrainSummary:
     Raises:
         RsbdaliError: the data, the recipe, the device or a checkpoint cannot work; one line says why.
     """
+    require(options.loggers)
+    save_every = None if options.checkpoint_every is None else Interval.parse(options.checkpoint_every)
     world = World.from_env()
     device = resolve_device(distributed.local_device(options.device, world))
-    with distributed.process_group(world, device):
+    options.switches.check(options.recipe, device, world)
+    together = partial(distributed.together, world=world)
+    with distributed.process_group(world, device, timedelta(minutes=options.rank_timeout)):
+        together(lambda: _prepare(options, world))
         train_index, val_index = load_indexes(options, world)
-        folder = distributed.from_primary(_folder(options, world), world)
+        folder = distributed.from_primary(together(lambda: _folder(options, world)), world)
+        place = world, device, folder
         with (
-            closing(_train_loader(options, train_index, world, device, folder)) as loader,
-            closing(_eval_loader(options, val_index, world, device, folder)) as eval_loader,
+            pinned(world, device, enabled=options.affinity) as threads,
+            closing(together(lambda: _train_loader(options, train_index, *place, threads))) as loader,
+            closing(together(lambda: _eval_loader(options, val_index, *place, threads))) as eval_loader,
             kernel_policy(device, deterministic=options.deterministic),
         ):
-            outcome, seconds = _run(options, world, device, folder, loader, eval_loader)
+            outcome, seconds = _run(options, world, device, folder, loader, eval_loader, save_every)
         distributed.barrier(world)
     return TrainSummary(folder, outcome, seconds, world.is_primary)
 
 
 def load_indexes(options: TrainOptions, world: World) -> tuple[ImageIndex, ImageIndex]:
     """Indexes of the training and the validation images, labels by the training set's class names."""
-    train_root, val_root = find_split(options.data, "train"), find_split(options.data, "val")
-    train_index = distributed.primary_first(lambda first: ImageIndex.load(train_root, check=first), world)
+    splits = "train", "val"
+    train_root, val_root = distributed.together(lambda: [find_split(options.data, name) for name in splits], world)
+    train_index = distributed.primary_first(
+        lambda first: ImageIndex.load(train_root, class_map=options.class_map, check=first), world
+    )
     classes, labels = train_index.classes, options.val_labels
     val_index = distributed.primary_first(
         lambda first: ImageIndex.load(val_root, classes=classes, labels=labels, check=first), world
@@ -163,6 +208,11 @@ def eval_batch_size(device: torch.device) -> int:
     return 256 if device.type == "cuda" else 64
 
 
+def _prepare(options: TrainOptions, world: World) -> None:
+    if options.prepare is not None and world.is_primary:
+        options.prepare()
+
+
 def _folder(options: TrainOptions, world: World) -> Path:
     if not world.is_primary:
         return Path()
@@ -170,8 +220,9 @@ def _folder(options: TrainOptions, world: World) -> Path:
 
 
 def _train_loader(
-    options: TrainOptions, index: ImageIndex, world: World, device: torch.device, folder: Path
-) -> TrainLoader:
+    options: TrainOptions, index: ImageIndex, world: World, device: torch.device, folder: Path,
+    threads: int | None,
+) -> TrainLoader:  # fmt: skip
     return TrainLoader(
         index,
         options.recipe,
@@ -179,7 +230,7 @@ def _train_loader(
         world_size=world.size,
         device=device,
         executor=options.executor,
-        num_threads=options.workers,
+        num_threads=options.workers or threads,
         dtype=amp_dtype(options.recipe.amp_dtype, device),
         on_bad=partial(_note_bad, folder, "does not decode, another takes its place"),
         max_bad_images=options.max_bad_images,
@@ -187,8 +238,9 @@ def _train_loader(
 
 
 def _eval_loader(
-    options: TrainOptions, index: ImageIndex, world: World, device: torch.device, folder: Path
-) -> EvalLoader:
+    options: TrainOptions, index: ImageIndex, world: World, device: torch.device, folder: Path,
+    threads: int | None,
+) -> EvalLoader:  # fmt: skip
     return EvalLoader(
         index,
         options.recipe,
@@ -196,7 +248,7 @@ def _eval_loader(
         world_size=world.size,
         device=device,
         batch_size=options.eval_batch_size or eval_batch_size(device),
-        num_threads=options.workers,
+        num_threads=options.workers or threads,
         dtype=amp_dtype(options.recipe.amp_dtype, device),
         on_bad=partial(_note_bad, folder, "does not decode, not evaluated"),
     )
@@ -204,43 +256,36 @@ def _eval_loader(
 
 def _run(
     options: TrainOptions, world: World, device: torch.device, folder: Path, loader: TrainLoader,
-    eval_loader: EvalLoader,
+    eval_loader: EvalLoader, save_every: Interval | None,
 ) -> tuple[Outcome, float]:  # fmt: skip
     recipe, classes = options.recipe, loader.index.classes
     start = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
     state = make_state(recipe, len(classes), device, **start)  # type: ignore[arg-type]
     identity = Identity(recipe, classes, loader.planner.groups, loader.steps_per_epoch)
-    resume_from(state, identity, options.resume, folder)
+    resume_from(state, identity, options.resume, folder, world)
     distributed.barrier(world)  # nobody writes before everybody has read
     files = saver = None
+    sizes = {"train_images": len(loader.index), "val_images": len(eval_loader.index), "classes": len(classes)}
+    facts = {**_facts(options, world, device), **sizes, "steps_per_epoch": loader.steps_per_epoch}
+    run_log = _run_log(options, folder, state, facts) if world.is_primary else RunLog((), {}, 1)
     if world.is_primary:
-        files = RunFolder(folder, epoch=state.epoch, step=state.step)
-        files.write_args(recipe, _facts(options, world, device))
-        saver = Saver(folder, recipe.checkpoint_hist, state.history)
+        files = LoggedFolder(folder, run_log, epoch=state.epoch, step=state.step)
+        files.write_args(recipe, facts)
+        saver = Saver(folder, recipe.checkpoint_hist, state.history, first=files.sync)
         for bad in (*loader.index.bad, *eval_loader.index.bad):
             _note_bad(folder, "left out", bad.path, bad.reason)
         _introduce(state, identity, world, device)
     distributed.barrier(world)
     reporter: Reporter = make_reporter(recipe, loader.steps_per_epoch, epoch=state.epoch) if files else Silent()
     dtype = amp_dtype(recipe.amp_dtype, device)
-    with closing(reporter):
+    with closing(reporter), run_log:
         outcome = Trainer(
             state, identity, loader, eval_loader, device=device, amp_dtype=dtype, world=world, reporter=reporter,
-            files=files, saver=saver,
+            files=files, saver=saver, on_nan=options.on_nan, save_every=save_every, name_of=loader.index.path,
+            switches=options.switches,
         ).run()  # fmt: skip
+        run_log.status = "finished" if outcome.signal is None else "stopped"
     return outcome, state.seconds
-
-
-def resume_from(state: RunState, identity: Identity, resume: str | None, folder: Path) -> None:
-    """Take a run up from `resume`: a path, or 'auto' for the folder's last checkpoint, if there is one."""
-    if resume is None:
-        return
-    path = folder / LAST if resume == "auto" else Path(resume)
-    if resume == "auto" and not path.exists():
-        log.info("Nothing to resume in %s: the run begins anew", folder)
-        return
-    state.restore(checkpoint.read(path), identity, path)
-    log.info("Goes on from %s: epoch %d, step %d", path, state.epoch + 1, state.step)
 
 
 def _note_bad(folder: Path, fate: str, path: str, reason: str) -> None:
@@ -251,7 +296,18 @@ def _note_bad(folder: Path, fate: str, path: str, reason: str) -> None:
 def _facts(options: TrainOptions, world: World, device: torch.device) -> dict[str, object]:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     started = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
-    return {**versions(), "data": options.data, "device": where, "processes": world.size, **started}
+    # as `replay` needs them: from whatever folder it is called
+    source: dict[str, object] = {"data": Location.parse(options.data).text, "executor": options.executor}
+    if options.class_map is not None:
+        source["class_map"] = options.class_map.absolute()
+    return {**versions(), **source, "device": where, "processes": world.size, **started}
+
+
+def _run_log(options: TrainOptions, folder: Path, state: RunState, facts: Mapping[str, Any]) -> RunLog:
+    per_epoch = int(facts["steps_per_epoch"])
+    place = Place(folder=folder, step=state.epoch * per_epoch + state.step, resumed=state.updates > 0)
+    config = {**options.recipe.to_dict(), **{key: str(value) for key, value in facts.items()}}
+    return RunLog(open_loggers(options.loggers, place), config, per_epoch)
 
 
 def _introduce(state: RunState, identity: Identity, world: World, device: torch.device) -> None:

@@ -40,6 +40,7 @@ class ValidateOptions:
         workers: CPU threads of the loader.
         batch_size: rows of a batch; None: 256 on a GPU, 64 on a CPU.
         val_labels: label file of a flat val folder.
+        class_map: file of class names in label order, where no checkpoint names them.
     """
 
     data: Path
@@ -53,6 +54,7 @@ class ValidateOptions:
     workers: int | None = None
     batch_size: int | None = None
     val_labels: Path | None = None
+    class_map: Path | None = None
 
 
 def validate(options: ValidateOptions) -> EvalResult:
@@ -119,7 +121,9 @@ def _published(options: ValidateOptions) -> dict[str, Any]:
 def _index(options: ValidateOptions, content: Mapping[str, Any] | None) -> ImageIndex:
     ours = ours_in(content or {})
     classes = None if ours is None else tuple(ours["class_names"])
-    return ImageIndex.load(find_split(options.data, "val"), classes=classes, labels=options.val_labels)
+    return ImageIndex.load(
+        find_split(options.data, "val"), classes=classes, labels=options.val_labels, class_map=options.class_map
+    )
 
 
 def _model(

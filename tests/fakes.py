@@ -50,7 +50,7 @@ class FakeTrainLoader:
         images = images_of(label_N, self.recipe.train_size, seed)
         return SimpleNamespace(
             images=images, label_N=label_N, partner_label_N=label_N.flip(0), lam_N=torch.full((rows,), 0.9),
-            epoch=epoch, step=step, group=group,
+            epoch=epoch, step=step, group=group, plan=SimpleNamespace(sample_N=torch.arange(rows) + seed),
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[SimpleNamespace]:

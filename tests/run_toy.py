@@ -16,9 +16,11 @@ from rsbdali.epochs import Trainer
 from rsbdali.outputs import RunFolder
 from rsbdali.recipe import Recipe
 from rsbdali.report import Plain, Silent
+from rsbdali.resume import resume_from
 from rsbdali.run_state import Identity
 from rsbdali.saver import Saver
-from rsbdali.trainer import make_state, resume_from
+from rsbdali.signals import exit_code
+from rsbdali.trainer import make_state
 
 
 def main(folder: Path, steps: int, *pairs: str) -> int:
@@ -48,7 +50,7 @@ def run(folder: Path, steps: int, chosen: Recipe, world: World) -> int:
         content = {"state_dict": state.model.state_dict(), "last": vars(outcome.last) if outcome.last else None}
         torch.save(content, folder / "state.pt")
     distributed.barrier(world)
-    return 0 if outcome.signal is None else 128 + outcome.signal
+    return 0 if outcome.signal is None else exit_code(outcome.signal)
 
 
 if __name__ == "__main__":

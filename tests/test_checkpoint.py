@@ -2,9 +2,12 @@
 
 import os
 import pickle
+import threading
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -93,6 +96,25 @@ def test_missing_file_and_text_file(tmp_path: Path) -> None:
         checkpoint.read(tmp_path / "text")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")  # torch's, of a damaged byte
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_damaged_bytes_are_one_error(tmp_path: Path, as_zip: bool) -> None:
+    content = {"state_dict": {"a": torch.ones(3)}, "args": [1, 2.0, "x", None, True]}
+    torch.save(content, tmp_path / "good", _use_new_zipfile_serialization=as_zip)
+    good, rng = (tmp_path / "good").read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(good)
+        for place in rng.integers(min(len(good), 600), size=3):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "bad").write_bytes(damaged)
+        try:
+            checkpoint.read(tmp_path / "bad")
+        except CheckpointError:
+            refused += 1
+    assert refused > 100
+
+
 class Bomb:
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -164,11 +186,95 @@ def test_link_falls_back_to_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "b").read_text() == "new"
 
 
+def test_bytes_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace, no_links = os.fsync, Path.replace, os.link
+
+    def note_fsync(descriptor: int) -> None:
+        done.append(f"fsync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def note_replace(path: Path, target: Path) -> Path:
+        done.append(f"rename {path.name} {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "replace", note_replace)
+    checkpoint.write({"a": torch.ones(9)}, tmp_path / "last")
+    temporary = f".last.{os.getpid()}.tmp"
+    in_order = [f"fsync {temporary}", f"rename {temporary} last", f"fsync {tmp_path.name}"]
+    assert done == in_order
+    assert no_links is os.link
+    checkpoint.link(tmp_path / "last", tmp_path / "best")
+    assert done[3:] == [f"rename .best.{os.getpid()}.tmp best", f"fsync {tmp_path.name}"]  # the same file
+    monkeypatch.setattr(os, "link", Mock(side_effect=OSError("no hard links here")))
+    del done[:]
+    checkpoint.link(tmp_path / "best", tmp_path / "last")
+    assert done == in_order
+
+
+def test_a_step_waits_for_the_copy_alone_and_does_not_touch_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write, written = threading.Event(), []
+
+    def write(content: dict[str, torch.Tensor], path: Path) -> None:
+        assert may_write.wait(60)
+        written.append((content["a"].clone(), threading.current_thread() is threading.main_thread()))
+
+    monkeypatch.setattr("rsbdali.saver.write", write)
+    weights = torch.ones(9)
+    with Saver(tmp_path, 2) as saver:
+        saver.save_last({"a": weights})  # returns, though nothing is written yet
+        saver.check()
+        weights += 1
+        assert not written
+        may_write.set()
+    assert [(value.tolist(), is_main) for value, is_main in written] == [([1.0] * 9, False)]
+
+
+def test_a_snapshot_shares_nothing_and_keeps_the_memory_format() -> None:
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    content = {"state": {0: {"step": torch.ones(())}}, "groups": [{"betas": (0.9, 0.99)}], "weight": weight}
+    copy = checkpoint.snapshot(content)
+    assert torch.equal(copy["weight"], weight)
+    assert copy["weight"].is_contiguous(memory_format=torch.channels_last)
+    weight.zero_()
+    content["state"][0]["step"] += 1
+    content["groups"][0]["betas"] = (0.0, 0.0)
+    assert copy["weight"].abs().sum() > 0
+    assert copy["state"][0]["step"] == 1
+    assert copy["groups"] == [{"betas": (0.9, 0.99)}]
+
+
+def test_what_goes_wrong_in_the_background_is_raised_by_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsbdali.checkpoint.torch.save", Mock(side_effect=OSError(28, "No space left on device")))
+    saver = Saver(tmp_path, 2)
+    saver.save_last({"a": 1})
+    with pytest.raises(CheckpointError, match=r"cannot save .*last\.pth\.tar \(No space left on device\)"):
+        saver.save_last({"a": 2})
+    saver.wait()  # told once
+
+
+def test_last_gets_its_name_last_and_leftovers_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, target: names.append(target.name) or replace(path, target))
+    (tmp_path / ".last.pth.tar.1234.tmp").touch()
+    (tmp_path / ".mine.tmp").touch()
+    with Saver(tmp_path, 1) as saver:
+        assert [path.name for path in tmp_path.iterdir()] == [".mine.tmp"]
+        saver.save_epoch({"epoch": 0}, 0, 1.0, is_best=True)
+        saver.save_epoch({"epoch": 1}, 1, 0.5, is_best=False)
+    assert names == ["checkpoint-0.pth.tar", "model_best.pth.tar", "last.pth.tar", "last.pth.tar"]
+
+
 def test_the_best_k_stay(tmp_path: Path) -> None:
     saver, best = Saver(tmp_path, keep=2), -1.0
-    for epoch, metric in enumerate([10.0, 30.0, 20.0, 30.0, 5.0]):
-        saver.save_epoch({"epoch": epoch}, epoch, metric, is_best=metric > best)
-        best = max(best, metric)
+    with saver:
+        for epoch, metric in enumerate([10.0, 30.0, 20.0, 30.0, 5.0]):
+            saver.save_epoch({"epoch": epoch}, epoch, metric, is_best=metric > best)
+            best = max(best, metric)
     names = {path.name: checkpoint.read(path)["epoch"] for path in tmp_path.iterdir()}
     assert names == {
         "last.pth.tar": 4, "model_best.pth.tar": 1, "checkpoint-1.pth.tar": 1, "checkpoint-3.pth.tar": 3,

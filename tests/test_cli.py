@@ -18,15 +18,21 @@ from rsbdali.errors import RecipeError
 SURFACE = {
     "bench-loader": "--against --batch-size --data --device --executor --json --peers --recipe --report --rounds "
     "--seconds --set --stages --workers",
+    "bench-step": "--batch-size --cuda-graph --device --json --peers --recipe --rounds --seconds --set --torch-compile",
     "demo-data": "FOLDER --seed",
     "doctor": "",
+    "export": "--checkpoint --ema --format --out",
     "index": "--rebuild --workers FOLDER",
+    "pack": "FOLDER OUT --max-size --shards --val-labels --workers",
     "preview": "--data --draws --executor --images --out --recipe --set",
     "recipe list": "",
     "recipe show": "--as --set --world-size NAME",
-    "train": "--data --demo --deterministic --device --executor --experiment --initial-checkpoint --max-bad-images "
-    "--output --pretrained --recipe --resume --set --val-labels --workers",
-    "validate": "--batch-size --checkpoint --data --device --model --pretrained --recipe --set --val-labels --workers",
+    "replay": "--data --device --epoch --images --out --run --step",
+    "train": "--affinity --checkpoint-every --class-map --cuda-graph --data --demo --deterministic --device "
+    "--executor --experiment --initial-checkpoint --log --max-bad-images --nproc --on-nan --output "
+    "--pretrained --rank-timeout --recipe --resume --set --torch-compile --val-labels --workers",
+    "validate": "--batch-size --checkpoint --class-map --data --device --model --pretrained --recipe --set "
+    "--val-labels --workers",
 }
 
 

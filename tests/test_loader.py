@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from timm.data.mixup import mixup_target
 
 from rsbdali.errors import DataError, DeviceError, RecipeError
 from rsbdali.index import ImageIndex
-from rsbdali.loader import EvalLoader, TrainBatch, TrainLoader, create_loader, resolve_device
+from rsbdali.loader import EvalLoader, TrainBatch, TrainLoader, resolve_device
+from rsbdali.ops.mix import mix_normalize
 from rsbdali.recipe import Recipe
 
 SMALL = {"img_size": 32, "test_img_size": 40, "global_batch_size": 16, "epochs": 2}
@@ -185,31 +185,32 @@ def test_a_program_that_never_closes_its_loader_ends_quietly(image_tree: Callabl
     code = (
         "import rsbdali;"
         f"recipe = rsbdali.Recipe.load('a3', {SMALL!r});"
-        f"loader = rsbdali.create_loader({str(tree.parent)!r}, recipe, device='cpu', executor={executor!r});"
+        f"loader = rsbdali.create_loader({str(tree.parent)!r}, is_training=True, recipe=recipe, device='cpu',"
+        f"executor={executor!r});"
         "next(iter(loader))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_create_loader_gives_timms_targets(image_tree: Callable[..., Path]) -> None:
-    tree = image_tree(classes=3, per_class=14)
-    recipe = Recipe.load("a1", {**SMALL, "aug_repeats": 0})
-    loader = create_loader(tree.parent, recipe, device="cpu", num_threads=1)
-    raw = take(TrainLoader(ImageIndex.load(tree), recipe, device="cpu", num_threads=1))
-    for (images, targets), batch in zip(loader, raw, strict=True):
-        assert torch.equal(images, batch.images)
-        expected = mixup_target(batch.label_N, 3, float(batch.lam_N[0]), recipe.smoothing)
-        torch.testing.assert_close(targets, expected)
-    assert len(loader) == len(raw)
-    loader.close()
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_uint8_is_what_gets_normalised(index: ImageIndex, executor: str) -> None:
+    raw, mixed = train_loader(index, executor, dtype=torch.uint8), train_loader(index, executor)
+    for pixels, batch in zip(take(raw), take(mixed), strict=True):
+        plan = batch.plan
+        again = mix_normalize(
+            pixels.images.permute(0, 2, 3, 1), plan.partner_N, plan.lam_N, plan.box_N4, raw.recipe.mean, raw.recipe.std
+        )
+        assert torch.equal(again, batch.images)
+        assert (pixels.lam_N == 1).all()
 
 
-def test_create_loader_for_evaluation(image_tree: Callable[..., Path]) -> None:
-    tree = image_tree(classes=2, per_class=3, split="val")
-    pairs = list(create_loader(tree.parent, is_training=False, device="cpu", batch_size=4))
-    assert [tuple(i.shape) for i, _ in pairs] == [(4, 3, 224, 224), (2, 3, 224, 224)]
-    assert torch.cat([t for _, t in pairs]).tolist() == [0, 0, 0, 1, 1, 1]
+def test_seek_by_batches(index: ImageIndex) -> None:
+    whole = take(train_loader(index))
+    loader = train_loader(index)
+    loader.seek_batch(0, 5)
+    assert all(same(a, b) for a, b in zip(take(loader), whole[5:], strict=True))
+    assert take(loader, 1)[0].epoch == 1
 
 
 def test_mistakes(index: ImageIndex) -> None:

@@ -45,7 +45,7 @@ def test_a_resume_drops_what_it_does_again(tmp_path: Path) -> None:
     assert [row["epoch"] for row in rows(tmp_path / "summary.csv")] == ["0"]
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(r["kind"], r["epoch"], r.get("step")) for r in records] == [
-        ("step", 0, 1), ("step", 0, 2), ("epoch", 0, None), ("step", 1, 1),
+        ("step", 0, 1), ("step", 0, 2), ("epoch", 0, None), ("step", 1, 1), ("step", 1, 2),
     ]  # fmt: skip
 
 

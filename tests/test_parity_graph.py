@@ -77,6 +77,8 @@ class Folder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    has_files = True
+
     def source_path(self, i: int) -> str:
         return str(self.paths[i])
 

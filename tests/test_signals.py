@@ -1,4 +1,4 @@
-"""The first stop signal is a request, the second ends the process."""
+"""The first stop signal is a request, its echo the same, the second one ends the process."""
 
 import os
 import signal
@@ -11,16 +11,19 @@ import torch
 
 from rsbdali.distributed import World
 from rsbdali.late import LateSum
-from rsbdali.signals import STOP_SIGNALS, StopRequest, from_row
+from rsbdali.signals import STOP_SIGNALS, StopRequest, exit_code, from_row
 
 STUBBORN = """
 import os, signal, sys
-from rsbdali.signals import StopRequest
-with StopRequest() as stop:
+from rsbdali import signals
+signals.REPEAT_S = {repeat}
+with signals.StopRequest() as stop:
     os.kill(os.getpid(), signal.{first})
     print(stop.signal.name, flush=True)
     os.kill(os.getpid(), signal.{second})
-    print("still here")
+    if not {repeat}:
+        os.read(os.pipe()[0], 1)  # a call that returns to Python never
+    print("still here", stop.signal.name)
 """
 
 
@@ -35,12 +38,26 @@ def test_a_signal_is_noted_and_handlers_are_put_back(number: signal.Signals) -> 
     assert [signal.getsignal(s) for s in STOP_SIGNALS] == before
 
 
-@pytest.mark.parametrize(("first", "second"), [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM"), ("SIGUSR1", "SIGINT")])
-def test_a_second_one_ends_the_process(first: str, second: str) -> None:
-    code = STUBBORN.format(first=first, second=second)
+def stubborn(first: str, second: str, repeat: float) -> tuple[str, int]:
+    code = STUBBORN.format(first=first, second=second, repeat=repeat)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout.split() == [first]
-    assert done.returncode == -getattr(signal, second)
+    assert not done.stderr
+    return done.stdout, done.returncode
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"), [("SIGTERM", "SIGTERM", 143), ("SIGINT", "SIGTERM", 143), ("SIGUSR1", "SIGINT", 130)]
+)
+def test_a_second_one_ends_the_process_though_it_hangs(first: str, second: str, code: int) -> None:
+    assert stubborn(first, second, 0) == (f"{first}\n", code)
+
+
+def test_what_a_launcher_passes_on_is_no_second_request() -> None:
+    assert stubborn("SIGINT", "SIGTERM", 3600) == ("SIGINT\nstill here SIGINT\n", 0)
+
+
+def test_exit_codes() -> None:
+    assert [exit_code(number) for number in STOP_SIGNALS] == [130, 143, 143]
 
 
 def test_another_thread_catches_none() -> None:

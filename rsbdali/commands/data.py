@@ -24,12 +24,16 @@ def index_command(folder: Path, workers: int | None, rebuild: bool) -> None:
 @click.command("demo-data")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def demo_data(folder: Path, seed: int = 0) -> None:
+def demo_data(folder: Path, seed: int) -> None:
     """Make a small data set of real JPEGs in FOLDER: ten classes of shapes and textures."""
+    make_demo(folder, seed)
+
+
+def make_demo(folder: Path, seed: int = 0) -> None:
+    """As the command."""
     from rsbdali.demo import make_demo_data
 
-    made = make_demo_data(folder, seed=seed)
-    click.echo(f"demo data in {folder}: {made}")
+    click.echo(f"demo data in {folder}: {make_demo_data(folder, seed=seed)}")
 
 
 @click.command()

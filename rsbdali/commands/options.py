@@ -30,7 +30,9 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-DATA = click.option("--data", type=click.Path(path_type=Path), help="Folder with train/<class>/… and val/<class>/….")
+DATA = click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder with train/ and val/ (or shards, tables, …), or its URL."
+)
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 WORKERS = click.option("--workers", "-j", type=click.IntRange(1), help="CPU threads of the loader (default: all).")
 EXECUTOR = click.option(

@@ -1,0 +1,54 @@
+"""One sitting of a run of the toy problem (fakes.py) in a folder. Loaded by the fixture `toy`."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from rsbdali.distributed import World
+from rsbdali.epochs import Outcome, Trainer
+from rsbdali.outputs import RunFolder
+from rsbdali.recipe import Recipe
+from rsbdali.report import EpochReport, Silent, StepReport
+from rsbdali.resume import resume_from
+from rsbdali.run_state import Identity, RunState
+from rsbdali.saver import Saver
+from rsbdali.trainer import make_state
+
+CPU = torch.device("cpu")
+
+
+class Listener(Silent):
+    """Remembers what a reporter is told."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepReport] = []
+        self.epochs: list[EpochReport] = []
+
+    def step(self, report: StepReport) -> None:
+        self.steps.append(report)
+
+    def epoch(self, report: EpochReport) -> None:
+        self.epochs.append(report)
+
+
+class Run:
+    """One sitting of a toy run in a folder."""
+
+    def __init__(
+        self, fakes: ModuleType, folder: Path, recipe: Recipe, *, steps: int = 3, resume: str = "auto", **more: Any
+    ) -> None:
+        self.state: RunState = make_state(recipe, fakes.CLASSES, CPU)
+        identity = Identity(recipe, tuple("abcd"), recipe.mix_groups, steps)
+        resume_from(self.state, identity, resume, folder)
+        self.loader, self.eval_loader = fakes.FakeTrainLoader(recipe, steps=steps), fakes.FakeEvalLoader(recipe)
+        self.listener = Listener()
+        self.trainer = Trainer(
+            self.state, identity, self.loader, self.eval_loader, device=CPU, amp_dtype=torch.float32, world=World(),
+            reporter=self.listener, files=RunFolder(folder, epoch=self.state.epoch, step=self.state.step),
+            saver=Saver(folder, recipe.checkpoint_hist, self.state.history), **more,
+        )  # fmt: skip
+
+    def go(self) -> Outcome:
+        return self.trainer.run()
