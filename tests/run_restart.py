@@ -14,6 +14,7 @@ from fakes import FakeTrainLoader
 class Mortal(FakeTrainLoader):
     def __iter__(self) -> Iterator[SimpleNamespace]:
         if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and self.place[0] == 1:
+            sys.stderr.write("rank 1 ends itself\n")
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__iter__()
 

@@ -28,6 +28,7 @@ SURFACE = {
     "recipe list": "",
     "recipe show": "--as --set --world-size NAME",
     "replay": "--data --device --epoch --images --out --run --step",
+    "report": "--output RUNS",
     "train": "--affinity --checkpoint-every --class-map --cuda-graph --data --demo --deterministic --device "
     "--executor --experiment --initial-checkpoint --log --max-bad-images --nproc --on-nan --output "
     "--pretrained --rank-timeout --recipe --resume --set --torch-compile --val-labels --workers",

@@ -81,7 +81,7 @@ def test_a_restart_by_torchrun_goes_on(tmp_path: Path, alone: Path) -> None:
         timeout=200, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "Signal 9 (SIGKILL)" in done.stderr  # torchrun saw rank 1 die
+    assert done.stderr.count("rank 1 ends itself") == 1  # which rank's end torchrun then reports is a matter of moments
     compare_states(*(torch.load(path / "state.pt", weights_only=True) for path in (alone, folder)))
 
 
