@@ -173,6 +173,7 @@ def global_batches(
             loader.set_epoch(epoch)
             for _, b in zip(range(STEPS * loader.groups_per_step), loader, strict=False):
                 batch = b.images.clone(), b.label_N, b.partner_label_N, b.lam_N
+                assert b.group % world_size == rank  # position p goes to rank p mod W, as timm's samplers have it
                 found[b.epoch, b.step, b.group] = batch
         loader.close()
     return found
