@@ -100,9 +100,10 @@ def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
     if options.json:
         write_record(options.json, to_json(report))
     if options.report:
-        from rsbdali.bench.report_html import write_html
+        from rsbdali.bench.report_html import page
+        from rsbdali.html_page import write_page
 
-        write_html(options.report, to_json(report))
+        write_page(options.report, page(to_json(report)))
     return report
 
 

@@ -1,39 +1,21 @@
 """The report of bench-loader as one HTML page: inline style, inline SVG, nothing fetched from anywhere."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
+
+from rsbdali import html_page
 
 WIDTH, LABEL, BAR, STEP = 860, 150, 26, 44  # of a chart, in SVG units: whole, names' column, bar height, bar to bar
 OURS, OTHER, MODEL = "var(--ours)", "var(--other)", "var(--model)"
 COLUMNS = ("loader", "images/s", "min", "max", "CPU-µs/image", "ms/batch", "longest", "MiB")
 
 STYLE = """
-:root { --paper: #fbfaf7; --card: #fff; --ink: #23262a; --faint: #6d747c; --line: #e4e1da;
-        --ours: #2a6f6b; --other: #b9bfc4; --model: #c9822b; --good: #e8f2ee; }
-@media (prefers-color-scheme: dark) { :root { --paper: #191b1d; --card: #212427; --ink: #e9e7e2; --faint: #9aa1a8;
-        --line: #34383c; --ours: #4fa59f; --other: #59616a; --model: #d99a4a; --good: #20312d; } }
-* { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink);
-       font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
-main { max-width: 960px; margin: 0 auto; padding: 40px 24px 64px }
-h1 { font-size: 26px; margin: 0 0 4px; letter-spacing: -.01em } h2 { font-size: 17px; margin: 0 0 2px }
-.sub { color: var(--faint); margin: 0 0 20px } .note { color: var(--faint); font-size: 13px; margin: 8px 0 0 }
-.verdict { background: var(--good); border-left: 4px solid var(--ours); border-radius: 4px; padding: 14px 18px;
-           font-size: 18px; margin: 20px 0 28px }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 18px 22px;
-          margin: 0 0 20px }
-svg { display: block; width: 100%; height: auto } svg text { fill: var(--ink); font-size: 14px }
-svg .faint { fill: var(--faint); font-size: 12.5px } svg .strong { font-weight: 600 }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); vertical-align: top }
-th:first-child, td:first-child { text-align: left } th { color: var(--faint); font-weight: 500; font-size: 13px }
-tr:last-child td { border-bottom: 0 } .facts td { text-align: left } .facts td:first-child { color: var(--faint);
-white-space: nowrap } code { font: 13px ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere }
+:root { --other: #b9bfc4; --model: #c9822b } svg .strong { font-weight: 600 }
+@media (prefers-color-scheme: dark) { :root { --other: #59616a; --model: #d99a4a } }
 """
+"""What these charts add to the style of all pages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,28 +31,14 @@ class Bar:
     start: float = 0.0
 
 
-def write_html(path: Path, report: dict[str, Any]) -> None:
-    """Write the page of a report (`figures.to_json`), whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(page(report), encoding="utf-8")
-    os.replace(unfinished, path)
-
-
 def page(report: dict[str, Any]) -> str:
-    """The page as text."""
+    """The page of a report (`figures.to_json`) as text."""
     c = report["config"]
     size = " × ".join(str(side) for side in c["train_size"])
     subtitle = f"recipe {c['recipe']} at {size} px, batch {c['batch_size']}, {c['workers']} workers, {c['device']}"
-    parts = [_rates(report), _costs(report), _stages(report), _table(report), _facts(report)]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>bench-loader: {escape(str(c['recipe']))}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        f"<h1>How fast the data comes</h1><p class=sub>{escape(subtitle)}</p>\n"
-        f"<p class=verdict>{escape(_sentence(report['verdict']))}</p>\n" + "\n".join(p for p in parts if p)
-        + "\n</main></body></html>\n"
-    )  # fmt: skip
+    parts = [_rates(report), _costs(report), _stages(report), _figures(report), _facts(report)]
+    verdict = f"<p class=verdict>{escape(_sentence(report['verdict']))}</p>"
+    return html_page.page("How fast the data comes", subtitle, "\n".join([verdict, *filter(None, parts)]), STYLE)
 
 
 def chart(bars: Sequence[Bar], label: str) -> str:
@@ -116,8 +84,8 @@ def _rates(report: dict[str, Any]) -> str:
         bars.append(
             Bar(name=model["name"], value=model["median"], text=text, colour=MODEL, low=model["min"], high=model["max"])
         )
-    heading = "<h2>Images a second</h2><p class=sub>medians; the line: least to most; ratios: round by round</p>"
-    return _section(heading + chart(bars, "images a second") + _footnotes(report))
+    subtitle = "medians; the line: least to most; ratios: round by round"
+    return html_page.section("Images a second", subtitle, chart(bars, "images a second") + _footnotes(report))
 
 
 def _rate_bar(result: dict[str, Any], ratio: float | None) -> Bar:
@@ -143,8 +111,8 @@ def _costs(report: dict[str, Any]) -> str:
             colour=OURS if r["name"].startswith("rsbdali") else OTHER)
         for r in report["results"]
     ]  # fmt: skip
-    heading = "<h2>CPU time an image</h2><p class=sub>all threads and processes together; less is better</p>"
-    return _section(heading + chart(bars, "CPU microseconds an image"))
+    subtitle = "all threads and processes together; less is better"
+    return html_page.section("CPU time an image", subtitle, chart(bars, "CPU microseconds an image"))
 
 
 def _stages(report: dict[str, Any]) -> str:
@@ -156,22 +124,20 @@ def _stages(report: dict[str, Any]) -> str:
             colour=OURS)
         for s in report["stages"]
     ]  # fmt: skip
-    heading = "<h2>Where an image's time goes</h2><p class=sub>CPU microseconds of each stage, one upon the other</p>"
-    return _section(heading + chart(bars, "CPU microseconds by stage"))
+    subtitle = "CPU microseconds of each stage, one upon the other"
+    return html_page.section("Where an image's time goes", subtitle, chart(bars, "CPU microseconds by stage"))
 
 
-def _table(report: dict[str, Any]) -> str:
-    head = "".join(f"<th>{name}" for name in COLUMNS)
+def _figures(report: dict[str, Any]) -> str:
     rows = []
     for r in report["results"]:
         rate, wait = r["images_per_s"], r["wait_ms_per_batch"]
-        cells = [
+        rows.append([
             r["name"], f"{rate['median']:,.0f}", f"{rate['min']:,.0f}", f"{rate['max']:,.0f}",
             f"{r['cpu_us_per_image']:,.0f}", f"{wait['median']:,.1f}", f"{wait['max']:,.1f}", f"{r['memory_mib']:,.0f}",
-        ]  # fmt: skip
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells))
+        ])  # fmt: skip
     note = "<p class=note>ms/batch: what a consumer that does nothing waits for a batch. MiB: host memory (PSS).</p>"
-    return _section(f"<h2>Figures</h2><table><tr>{head}{''.join(rows)}</table>{note}")
+    return html_page.section("Figures", "", html_page.table(COLUMNS, rows) + note)
 
 
 def _facts(report: dict[str, Any]) -> str:
@@ -186,14 +152,10 @@ def _facts(report: dict[str, Any]) -> str:
         "commit": m["commit"] or "not in a repository",
         "rounds": f"{c['rounds']} of {c['seconds']:g} s, interleaved, the other loaders frozen",
         "images": f"{c['images']:,}{tiled}, page cache {c['page_cache']}",
+        "command": m["command"],
     }
-    rows = "".join(f"<tr><td>{escape(k)}<td>{escape(str(v))}" for k, v in facts.items())
-    command = f"<tr><td>command<td><code>{escape(m['command'])}</code>"
-    return _section(f"<h2>Machine</h2><table class=facts>{rows}{command}</table>")
-
-
-def _section(body: str) -> str:
-    return f"<section>{body}</section>"
+    rows = [(name, str(value)) for name, value in facts.items()]
+    return html_page.section("Machine", "", html_page.table(("", ""), rows, kind="facts"))
 
 
 def _sentence(text: str) -> str:

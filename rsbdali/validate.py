@@ -70,7 +70,7 @@ def validate(options: ValidateOptions) -> EvalResult:
     world = World.from_env()
     device = resolve_device(distributed.local_device(options.device, world))
     with distributed.process_group(world, device), kernel_policy(device, deterministic=False):
-        index = _index(options, content)
+        index = distributed.primary_first(lambda first: _index(options, content, check=first), world)
         model = _model(options, content, recipe, index.num_classes).to(device)
         dtype = amp_dtype(recipe.amp_dtype, device)
         loader = EvalLoader(
@@ -118,12 +118,13 @@ def _published(options: ValidateOptions) -> dict[str, Any]:
     }
 
 
-def _index(options: ValidateOptions, content: Mapping[str, Any] | None) -> ImageIndex:
+def _index(options: ValidateOptions, content: Mapping[str, Any] | None, *, check: bool) -> ImageIndex:
     ours = ours_in(content or {})
     classes = None if ours is None else tuple(ours["class_names"])
     return ImageIndex.load(
-        find_split(options.data, "val"), classes=classes, labels=options.val_labels, class_map=options.class_map
-    )
+        find_split(options.data, "val"), classes=classes, labels=options.val_labels, class_map=options.class_map,
+        check=check,
+    )  # fmt: skip
 
 
 def _model(
