@@ -11,13 +11,13 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from rsbdali.bench.feeds import FeedSpec
-from rsbdali.bench.figures import LoaderFigures
 from rsbdali.bench.material import enough_images
-from rsbdali.bench.race import race, start
-from rsbdali.bench.stages import HARDWARE_SHARE
-from rsbdali.index import ImageIndex, find_images
-from rsbdali.loader import default_threads, resolve_device
+from rsbdali.bench.race.feeds import FeedSpec
+from rsbdali.bench.race.race import race, start
+from rsbdali.bench.race.stages import HARDWARE_SHARE
+from rsbdali.bench.report.figures import LoaderFigures
+from rsbdali.data.index import ImageIndex, find_images
+from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.recipe import Recipe
 
 

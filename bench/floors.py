@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from rsbdali.bench.flops import flops_per_image
-from rsbdali.bench.kernel_cases import mix_rows
-from rsbdali.bench.synthetic import NUM_CLASSES
-from rsbdali.model import create_model
+from rsbdali.bench.race.flops import flops_per_image
+from rsbdali.bench.race.kernel_cases import mix_rows
+from rsbdali.bench.race.synthetic import NUM_CLASSES
 from rsbdali.ops.bce import bce_bytes
 from rsbdali.ops.lamb import lamb_bytes
 from rsbdali.ops.mix import mix_bytes
 from rsbdali.recipe import Recipe
+from rsbdali.training.model import create_model
 
 ROWS = 512  # a mix group of the paper's four GPUs
 HALF = torch.float16  # bfloat16 has the same size and rate

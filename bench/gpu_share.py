@@ -18,20 +18,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rsbdali.bench.contestant import build
-from rsbdali.bench.feeds import Feed, FeedSpec
-from rsbdali.bench.gpu_time import gpu_us_per_image
-from rsbdali.bench.machine import machine_record
 from rsbdali.bench.material import enough_images
-from rsbdali.bench.model_step import warm_up_steps
-from rsbdali.bench.our_step import OurStep
-from rsbdali.bench.record import write_record
-from rsbdali.bench.synthetic import step_recipe
-from rsbdali.bench.timing import finisher
-from rsbdali.index import ImageIndex, find_images
-from rsbdali.loader import default_threads, resolve_device
-from rsbdali.precision import amp_dtype, kernel_policy, name_of
+from rsbdali.bench.measure.gpu_time import gpu_us_per_image
+from rsbdali.bench.measure.timing import finisher
+from rsbdali.bench.race.contestant import build
+from rsbdali.bench.race.feeds import Feed, FeedSpec
+from rsbdali.bench.race.model_step import warm_up_steps
+from rsbdali.bench.race.our_step import OurStep
+from rsbdali.bench.race.synthetic import step_recipe
+from rsbdali.data.index import ImageIndex, find_images
+from rsbdali.distributed.devices import default_threads, resolve_device
+from rsbdali.environment import machine_record
 from rsbdali.recipe import Recipe
+from rsbdali.record import write_record
+from rsbdali.training.precision import amp_dtype, kernel_policy, name_of
 
 RUNGS = ("decode", "crop+resize", "RandAugment", "mix+normalise", "on device")
 CPU_ROWS = 16

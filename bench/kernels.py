@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rsbdali.bench.kernel_cases import Case, cases
-from rsbdali.bench.machine import machine_record
-from rsbdali.bench.record import write_record
-from rsbdali.bench.timing import copy_bandwidth, finisher, seconds_of
-from rsbdali.loader import resolve_device
+from rsbdali.bench.measure.timing import copy_bandwidth, finisher, seconds_of
+from rsbdali.bench.race.kernel_cases import Case, cases
+from rsbdali.distributed.devices import resolve_device
+from rsbdali.environment import machine_record
 from rsbdali.recipe import Recipe
+from rsbdali.record import write_record
 
 CPU_ROWS = 16
 

@@ -14,22 +14,22 @@ from typing import Any
 
 from rich.console import Console
 
-from rsbdali.bench.contestant import ContestantFailed
-from rsbdali.bench.feeds import FeedSpec
-from rsbdali.bench.figures import RUNGS, BenchReport, LoaderFigures, Stage, ladder, ratio, to_json
-from rsbdali.bench.machine import machine_record
 from rsbdali.bench.material import enough_images
-from rsbdali.bench.model_step import ModelFigures, measure_model
-from rsbdali.bench.peers import PEERS, missing
-from rsbdali.bench.print_report import print_report
-from rsbdali.bench.race import Say, race, start
-from rsbdali.bench.record import write_record
-from rsbdali.bench.verdict import Loader, Model, verdict
+from rsbdali.bench.race.contestant import ContestantFailed
+from rsbdali.bench.race.feeds import FeedSpec
+from rsbdali.bench.race.model_step import ModelFigures, measure_model
+from rsbdali.bench.race.peers import PEERS, missing
+from rsbdali.bench.race.race import Say, race, start
+from rsbdali.bench.report.figures import RUNGS, BenchReport, LoaderFigures, Stage, ladder, ratio, to_json
+from rsbdali.bench.report.terminal import print_report
+from rsbdali.bench.report.verdict import Loader, Model, verdict
+from rsbdali.data.index import ImageIndex, find_images
+from rsbdali.distributed.devices import default_threads, resolve_device
+from rsbdali.environment import machine_record
 from rsbdali.errors import RecipeError
-from rsbdali.index import ImageIndex, find_images
-from rsbdali.loader import default_threads, resolve_device
-from rsbdali.model import create_model
 from rsbdali.recipe import Recipe
+from rsbdali.record import write_record
+from rsbdali.training.model import create_model
 
 __all__ = ["BenchOptions", "BenchReport", "main", "print_report", "run", "to_json"]
 
@@ -100,8 +100,8 @@ def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
     if options.json:
         write_record(options.json, to_json(report))
     if options.report:
-        from rsbdali.bench.report_html import page
-        from rsbdali.html_page import write_page
+        from rsbdali.bench.report.html import page
+        from rsbdali.runs.report.html import write_page
 
         write_page(options.report, page(to_json(report)))
     return report

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from rsbdali.data.index import ImageIndex, find_images
 from rsbdali.errors import DataError
-from rsbdali.index import ImageIndex, find_images
 
 BATCHES_AN_EPOCH = 64  # so that the turn of an epoch falls into few of the measured windows
 

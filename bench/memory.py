@@ -9,8 +9,8 @@ import sys
 
 from rich.console import Console
 
-from rsbdali.bench.meter import memory_bytes
-from rsbdali.index import ImageIndex, find_images
+from rsbdali.bench.measure.meter import memory_bytes
+from rsbdali.data.index import ImageIndex, find_images
 from rsbdali.loader import TrainLoader
 from rsbdali.recipe import Recipe
 

@@ -20,10 +20,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rsbdali.bench.machine import machine_record
-from rsbdali.index import ImageIndex
-from rsbdali.order import epoch_order
-from rsbdali.plan import Planner
+from rsbdali.data.index import ImageIndex
+from rsbdali.environment import machine_record
+from rsbdali.plan.planner import Planner
+from rsbdali.plan.sampler import epoch_order
 from rsbdali.recipe import Recipe
 
 IMAGES, CLASSES = 1_281_167, 1000

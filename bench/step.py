@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rsbdali.bench.figures import Spread, ratio
-from rsbdali.bench.flops import flops_per_image, utilisation
-from rsbdali.bench.machine import machine_record
-from rsbdali.bench.meter import Round
-from rsbdali.bench.phases import measure_parts
-from rsbdali.bench.print_step import print_step
-from rsbdali.bench.record import write_record
-from rsbdali.bench.step_race import OURS, Entry, Race, Say, entries
-from rsbdali.bench.synthetic import step_recipe
-from rsbdali.bench.timing import matmul_peak
-from rsbdali.distributed import World
+from rsbdali.bench.measure.meter import Round
+from rsbdali.bench.measure.phases import measure_parts
+from rsbdali.bench.measure.timing import matmul_peak
+from rsbdali.bench.race.flops import flops_per_image, utilisation
+from rsbdali.bench.race.step_race import OURS, Entry, Race, Say, entries
+from rsbdali.bench.race.synthetic import step_recipe
+from rsbdali.bench.report.figures import Spread, ratio
+from rsbdali.bench.report.terminal_step import print_step
+from rsbdali.distributed.devices import resolve_device
+from rsbdali.distributed.process_group import World
+from rsbdali.environment import machine_record
 from rsbdali.errors import RecipeError
-from rsbdali.loader import resolve_device
-from rsbdali.precision import amp_dtype, kernel_policy, name_of
 from rsbdali.recipe import Recipe
-from rsbdali.switches import OFF, PLAIN, Switches
+from rsbdali.record import write_record
+from rsbdali.training.acceleration import OFF, PLAIN, Switches
+from rsbdali.training.precision import amp_dtype, kernel_policy, name_of
 
 PEERS = ("timm",)
 CPU_BATCH = 8  # the images/s of 16, in half the time

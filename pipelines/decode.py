@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from nvidia.dali import fn, types
 
-from rsbdali.policy import BICUBIC, BILINEAR
+from rsbdali.plan.randaugment import BICUBIC, BILINEAR
 
 # by plan code; with antialias=True linear is Pillow's triangle filter, cubic its a = -0.5 cubic
 _FILTERS = np.array([0, 0], np.int32)

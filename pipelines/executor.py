@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from rsbdali.plan import BatchPlan
+from rsbdali.plan.planner import BatchPlan
 
 
 class DecodeFailure(RuntimeError):
@@ -13,7 +13,7 @@ class DecodeFailure(RuntimeError):
 
 
 class ImageSource(Protocol):
-    """The part of `rsbdali.index.ImageIndex` that the pipelines use."""
+    """The part of `rsbdali.data.index.ImageIndex` that the pipelines use."""
 
     width_N: np.ndarray
     height_N: np.ndarray

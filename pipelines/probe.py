@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from nvidia.dali import fn
 
+from rsbdali.data.sources.base import UnreadableImage
+from rsbdali.pipelines.dali_queue import Runner
 from rsbdali.pipelines.decode import decode
 from rsbdali.pipelines.executor import DecodeFailure, ImageSource
-from rsbdali.pipelines.runner import Runner
-from rsbdali.sources.base import UnreadableImage
 
 
 def image_decodes(index: ImageSource, i: int) -> str | None:

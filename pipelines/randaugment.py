@@ -12,10 +12,10 @@ import numpy as np
 from nvidia.dali import fn, types
 from nvidia.dali import math as dmath
 
-from rsbdali.pipelines.callbacks import equalize_samples, warp_samples
-from rsbdali.pipelines.warp import affine_matrices
-from rsbdali.plan import BatchPlan
-from rsbdali.policy import Op
+from rsbdali.ops.warp import affine_matrices
+from rsbdali.pipelines.torch_ops import equalize_samples, warp_samples
+from rsbdali.plan.planner import BatchPlan
+from rsbdali.plan.randaugment import Op
 
 LAYER_FIELDS = 4  # op, arg, matrix, filter
 Node = Any  # a DALI node

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from nvidia.dali import fn
 
+from rsbdali.pipelines.dali_queue import Fields, Runner
 from rsbdali.pipelines.decode import decode_window, filter_codes, resize
-from rsbdali.pipelines.decode_mode import DecodeMode, use_roi
 from rsbdali.pipelines.encoded import EncodedInput
 from rsbdali.pipelines.executor import ImageSource
 from rsbdali.pipelines.randaugment import LAYER_FIELDS, apply_randaugment, layer_fields
-from rsbdali.pipelines.repeats import covering_windows, share_decodes
-from rsbdali.pipelines.runner import Fields, Runner
-from rsbdali.plan import BatchPlan
-from rsbdali.policy import RandAugmentPolicy
+from rsbdali.pipelines.roi import DecodeMode, use_roi
+from rsbdali.plan.planner import BatchPlan
+from rsbdali.plan.randaugment import RandAugmentPolicy
+from rsbdali.plan.shared_decodes import covering_windows, share_decodes
 from rsbdali.recipe import Recipe
 
 WINDOW_FIELDS = 3  # path or bytes, start and shape of the window to decode

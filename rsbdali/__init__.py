@@ -9,16 +9,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BatchPlan": "rsbdali.plan",
+    "BatchPlan": "rsbdali.plan.planner",
     "EvalLoader": "rsbdali.loader",
-    "ImageIndex": "rsbdali.index",
-    "Planner": "rsbdali.plan",
+    "ImageIndex": "rsbdali.data.index",
+    "Planner": "rsbdali.plan.planner",
     "Recipe": "rsbdali.recipe",
     "RsbdaliError": "rsbdali.errors",
     "TrainLoader": "rsbdali.loader",
-    "TupleLoader": "rsbdali.loader",
+    "TupleLoader": "rsbdali.integrations.tuple_loader",
     "bce_loss": "rsbdali.ops.bce",
-    "create_loader": "rsbdali.loader",
+    "create_loader": "rsbdali.integrations.create_loader",
     "mix_normalize": "rsbdali.ops.mix",
 }
 __all__ = ["__version__", *sorted(_HOMES)]

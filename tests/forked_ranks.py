@@ -20,15 +20,15 @@ import torch
 import torch.distributed as dist
 from fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 
-from rsbdali.distributed import World
-from rsbdali.epochs import Trainer
+from rsbdali.distributed.process_group import World
 from rsbdali.errors import RsbdaliError
-from rsbdali.outputs import RunFolder
-from rsbdali.report import Silent
-from rsbdali.resume import resume_from
-from rsbdali.run_state import Identity
-from rsbdali.saver import Saver
-from rsbdali.trainer import make_state
+from rsbdali.runs.checkpoint_manager import Saver
+from rsbdali.runs.folder import RunFolder
+from rsbdali.runs.resume import resume_from
+from rsbdali.runs.state import Identity
+from rsbdali.training.progress import Silent
+from rsbdali.training.train import make_state
+from rsbdali.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 TOY = {"epochs": 1, "mix_groups": 2, "opt": "sgd", "lr": 0.1}

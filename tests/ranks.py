@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from rsbdali import affinity, distributed
-from rsbdali.distributed import World
+from rsbdali.distributed import affinity
+from rsbdali.distributed import process_group as distributed
+from rsbdali.distributed.process_group import World
 from rsbdali.errors import DataError, RsbdaliError
 
 CPU = torch.device("cpu")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["rsbdali.trainer", "torch.distributed.elastic.multiprocessing.errors"])
+CONTEXT.set_forkserver_preload(["rsbdali.training.train", "torch.distributed.elastic.multiprocessing.errors"])
 
 
 def free_port() -> int:

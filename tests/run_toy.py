@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 
-from rsbdali import distributed
-from rsbdali.distributed import World
-from rsbdali.epochs import Trainer
-from rsbdali.outputs import RunFolder
+from rsbdali.distributed import process_group as distributed
+from rsbdali.distributed.process_group import World
 from rsbdali.recipe import Recipe
-from rsbdali.report import Plain, Silent
-from rsbdali.resume import resume_from
-from rsbdali.run_state import Identity
-from rsbdali.saver import Saver
-from rsbdali.signals import exit_code
-from rsbdali.trainer import make_state
+from rsbdali.runs.checkpoint_manager import Saver
+from rsbdali.runs.folder import RunFolder
+from rsbdali.runs.resume import resume_from
+from rsbdali.runs.state import Identity
+from rsbdali.training.progress import Plain, Silent
+from rsbdali.training.signals import exit_code
+from rsbdali.training.train import make_state
+from rsbdali.training.trainer import Trainer
 
 
 def main(folder: Path, steps: int, *pairs: str) -> int:

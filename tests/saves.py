@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from rsbdali import checkpoint
 from rsbdali.errors import CheckpointError
-from rsbdali.saver import LAST, Saver, newest_whole
+from rsbdali.runs import checkpoint
+from rsbdali.runs.checkpoint_manager import LAST, Saver, newest_whole
 
 VALUES = 100_000  # float32: 0.4 MB a tensor
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from rsbdali.distributed import World
-from rsbdali.epochs import Outcome, Trainer
-from rsbdali.outputs import RunFolder
+from rsbdali.distributed.process_group import World
 from rsbdali.recipe import Recipe
-from rsbdali.report import EpochReport, Silent, StepReport
-from rsbdali.resume import resume_from
-from rsbdali.run_state import Identity, RunState
-from rsbdali.saver import Saver
-from rsbdali.trainer import make_state
+from rsbdali.runs.checkpoint_manager import Saver
+from rsbdali.runs.folder import RunFolder
+from rsbdali.runs.resume import resume_from
+from rsbdali.runs.state import Identity, RunState
+from rsbdali.training.progress import EpochReport, Silent, StepReport
+from rsbdali.training.train import make_state
+from rsbdali.training.trainer import Outcome, Trainer
 
 CPU = torch.device("cpu")
 

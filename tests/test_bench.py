@@ -14,17 +14,17 @@ import torch
 from rich.console import Console
 
 from rsbdali.bench import loader as bench
-from rsbdali.bench import meter
-from rsbdali.bench.contestant import Contestant, ContestantFailed
-from rsbdali.bench.feeds import FeedSpec, check_batch
-from rsbdali.bench.figures import RUNGS, ladder, ratio
-from rsbdali.bench.machine import machine_record
 from rsbdali.bench.material import enough_images
-from rsbdali.bench.model_step import measure_model
-from rsbdali.bench.peers import PEERS, PlainMix
-from rsbdali.bench.report_html import page
+from rsbdali.bench.measure import meter
+from rsbdali.bench.race.contestant import Contestant, ContestantFailed
+from rsbdali.bench.race.feeds import FeedSpec, check_batch
+from rsbdali.bench.race.model_step import measure_model
+from rsbdali.bench.race.peers import PEERS, PlainMix
+from rsbdali.bench.report.figures import RUNGS, ladder, ratio
+from rsbdali.bench.report.html import page
+from rsbdali.data.index import ImageIndex
+from rsbdali.environment import machine_record
 from rsbdali.errors import DataError, RecipeError
-from rsbdali.index import ImageIndex
 from rsbdali.recipe import Recipe
 
 Tree = Callable[..., Path]
@@ -91,12 +91,12 @@ def test_every_rung_of_the_ladder_and_every_peer_runs(image_tree: Tree) -> None:
         if kind in ("timm", "stage:on device"):  # in the runs above
             continue
         code = (
-            "import json, sys; from rsbdali.bench.contestant import build; from rsbdali.bench.feeds import *;"
+            "import json, sys; from rsbdali.bench.race.contestant import build; from rsbdali.bench.race.feeds import *;"
             "s = FeedSpec(**json.loads(sys.argv[1])); f = build(s); x = f.deliver(); assert len(x) == 4;"
             "s.kind.startswith('stage:') or check_batch(x, s); f.deliver(); f.close()"
         )
         if kind.startswith("stage:"):
-            from rsbdali.bench.contestant import build
+            from rsbdali.bench.race.contestant import build
 
             feed = build(spec(root, kind))
             assert len(feed.deliver()) == 4

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from rsbdali.bench import floors, gpu_share, kernels
-from rsbdali.bench.kernel_cases import Case, cases, mix_rows
+from rsbdali.bench.race.kernel_cases import Case, cases, mix_rows
+from rsbdali.bench.race.synthetic import step_recipe
 from rsbdali.bench.summary import main, rows
-from rsbdali.bench.synthetic import step_recipe
 from rsbdali.recipe import Recipe
 
 CPU = torch.device("cpu")

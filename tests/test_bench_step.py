@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsbdali.bench import phases
-from rsbdali.bench.flops import flops_per_image, utilisation
-from rsbdali.bench.our_step import OurStep
+from rsbdali.bench.measure import phases
+from rsbdali.bench.measure.timing import copy_bandwidth, matmul_peak, seconds_of
+from rsbdali.bench.race.flops import flops_per_image, utilisation
+from rsbdali.bench.race.our_step import OurStep
+from rsbdali.bench.race.step_race import Entry, Race, entries
+from rsbdali.bench.race.synthetic import NUM_CLASSES, Synthetic, step_recipe
+from rsbdali.bench.race.timm_step import TimmStep
 from rsbdali.bench.step import StepOptions, run
-from rsbdali.bench.step_race import Entry, Race, entries
-from rsbdali.bench.synthetic import NUM_CLASSES, Synthetic, step_recipe
-from rsbdali.bench.timing import copy_bandwidth, matmul_peak, seconds_of
-from rsbdali.bench.timm_step import TimmStep
 from rsbdali.errors import DeviceError, RecipeError
-from rsbdali.model import create_model
 from rsbdali.recipe import Recipe
-from rsbdali.switches import Switches
+from rsbdali.training.acceleration import Switches
+from rsbdali.training.model import create_model
 
 CPU = torch.device("cpu")
 SMALL = {"model": "test_resnet", "img_size": "32", "test_img_size": "32"}
@@ -133,8 +133,8 @@ def test_calls_take_turns_and_ceilings_are_positive(monkeypatch: pytest.MonkeyPa
     made: list[int] = []
     seconds_of([lambda: made.append(0), lambda: made.append(1)], CPU, repeats=3)
     assert made == [0, 1, 0, 1, 0]
-    monkeypatch.setattr("rsbdali.bench.timing.COPY_BYTES", {"cpu": 1 << 16})
-    monkeypatch.setattr("rsbdali.bench.timing.MATMUL_SIDE", {"cpu": 16})
+    monkeypatch.setattr("rsbdali.bench.measure.timing.COPY_BYTES", {"cpu": 1 << 16})
+    monkeypatch.setattr("rsbdali.bench.measure.timing.MATMUL_SIDE", {"cpu": 16})
     assert copy_bandwidth(CPU) > 0
     assert matmul_peak(CPU, torch.float32) > 0
 

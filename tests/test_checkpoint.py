@@ -12,12 +12,12 @@ import pytest
 import timm
 import torch
 
-from rsbdali import checkpoint
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import Recipe
-from rsbdali.run_state import Identity, RunState
-from rsbdali.saver import Saver
-from rsbdali.trainer import make_state
+from rsbdali.runs import checkpoint
+from rsbdali.runs.checkpoint_manager import Saver
+from rsbdali.runs.state import Identity, RunState
+from rsbdali.training.train import make_state
 
 CPU = torch.device("cpu")
 
@@ -220,7 +220,7 @@ def test_a_step_waits_for_the_copy_alone_and_does_not_touch_it(tmp_path: Path, m
         assert may_write.wait(60)
         written.append((content["a"].clone(), threading.current_thread() is threading.main_thread()))
 
-    monkeypatch.setattr("rsbdali.saver.write", write)
+    monkeypatch.setattr("rsbdali.runs.checkpoint_manager.write", write)
     weights = torch.ones(9)
     with Saver(tmp_path, 2) as saver:
         saver.save_last({"a": weights})  # returns, though nothing is written yet
@@ -248,7 +248,7 @@ def test_a_snapshot_shares_nothing_and_keeps_the_memory_format() -> None:
 def test_what_goes_wrong_in_the_background_is_raised_by_the_next_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rsbdali.checkpoint.torch.save", Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr("rsbdali.runs.checkpoint.torch.save", Mock(side_effect=OSError(28, "No space left on device")))
     saver = Saver(tmp_path, 2)
     saver.save_last({"a": 1})
     with pytest.raises(CheckpointError, match=r"cannot save .*last\.pth\.tar \(No space left on device\)"):

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from rsbdali.cli import cli, main
-from rsbdali.commands.options import parse_overrides
+from rsbdali.cli import main
+from rsbdali.cli.main import cli
+from rsbdali.cli.options import parse_overrides
 from rsbdali.errors import RecipeError
 
 SURFACE = {
@@ -91,7 +92,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
     arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["rsbdali", *arguments])
-    monkeypatch.setattr("rsbdali.cli._set_up_logging", lambda debug: None)  # its handlers would outlive this test
+    monkeypatch.setattr("rsbdali.cli.main._set_up_logging", lambda debug: None)  # its handlers would outlive this test
     with pytest.raises(SystemExit) as exit_code:
         main()
     assert exit_code.value.code == 2

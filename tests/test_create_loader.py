@@ -17,11 +17,11 @@ from torch.utils.data import Subset
 from torchvision.datasets import FakeData, ImageFolder
 
 from rsbdali import RsbdaliError, create_loader
+from rsbdali.data.index import ImageIndex
 from rsbdali.errors import CheckpointError, DataError, DeviceError, RecipeError
-from rsbdali.index import ImageIndex
-from rsbdali.loader_arguments import NO_BEARING, REFUSED
+from rsbdali.integrations.timm_arguments import NO_BEARING, REFUSED
+from rsbdali.integrations.tuple_loader import Pair, TupleLoader
 from rsbdali.recipe import Recipe
-from rsbdali.tuple_loader import Pair, TupleLoader
 
 SMALL: dict[str, Any] = {"device": "cpu", "num_workers": 1}
 MIXING = {"img_size": 24, "test_img_size": 24, "aa": "none", "mixup": 0.1, "cutmix": 1.0}

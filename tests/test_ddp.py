@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from rsbdali.data.index import ImageIndex
 from rsbdali.errors import LostRankError
-from rsbdali.index import ImageIndex
 from rsbdali.loader import TrainLoader
 from rsbdali.recipe import Recipe
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsbdali.demo import CLASSES, MARKER, draw, make_demo_data
+from rsbdali.data.index import ImageIndex, find_split
 from rsbdali.errors import DataError
-from rsbdali.index import ImageIndex, find_split
+from rsbdali.tools.demo_data import CLASSES, MARKER, draw, make_demo_data
 
 
 def contents(root: Path) -> dict[str, bytes]:

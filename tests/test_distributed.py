@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rsbdali import distributed
-from rsbdali.devices import default_threads
-from rsbdali.distributed import World
+from rsbdali.distributed import process_group as distributed
+from rsbdali.distributed.devices import default_threads
+from rsbdali.distributed.process_group import World
 from rsbdali.errors import DeviceError, LostRankError
 
 

@@ -19,9 +19,9 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from rsbdali.cli import cli
-from rsbdali.model import create_model
+from rsbdali.cli.main import cli
 from rsbdali.recipe import Recipe
+from rsbdali.training.model import create_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

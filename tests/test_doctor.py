@@ -6,40 +6,40 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rsbdali import doctor, doctor_gpu
-from rsbdali.findings import Finding, Level
+from rsbdali.tools.doctor import checks, gpu
+from rsbdali.tools.doctor.findings import Finding, Level
 
 PLAIN = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
 
 def test_this_machine_is_examined() -> None:
-    findings = doctor.examine()
+    findings = checks.examine()
     assert {"torch", "DALI", "decode on CPU", "CPU", "memory", "open files"} <= {f.topic for f in findings}
     assert all(f.text for f in findings)
-    assert doctor.can_train(findings)
+    assert checks.can_train(findings)
 
 
 def test_exit_code_and_last_line() -> None:
     good = Finding(Level.GOOD, "CPU", "4 cores [all]")
     bad = Finding(Level.FATAL, "DALI", "not installed", "pip install")
     out = io.StringIO()
-    assert doctor.print_findings(Console(file=out, width=100), [good]) == 0
+    assert checks.print_findings(Console(file=out, width=100), [good]) == 0
     assert "4 cores [all]" in out.getvalue()
     assert "can train, on its CPU only" in out.getvalue()
-    assert doctor.print_findings(Console(file=out, width=100), [good, bad]) == 1
+    assert checks.print_findings(Console(file=out, width=100), [good, bad]) == 1
     assert "→ pip install" in out.getvalue()
     assert "cannot train" in out.getvalue()
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
 def test_gpus_with_code_are_fine(capability: tuple[int, int]) -> None:
-    assert doctor_gpu.judge_architecture("card", "GPU 0", capability, PLAIN) is None
+    assert gpu.judge_architecture("card", "GPU 0", capability, PLAIN) is None
 
 
 def test_machine_code_of_another_major_version_does_not_count() -> None:
-    assert doctor_gpu.judge_architecture("card", "GPU 0", (9, 0), ["sm_80", "sm_86"]) is not None
-    assert doctor_gpu.judge_architecture("card", "GPU 0", (8, 0), ["sm_86"]) is not None
-    assert doctor_gpu.judge_architecture("card", "GPU 0", (9, 0), ["sm_80", "compute_80"]) is None  # compiled at load
+    assert gpu.judge_architecture("card", "GPU 0", (9, 0), ["sm_80", "sm_86"]) is not None
+    assert gpu.judge_architecture("card", "GPU 0", (8, 0), ["sm_86"]) is not None
+    assert gpu.judge_architecture("card", "GPU 0", (9, 0), ["sm_80", "compute_80"]) is None  # compiled at load
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_machine_code_of_another_major_version_does_not_count() -> None:
     [((7, 0), "rsbdali[v100]"), ((6, 1), "too old"), ((13, 0), "--upgrade torch")],
 )
 def test_gpus_without_code_get_a_remedy(capability: tuple[int, int], mend: str) -> None:
-    finding = doctor_gpu.judge_architecture("Tesla V100", "GPU 0", capability, PLAIN)
+    finding = gpu.judge_architecture("Tesla V100", "GPU 0", capability, PLAIN)
     assert finding is not None
     assert finding.level is Level.FATAL
     assert mend in finding.mend
@@ -65,45 +65,45 @@ def test_gpus_without_code_get_a_remedy(capability: tuple[int, int], mend: str) 
 def test_why_there_is_no_gpu(
     driver: str | None, built_for: str | None, visible: str | None, level: Level, said: str
 ) -> None:
-    finding = doctor_gpu.judge_no_gpu(driver, built_for, "the driver is too old" if driver else "", visible)
+    finding = gpu.judge_no_gpu(driver, built_for, "the driver is too old" if driver else "", visible)
     assert finding.level is level
     assert said in finding.text
-    assert doctor.can_train([finding])  # on the CPU
+    assert checks.can_train([finding])  # on the CPU
 
 
 def test_decode_failures_name_the_cause() -> None:
-    assert doctor_gpu.judge_decode("decode on CPU", 0, "exactly\n", "").text == "exactly"
-    crashed = doctor_gpu.judge_decode("decode on GPU", -11, "", "")
+    assert gpu.judge_decode("decode on CPU", 0, "exactly\n", "").text == "exactly"
+    crashed = gpu.judge_decode("decode on GPU", -11, "", "")
     assert "killed by signal 11" in crashed.text
     assert "--device cpu" in crashed.mend
-    assert "last words" in doctor_gpu.judge_decode("decode on CPU", 1, "", "Traceback\nlast words\n").text
+    assert "last words" in gpu.judge_decode("decode on CPU", 1, "", "Traceback\nlast words\n").text
 
 
 def test_whole_images_are_no_illness() -> None:
-    assert doctor_gpu.judge_regions(None).level is Level.GOOD
-    failed = doctor_gpu.judge_regions("killed by signal 11")
+    assert gpu.judge_regions(None).level is Level.GOOD
+    failed = gpu.judge_regions("killed by signal 11")
     assert (failed.level, "signal 11" in failed.text) == (Level.NOTE, True)
 
 
 def test_limits_of_cores_and_files() -> None:
-    assert doctor.judge_cpu("chip", 16, 16, None).level is Level.GOOD
-    assert doctor.judge_cpu("chip", 16, 4, None).level is Level.NOTE
-    quota = doctor.judge_cpu("chip", 16, 16, 2.5)
+    assert checks.judge_cpu("chip", 16, 16, None).level is Level.GOOD
+    assert checks.judge_cpu("chip", 16, 4, None).level is Level.NOTE
+    quota = checks.judge_cpu("chip", 16, 16, 2.5)
     assert (quota.level, "--workers 2" in quota.mend) == (Level.AMISS, True)
-    assert doctor.judge_open_files(-1, -1).level is Level.GOOD
-    assert doctor.judge_open_files(1024, 2048).mend == "ulimit -n 2048"
+    assert checks.judge_open_files(-1, -1).level is Level.GOOD
+    assert checks.judge_open_files(1024, 2048).mend == "ulimit -n 2048"
 
 
 def test_container_quota_is_read_in_both_versions(tmp_path: Path) -> None:
-    assert doctor.cpu_quota(tmp_path) is None
+    assert checks.cpu_quota(tmp_path) is None
     old = tmp_path / "cpu"
     old.mkdir()
     (old / "cpu.cfs_period_us").write_text("100000")
     (old / "cpu.cfs_quota_us").write_text("-1")
-    assert doctor.cpu_quota(tmp_path) is None
+    assert checks.cpu_quota(tmp_path) is None
     (old / "cpu.cfs_quota_us").write_text("150000")
-    assert doctor.cpu_quota(tmp_path) == 1.5
+    assert checks.cpu_quota(tmp_path) == 1.5
     (tmp_path / "cpu.max").write_text("400000 100000\n")
-    assert doctor.cpu_quota(tmp_path) == 4.0
+    assert checks.cpu_quota(tmp_path) == 4.0
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert doctor.cpu_quota(tmp_path) is None
+    assert checks.cpu_quota(tmp_path) is None

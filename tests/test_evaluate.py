@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from rsbdali.errors import DataError
-from rsbdali.evaluate import Stopped, evaluate
+from rsbdali.training.evaluate import Stopped, evaluate
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ def test_a_stop_ends_it() -> None:
 
 
 def test_the_same_figures_at_every_call(fakes: ModuleType) -> None:
-    from rsbdali.model import create_model
+    from rsbdali.training.model import create_model
 
     recipe = fakes.recipe()
     model = create_model(recipe, fakes.CLASSES)

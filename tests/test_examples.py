@@ -16,8 +16,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from rsbdali.demo import make_demo_data
 from rsbdali.integrations import timm as timm_plug
+from rsbdali.tools.demo_data import make_demo_data
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EPOCHS = 4

@@ -13,15 +13,16 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from rsbdali import checkpoint, export_onnx
-from rsbdali.cli import cli
+from rsbdali.cli.main import cli
 from rsbdali.errors import CheckpointError, RsbdaliError
-from rsbdali.export import ExportOptions, export
-from rsbdali.export_source import read_source
-from rsbdali.outputs import RunFolder
 from rsbdali.recipe import Recipe
-from rsbdali.run_state import Identity
-from rsbdali.trainer import make_state
+from rsbdali.runs import checkpoint
+from rsbdali.runs.folder import RunFolder
+from rsbdali.runs.state import Identity
+from rsbdali.tools.export import onnx
+from rsbdali.tools.export.export import ExportOptions, export
+from rsbdali.tools.export.source import read_source
+from rsbdali.training.train import make_state
 
 CPU = torch.device("cpu")
 NAMES = ("bell pepper", "cock's comb", 'a "quoted" `class`', "n01440764")
@@ -150,11 +151,11 @@ def test_onnx_that_differs_is_not_kept(
 ) -> None:
     trained, out, _ = onnx_export
 
-    def spoil(source: export_onnx.Source, _: torch.Tensor, path: Path) -> None:
+    def spoil(source: onnx.Source, _: torch.Tensor, path: Path) -> None:
         shutil.copyfile(out / "model.onnx", path)
         source.model.get_parameter("fc.bias").data += 0.1
 
-    monkeypatch.setattr(export_onnx, "_export", spoil)
+    monkeypatch.setattr(onnx, "_export", spoil)
     with pytest.raises(RsbdaliError, match=r"onnxruntime differs from torch by 0\.1 in logits up to .*: not exported"):
         export(ExportOptions(checkpoint=trained, format="onnx", out=tmp_path / "out"))
     assert not list(tmp_path.iterdir())

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from rsbdali import checkpoint
+from rsbdali.data.index import ImageIndex
 from rsbdali.errors import CheckpointError, RecipeError, RsbdaliError
-from rsbdali.index import ImageIndex
-from rsbdali.nonfinite import MAX_IN_A_ROW
-from rsbdali.outputs import RunFolder
 from rsbdali.recipe import Recipe
-from rsbdali.saver import LAST, Saver
-from rsbdali.trainer import TrainOptions, load_indexes, train
+from rsbdali.runs import checkpoint
+from rsbdali.runs.checkpoint_manager import LAST, Saver
+from rsbdali.runs.folder import RunFolder
+from rsbdali.training.nonfinite import MAX_IN_A_ROW
+from rsbdali.training.train import TrainOptions, load_indexes, train
 
 HERE = Path(__file__).parent
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1  # of linux/prctl.h and linux/capability.h
@@ -82,7 +82,7 @@ def test_faults_of_a_failed_save_end_the_run_in_one_line(
     def full(content: object, file: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rsbdali.checkpoint.torch.save", full)
+    monkeypatch.setattr("rsbdali.runs.checkpoint.torch.save", full)
     with pytest.raises(CheckpointError, match=r"cannot save .* \(No space left on device\)"):
         run.go()
     assert (run.state.epoch, run.state.step) != (3, 0)  # not only told at the end
@@ -186,7 +186,7 @@ def test_faults_of_images_that_vanish_or_rot_after_the_index(
         (data / "val/class0/1.JPEG").unlink()
         return indexes
 
-    monkeypatch.setattr("rsbdali.trainer.load_indexes", then_lose)
+    monkeypatch.setattr("rsbdali.training.train.load_indexes", then_lose)
     summary = train(options)
     assert summary.outcome.epochs == 2
     assert summary.outcome.last is not None
@@ -341,7 +341,7 @@ def test_faults_leave_the_error_that_ended_the_run_in_front(
     def full(content: object, file: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rsbdali.checkpoint.torch.save", full)
+    monkeypatch.setattr("rsbdali.runs.checkpoint.torch.save", full)
 
 
     def end_badly() -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rsbdali.bad_images import BadImages
 from rsbdali.errors import DataError
-from rsbdali.feed import Feed
+from rsbdali.loader.bad_images import BadImages
+from rsbdali.loader.prefetcher import Feed
 from rsbdali.pipelines.executor import DecodeFailure
 
 

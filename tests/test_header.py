@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rsbdali import header
-from rsbdali.header import Care, Format, Header, NoImageError, read_header
+from rsbdali.data import header
+from rsbdali.data.header import Care, Format, Header, NoImageError, read_header
 
 WriteImage = Callable[..., Path]
 

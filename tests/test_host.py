@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from rsbdali.index import ImageIndex
+from rsbdali.data.index import ImageIndex
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import DecodeFailure
-from rsbdali.pipelines.host import HostExecutor
-from rsbdali.plan import BatchPlan, Planner
-from rsbdali.policy import Op
+from rsbdali.pipelines.host.executor import HostExecutor
+from rsbdali.plan.planner import BatchPlan, Planner
+from rsbdali.plan.randaugment import Op
 from rsbdali.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -86,15 +86,15 @@ def test_repeats_are_decoded_once_and_equal_rows_done_alone(
     plan = replace(plan, sample_N=sample_N, crop_N4=np.stack([start_N, start_N, side_N, side_N], axis=1))
     alone = torch.cat(_run(make(1), [_single(plan, row) for row in range(ROWS)]))
     decoded = []
-    from rsbdali.pipelines import host_decode
+    from rsbdali.pipelines.host import decode
 
-    original = host_decode.WindowDecoder.decode
+    original = decode.WindowDecoder.decode
 
-    def spy(self: host_decode.WindowDecoder, paths: list[str], window_M4: np.ndarray) -> list[torch.Tensor]:
+    def spy(self: decode.WindowDecoder, paths: list[str], window_M4: np.ndarray) -> list[torch.Tensor]:
         decoded.extend(paths)
         return original(self, paths, window_M4)
 
-    monkeypatch.setattr(host_decode.WindowDecoder, "decode", spy)
+    monkeypatch.setattr(decode.WindowDecoder, "decode", spy)
     (batch,) = _run(make(2), [plan])
     assert torch.equal(batch, alone)
     assert len(decoded) == len(set(decoded)) == 8

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsbdali import index as index_module
-from rsbdali import index_cache
-from rsbdali.index import ImageIndex
+from rsbdali.data import cache
+from rsbdali.data import index as index_module
+from rsbdali.data.index import ImageIndex
 
 ImageTree = Callable[..., Path]
 WriteImage = Callable[..., Path]
@@ -154,10 +154,10 @@ def test_a_cache_folder_that_cannot_be_written(
 def test_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert index_cache.default_folder() == Path("/somewhere/rsbdali")
+    assert cache.default_folder() == Path("/somewhere/rsbdali")
     for value in ("", "relative/path"):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert index_cache.default_folder() == tmp_path / ".cache" / "rsbdali"
+        assert cache.default_folder() == tmp_path / ".cache" / "rsbdali"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -168,6 +168,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        index_cache.write_atomically(path, fail)
+        cache.write_atomically(path, fail)
     assert os.listdir(tmp_path) == ["file"]
     assert path.read_bytes() == b"old"

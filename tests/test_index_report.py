@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rsbdali.data.index import ImageIndex
 from rsbdali.errors import DataError
-from rsbdali.index import ImageIndex
-from rsbdali.index_report import report, summary
+from rsbdali.tools.index_summary import report, summary
 
 ImageTree = Callable[..., Path]
 

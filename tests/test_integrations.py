@@ -19,8 +19,8 @@ from rsbdali.integrations import lightning as lightning_plug
 from rsbdali.integrations import timm as timm_plug
 from rsbdali.integrations.accelerate import create_loader
 from rsbdali.integrations.lightning import RSBDataModule
+from rsbdali.integrations.tuple_loader import TupleLoader
 from rsbdali.recipe import Recipe
-from rsbdali.tuple_loader import TupleLoader
 
 RECIPE = Recipe.load("a3", {"img_size": 16, "test_img_size": 16, "aa": "none", "global_batch_size": 8})
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rsbdali.data.labels import read_labels
 from rsbdali.errors import DataError
-from rsbdali.labels import read_labels
 
 CLASSES = ("n01", "n02", "n10")
 NAMES = ("val_1.JPEG", "val_2.JPEG", "val_10.JPEG")

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch.distributed import HashStore, TCPStore
 
-from rsbdali import affinity, launch, rendezvous, slurm
-from rsbdali.affinity import Place, share
-from rsbdali.distributed import World
+from rsbdali.distributed import affinity, launch, rendezvous, slurm
+from rsbdali.distributed.affinity import Place, share
+from rsbdali.distributed.process_group import World
 from rsbdali.errors import DeviceError
 
 TASK = {

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from rsbdali.data.index import ImageIndex
+from rsbdali.distributed.devices import resolve_device
 from rsbdali.errors import DataError, DeviceError, RecipeError
-from rsbdali.index import ImageIndex
-from rsbdali.loader import EvalLoader, TrainBatch, TrainLoader, resolve_device
+from rsbdali.loader import EvalLoader, TrainBatch, TrainLoader
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.recipe import Recipe
 

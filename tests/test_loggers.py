@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from rsbdali import loggers
-from rsbdali.cli import cli
+from rsbdali.cli.main import cli
 from rsbdali.errors import RsbdaliError
-from rsbdali.loggers import Place, make_logger, require
-from rsbdali.loggers.run_ids import read_id, write_id
-from rsbdali.loggers.run_log import LoggedFolder, RunLog, open_loggers
+from rsbdali.runs import loggers
+from rsbdali.runs.loggers import Place, make_logger, require
+from rsbdali.runs.loggers.run_ids import read_id, write_id
+from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
 
 STEP = {"kind": "step", "epoch": 1, "step": 2, "loss": 0.5, "lr": 0.1, "images_per_s": 9.0, "wait_share": 0.2}
 EPOCH = {"kind": "epoch", "epoch": 1, "train_loss": 0.4, "lr": 0.1, "eval_top1": 60.0, "eval_raw_top1": 58.0}

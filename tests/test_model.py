@@ -6,10 +6,10 @@ import pytest
 import timm
 import torch
 
-from rsbdali import checkpoint
 from rsbdali.errors import CheckpointError, RecipeError
-from rsbdali.model import create_model, reseed
 from rsbdali.recipe import Recipe
+from rsbdali.runs import checkpoint
+from rsbdali.training.model import create_model, reseed
 
 
 def small(**values: object) -> Recipe:

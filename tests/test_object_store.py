@@ -14,16 +14,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from rsbdali.cli import cli
-from rsbdali.distributed import World
+from rsbdali.cli.main import cli
+from rsbdali.data.index import ImageIndex, find_split
+from rsbdali.data.sources import remote
+from rsbdali.data.sources.base import Place, SourceError, UnreadableImage
+from rsbdali.data.sources.read_ahead import AheadReader
+from rsbdali.distributed.process_group import World
 from rsbdali.errors import DataError
-from rsbdali.index import ImageIndex, find_split
 from rsbdali.loader import TrainLoader
 from rsbdali.recipe import Recipe
-from rsbdali.sources import remote
-from rsbdali.sources.ahead import AheadReader
-from rsbdali.sources.base import Place, SourceError, UnreadableImage
-from rsbdali.trainer import TrainOptions, load_indexes
+from rsbdali.training.train import TrainOptions, load_indexes
 
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from rsbdali.distributed import World
+from rsbdali.distributed.process_group import World
 from rsbdali.ops.mix import mix_normalize
-from rsbdali.optim import create_optimizer
 from rsbdali.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
-from rsbdali.step import TrainStep
+from rsbdali.training.optim import create_optimizer
+from rsbdali.training.step import TrainStep
 
 LEARNING_RATES = {"sgd": 0.2, "lamb": 0.02}
 

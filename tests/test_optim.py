@@ -8,8 +8,8 @@ from timm.scheduler import create_scheduler_v2
 
 from rsbdali.errors import RecipeError
 from rsbdali.ops.lamb import Lamb
-from rsbdali.optim import Schedule, create_optimizer
 from rsbdali.recipe import Recipe
+from rsbdali.training.optim import Schedule, create_optimizer
 
 
 def test_lamb_with_no_decay_for_vectors() -> None:

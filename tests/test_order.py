@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DistributedSampler
 
-from rsbdali.order import epoch_order, local_group, rows_per_epoch
+from rsbdali.plan.sampler import epoch_order, local_group, rows_per_epoch
 
 
 @pytest.mark.parametrize("n", [3, 100, 255, 256, 257, 1000, 2049])

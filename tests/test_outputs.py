@@ -8,8 +8,8 @@ import pytest
 from timm.utils.summary import update_summary
 
 from rsbdali.errors import RsbdaliError
-from rsbdali.outputs import RunFolder, add_bad_image, choose_folder
 from rsbdali.recipe import Recipe
+from rsbdali.runs.folder import RunFolder, add_bad_image, choose_folder
 
 
 def rows(path: Path) -> list[dict[str, str]]:

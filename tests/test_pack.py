@@ -12,13 +12,13 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from rsbdali import pack_shard
-from rsbdali.cli import cli
+from rsbdali.cli.main import cli
+from rsbdali.data.index import Care, ImageIndex, find_split
 from rsbdali.errors import DataError
-from rsbdali.index import Care, ImageIndex, find_split
 from rsbdali.loader import TrainLoader
-from rsbdali.pack import PackOptions, pack
 from rsbdali.recipe import Recipe
+from rsbdali.tools import pack_shard
+from rsbdali.tools.pack import PackOptions, pack
 
 ImageTree = Callable[..., Path]
 WriteImage = Callable[..., Path]

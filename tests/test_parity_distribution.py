@@ -15,8 +15,8 @@ from timm.data import auto_augment as timm_aa
 from timm.data.mixup import Mixup, cutmix_bbox_and_lam
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from rsbdali.plan import BatchPlan, Planner
-from rsbdali.policy import BICUBIC, GEOMETRIC, NUM_OPS, Op
+from rsbdali.plan.planner import BatchPlan, Planner
+from rsbdali.plan.randaugment import BICUBIC, GEOMETRIC, NUM_OPS, Op
 from rsbdali.recipe import Recipe
 
 P_MIN = 1e-3

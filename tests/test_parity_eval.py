@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
 
-from rsbdali.index import ImageIndex
+from rsbdali.data.index import ImageIndex
 from rsbdali.pipelines.eval import EvalExecutor, eval_geometry
 from rsbdali.recipe import Recipe
 

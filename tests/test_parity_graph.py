@@ -17,11 +17,11 @@ from PIL import Image
 from timm.data.auto_augment import NAME_TO_OP
 from torchvision.transforms.functional import InterpolationMode, hflip, resized_crop
 
-from rsbdali.draws import draw_crops
-from rsbdali.index import ImageIndex
+from rsbdali.data.index import ImageIndex
 from rsbdali.pipelines.train import GraphExecutor
-from rsbdali.plan import BatchPlan, Planner
-from rsbdali.policy import BICUBIC, BILINEAR, FILL_RGB, GEOMETRIC, Op
+from rsbdali.plan.draws import draw_crops
+from rsbdali.plan.planner import BatchPlan, Planner
+from rsbdali.plan.randaugment import BICUBIC, BILINEAR, FILL_RGB, GEOMETRIC, Op
 from rsbdali.recipe import Recipe
 
 HEIGHT, WIDTH = 56, 72

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, NAME_TO_OP
 
-from rsbdali.index import ImageIndex
-from rsbdali.pipelines.host import HostExecutor
-from rsbdali.pipelines.host_augment import augment
-from rsbdali.pipelines.host_decode import WindowDecoder
-from rsbdali.pipelines.host_resize import flipped, resize_into
-from rsbdali.plan import BatchPlan, Planner
-from rsbdali.policy import BICUBIC, BILINEAR, FILL_RGB, GEOMETRIC, NUM_OPS, Op, level_to_arg
+from rsbdali.data.index import ImageIndex
+from rsbdali.pipelines.host.augment import augment
+from rsbdali.pipelines.host.decode import WindowDecoder
+from rsbdali.pipelines.host.executor import HostExecutor
+from rsbdali.pipelines.host.resize import flipped, resize_into
+from rsbdali.plan.planner import BatchPlan, Planner
+from rsbdali.plan.randaugment import BICUBIC, BILINEAR, FILL_RGB, GEOMETRIC, NUM_OPS, Op, level_to_arg
 from rsbdali.recipe import Recipe
 
 # timm's names in the order of `Op`; for a pair like Posterize/PosterizeIncreasing the op is the same function

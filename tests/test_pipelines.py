@@ -13,17 +13,17 @@ import torch
 from nvidia.dali import pipeline_def
 from nvidia.dali.data_node import DataNode
 
+from rsbdali.data.index import ImageIndex
 from rsbdali.errors import DeviceError
-from rsbdali.index import ImageIndex
-from rsbdali.pipelines import decode_mode, randaugment, roi_check
-from rsbdali.pipelines.decode_mode import self_test_failure, use_roi
+from rsbdali.pipelines import randaugment, roi, roi_check
 from rsbdali.pipelines.eval import EvalExecutor, eval_graph
 from rsbdali.pipelines.executor import DecodeFailure
 from rsbdali.pipelines.probe import decodes
-from rsbdali.pipelines.repeats import covering_windows, share_decodes
+from rsbdali.pipelines.roi import self_test_failure, use_roi
 from rsbdali.pipelines.train import GraphExecutor, train_graph
-from rsbdali.plan import Planner
-from rsbdali.policy import Op
+from rsbdali.plan.planner import Planner
+from rsbdali.plan.randaugment import Op
+from rsbdali.plan.shared_decodes import covering_windows, share_decodes
 from rsbdali.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -169,10 +169,10 @@ def test_decode_mode(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureF
     gpu = torch.device("cuda", 0)
     assert use_roi("auto", CPU)
     assert not use_roi("full", CPU)
-    monkeypatch.setattr(decode_mode, "self_test_failure", lambda _: None)
+    monkeypatch.setattr(roi, "self_test_failure", lambda _: None)
     assert use_roi("auto", gpu)
     assert not use_roi("full", gpu)
-    monkeypatch.setattr(decode_mode, "self_test_failure", lambda _: "killed by signal 11")
+    monkeypatch.setattr(roi, "self_test_failure", lambda _: "killed by signal 11")
     with caplog.at_level(logging.WARNING):
         assert not use_roi("auto", gpu)
     assert "killed by signal 11" in caplog.text

@@ -11,9 +11,9 @@ from PIL import Image
 from timm.data.mixup import cutmix_bbox_and_lam
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from rsbdali.draws import Stream, draw_boxes, draw_crops
 from rsbdali.errors import RecipeError
-from rsbdali.plan import BatchPlan, Planner
+from rsbdali.plan.draws import Stream, draw_boxes, draw_crops
+from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.recipe import Recipe
 
 ARRAYS = [name for name in BatchPlan.__dataclass_fields__ if "_N" in name]

@@ -7,7 +7,7 @@ import pytest
 from timm.data import auto_augment as timm_aa
 
 from rsbdali.errors import RecipeError
-from rsbdali.policy import NUM_OPS, Op, RandAugmentPolicy, level_to_arg
+from rsbdali.plan.randaugment import NUM_OPS, Op, RandAugmentPolicy, level_to_arg
 
 NAMES = {True: timm_aa._RAND_INCREASING_TRANSFORMS, False: timm_aa._RAND_TRANSFORMS}
 

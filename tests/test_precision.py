@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rsbdali.precision import amp_dtype, kernel_policy
+from rsbdali.training.precision import amp_dtype, kernel_policy
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from rsbdali.errors import DataError, RecipeError
-from rsbdali.plan import BatchPlan, Planner
-from rsbdali.policy import BICUBIC, Op
-from rsbdali.preview import Layout, describe, preview
+from rsbdali.plan.planner import BatchPlan, Planner
+from rsbdali.plan.randaugment import BICUBIC, Op
 from rsbdali.recipe import Recipe
+from rsbdali.tools.preview import Layout, describe, preview
 
 Tree = Callable[..., Path]
 SMALL = {"img_size": "32", "test_img_size": "32"}

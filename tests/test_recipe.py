@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from rsbdali.errors import RecipeError
+from rsbdali.integrations.timm_args import timm_arguments, timm_yaml
 from rsbdali.recipe import Recipe, demo_overrides, recipe_names, recipe_text
-from rsbdali.timm_args import timm_arguments, timm_yaml
 
 
 def test_the_three_recipes_are_the_papers() -> None:

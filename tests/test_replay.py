@@ -12,14 +12,14 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from rsbdali.cli import cli
+from rsbdali.cli.main import cli
 from rsbdali.errors import DataError, RecipeError, RsbdaliError
+from rsbdali.loader.train import TrainBatch, TrainLoader
 from rsbdali.ops.mix import mix_normalize
-from rsbdali.picture import DRAWN, Layout
 from rsbdali.recipe import Recipe
-from rsbdali.replay import Replay, ReplayOptions, replay
-from rsbdali.train_loader import TrainBatch, TrainLoader
-from rsbdali.trainer import TrainOptions, train
+from rsbdali.tools.drawing import DRAWN, Layout
+from rsbdali.tools.replay import Replay, ReplayOptions, replay
+from rsbdali.training.train import TrainOptions, train
 
 VALUES = {
     "model": "test_resnet", "img_size": 32, "test_img_size": 32, "epochs": 2, "global_batch_size": 8, "mix_groups": 2,

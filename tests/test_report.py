@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from rsbdali.evaluate import EvalResult
-from rsbdali.pace import Pace, Speed, duration, evaluations_left, is_evaluated, projection
 from rsbdali.recipe import Recipe
-from rsbdali.report import EpochReport, Live, Plain, StepReport, make_reporter
+from rsbdali.training.evaluate import EvalResult
+from rsbdali.training.progress import EpochReport, Live, Plain, StepReport, make_reporter
+from rsbdali.training.throughput import Pace, Speed, duration, evaluations_left, is_evaluated, projection
 
 SPEED = Speed(images_per_s=1234.5, wait_share=0.031, left_s=7200.0, total_s=6.2 * 3600)
 RESULT = EvalResult(top1=61.25, top5=83.5, loss=1.5, n=1000)

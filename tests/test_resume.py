@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from rsbdali import checkpoint
+from rsbdali.data.index import ImageIndex
 from rsbdali.errors import CheckpointError, RsbdaliError
-from rsbdali.index import ImageIndex
-from rsbdali.interval import Due, Interval
+from rsbdali.loader.train import TrainLoader
 from rsbdali.recipe import Recipe
-from rsbdali.saver import LAST, newest_whole
-from rsbdali.train_loader import TrainLoader
+from rsbdali.runs import checkpoint
+from rsbdali.runs.checkpoint_manager import LAST, newest_whole
+from rsbdali.training.save_interval import Due, Interval
 
 TIMINGS = {"seconds", "images_per_s", "wait_share"}
 STEPS = 3
@@ -123,7 +123,7 @@ def test_resume_from_saves_by_the_clock(
     toy: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = count()
-    monkeypatch.setattr("rsbdali.interval.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("rsbdali.training.save_interval.time", SimpleNamespace(monotonic=lambda: next(clock)))
     saved = []
     toy("whole", 9, epochs=1).go()
     run = toy("often", 9, more={"save_every": Interval(seconds=3)}, epochs=1)

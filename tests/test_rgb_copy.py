@@ -10,9 +10,9 @@ import pytest
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
-from rsbdali import rgb_copy as module
-from rsbdali.index import Care, ImageIndex
-from rsbdali.rgb_copy import rgb_copy
+from rsbdali.data import rgb_copy as module
+from rsbdali.data.index import Care, ImageIndex
+from rsbdali.data.rgb_copy import rgb_copy
 
 WriteImage = Callable[..., Path]
 GOOD_KINDS = (

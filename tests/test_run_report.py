@@ -11,14 +11,28 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
-from rsbdali import outputs, run_facts, run_reading, saver
-from rsbdali.cli import cli
+from rsbdali.cli.main import cli
 from rsbdali.errors import RsbdaliError
-from rsbdali.outputs import RunFolder
 from rsbdali.recipe import Recipe
-from rsbdali.run_curves import BOTTOM, FINEST, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, chart, thinned, tick_text, ticks
-from rsbdali.run_reading import read_runs
-from rsbdali.run_report import report, write_report
+from rsbdali.runs import checkpoint_manager, folder, run_facts
+from rsbdali.runs.folder import RunFolder
+from rsbdali.runs.report import reading
+from rsbdali.runs.report.charts import (
+    BOTTOM,
+    FINEST,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Line,
+    chart,
+    thinned,
+    tick_text,
+    ticks,
+)
+from rsbdali.runs.report.page import report, write_report
+from rsbdali.runs.report.reading import read_runs
 
 HOSTILE = '<script>alert("x")</script> & <b>'
 VOID = {"meta"}
@@ -84,10 +98,10 @@ def make_run(
 
 def test_the_file_names_are_the_writers() -> None:
     """They are written down twice, so that a report needs no torch."""
-    assert run_facts.ARGS == outputs.ARGS
-    assert (run_reading.BEST, run_reading.LAST) == (saver.BEST, saver.LAST)
+    assert run_facts.ARGS == folder.ARGS
+    assert (reading.BEST, reading.LAST) == (checkpoint_manager.BEST, checkpoint_manager.LAST)
     code = (
-        "import sys; from pathlib import Path; from rsbdali.run_report import write_report;"
+        "import sys; from pathlib import Path; from rsbdali.runs.report.page import write_report;"
         "assert 'torch' not in sys.modules and 'nvidia' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rsbdali.recipe import Recipe
-from rsbdali.trainer import TrainOptions, train
+from rsbdali.training.train import TrainOptions, train
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for folder in ("rsbdali", "pipelines", "recipes", "bench") for path in (ROOT / folder).glob("**/*.py")]

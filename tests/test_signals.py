@@ -9,9 +9,9 @@ import threading
 import pytest
 import torch
 
-from rsbdali.distributed import World
-from rsbdali.late import LateSum
-from rsbdali.signals import STOP_SIGNALS, StopRequest, exit_code, from_row
+from rsbdali.distributed.async_sum import LateSum
+from rsbdali.distributed.process_group import World
+from rsbdali.training.signals import STOP_SIGNALS, StopRequest, exit_code, from_row
 
 STUBBORN = """
 import os, signal, sys

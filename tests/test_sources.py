@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from rsbdali.data.index import Care, ImageIndex
+from rsbdali.data.sources import parquet_reader
+from rsbdali.data.sources.base import Place, Reader, UnreadableImage
+from rsbdali.data.sources.location import Location, expand_braces
+from rsbdali.data.sources.storage import LocalStorage
+from rsbdali.data.splits import find_images, find_parts, find_split
 from rsbdali.errors import DataError
-from rsbdali.index import Care, ImageIndex
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.recipe import Recipe
-from rsbdali.sources import parquet_reader
-from rsbdali.sources.base import Place, Reader, UnreadableImage
-from rsbdali.sources.location import Location, expand_braces
-from rsbdali.sources.storage import LocalStorage
-from rsbdali.splits import find_images, find_parts, find_split
 
 ImageTree = Callable[..., Path]
 WriteImage = Callable[..., Path]

@@ -8,13 +8,13 @@ import timm
 import torch
 from timm.loss import SoftTargetCrossEntropy
 
-from rsbdali.distributed import World
+from rsbdali.distributed.process_group import World
 from rsbdali.errors import DeviceError
-from rsbdali.model import create_model
 from rsbdali.ops.bce import bce_loss
-from rsbdali.optim import create_optimizer
 from rsbdali.recipe import Recipe
-from rsbdali.step import TrainStep, slices
+from rsbdali.training.model import create_model
+from rsbdali.training.optim import create_optimizer
+from rsbdali.training.step import TrainStep, slices
 
 CPU = torch.device("cpu")
 

@@ -11,16 +11,16 @@ import timm
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from rsbdali import checkpoint
-from rsbdali.commands.training import train
-from rsbdali.distributed import World
+from rsbdali.cli.training import train
+from rsbdali.distributed.process_group import World
 from rsbdali.errors import DeviceError, RecipeError
-from rsbdali.graphed_step import PLAIN_STEPS, GraphedTrainStep
-from rsbdali.model import create_model
-from rsbdali.optim import create_optimizer
 from rsbdali.recipe import Recipe
-from rsbdali.step import TrainStep
-from rsbdali.switches import COMPILE_MODES, Switches, compiled, make_step
+from rsbdali.runs import checkpoint
+from rsbdali.training.acceleration import COMPILE_MODES, Switches, compiled, make_step
+from rsbdali.training.cuda_graph import PLAIN_STEPS, GraphedTrainStep
+from rsbdali.training.model import create_model
+from rsbdali.training.optim import create_optimizer
+from rsbdali.training.step import TrainStep
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -12,8 +12,8 @@ import torch
 
 from rsbdali.errors import CheckpointError, DataError, RecipeError, RsbdaliError
 from rsbdali.recipe import Recipe
-from rsbdali.trainer import TrainOptions, TrainSummary, train
-from rsbdali.validate import ValidateOptions, choose_recipe, validate
+from rsbdali.training.train import TrainOptions, TrainSummary, train
+from rsbdali.training.validate import ValidateOptions, choose_recipe, validate
 
 SMALL = {
     "model": "test_resnet", "img_size": 32, "test_img_size": 48, "epochs": 2, "global_batch_size": 8, "mix_groups": 2,

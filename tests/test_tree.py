@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key as timm_natural_key
 
-from rsbdali import tree
-from rsbdali.tree import natural_key, walk
+from rsbdali.data.sources import folder
+from rsbdali.data.sources.folder import natural_key, walk
 
 
 def fill(root: Path, *names: str) -> Path:
@@ -36,12 +36,12 @@ def test_natural_key_takes_digits_that_are_no_decimals() -> None:
 
 
 def test_extensions_are_timms_and_webp() -> None:
-    assert set(tree.EXTENSIONS) == {*get_img_extensions(), ".webp"}
+    assert set(folder.EXTENSIONS) == {*get_img_extensions(), ".webp"}
 
 
 def test_names() -> None:
     names = ["a.jpg", "a.JPEG", "a.png", "a.WebP", "a.gif", "a.txt", "jpg", ".jpg", "a.jpg.txt"]
-    assert [name for name in names if tree.is_image_name(name)] == ["a.jpg", "a.JPEG", "a.png", "a.WebP"]
+    assert [name for name in names if folder.is_image_name(name)] == ["a.jpg", "a.JPEG", "a.png", "a.WebP"]
 
 
 def test_walk_lists_all_depths_and_skips_other_files(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
             raise PermissionError(13, "Permission denied")
         return real_open(path, *args)
 
-    monkeypatch.setattr(tree.os, "open", refuse)
+    monkeypatch.setattr(folder.os, "open", refuse)
     found = walk(str(tmp_path))
     assert found.unreadable == [("a", "folder cannot be listed: Permission denied")]
     assert [folder.path for folder in found.folders] == ["", "b"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rsbdali.bench.verdict import Loader, Model, verdict
+from rsbdali.bench.report.verdict import Loader, Model, verdict
 
 OURS = Loader(name="rsbdali", images_per_s=980, cpu_us_per_image=2000)
 TIMM = Loader(name="timm", images_per_s=545, cpu_us_per_image=3600)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rsbdali.pipelines import warp_kernel
-from rsbdali.pipelines.warp import affine_matrices, warp
-from rsbdali.policy import Op
+from rsbdali.ops import warp_kernel
+from rsbdali.ops.warp import affine_matrices, warp
+from rsbdali.plan.randaugment import Op
 
 OPS = np.array([Op.ROTATE, Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y])
 ARGS = np.array([-30, 17.3, 0.3, -0.1799, 0.45, -0.2713])

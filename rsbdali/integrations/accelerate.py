@@ -7,8 +7,8 @@ place, to the batch.
 
 from typing import TYPE_CHECKING, Any
 
-from rsbdali.loader_factory import create_loader as create_plain_loader
-from rsbdali.tuple_loader import TupleLoader
+from rsbdali.integrations.create_loader import create_loader as create_plain_loader
+from rsbdali.integrations.tuple_loader import TupleLoader
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,11 +9,11 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rsbdali.devices import default_threads
+from rsbdali.distributed.devices import default_threads
 from rsbdali.errors import RsbdaliError
-from rsbdali.loader_factory import create_loader
+from rsbdali.integrations.create_loader import create_loader
+from rsbdali.integrations.tuple_loader import TupleLoader
 from rsbdali.recipe import Recipe
-from rsbdali.tuple_loader import TupleLoader
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 

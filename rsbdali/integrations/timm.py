@@ -20,11 +20,11 @@ from typing import Any
 import timm.data
 import torch
 
-from rsbdali.distributed import World, from_primary
+from rsbdali.distributed.loader_place import find_world, meeting
+from rsbdali.distributed.process_group import World, from_primary
 from rsbdali.errors import RsbdaliError
-from rsbdali.loader_factory import create_loader
-from rsbdali.loader_place import find_world, meeting
-from rsbdali.tuple_loader import TupleLoader
+from rsbdali.integrations.create_loader import create_loader
+from rsbdali.integrations.tuple_loader import TupleLoader
 
 USAGE = "usage: python -m rsbdali.integrations.timm SCRIPT [ARGUMENT ...]"
 SEEDS = 2**31

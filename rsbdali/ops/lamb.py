@@ -19,7 +19,7 @@ import timm.optim
 import torch
 
 from rsbdali.errors import RecipeError
-from rsbdali.ops import lamb_blocks
+from rsbdali.ops import lamb_cpu
 from rsbdali.ops.backend import use_kernels
 from rsbdali.ops.lamb_launch import Constants, KernelStep, Tensors, same_order
 
@@ -186,19 +186,19 @@ class Lamb(timm.optim.Lamb):
         if not tensors:
             return
         unscale = 1.0 if scale is None else 1.0 / scale.item()
-        norm = lamb_blocks.grad_norm(tensors) * unscale
+        norm = lamb_cpu.grad_norm(tensors) * unscale
         scalars = [self._scalars(group, unscale / max(1.0, norm / self._max_norm)) for group in self.param_groups]
         largest = max(each.param.numel() for each in tensors)
         if self._scratch is None or len(self._scratch) < largest or self._scratch.dtype != tensors[0].param.dtype:
             self._scratch = torch.empty(largest, dtype=tensors[0].param.dtype)
         for each in tensors:
-            lamb_blocks.update(each, scalars[each.group], self._scratch)
+            lamb_cpu.update(each, scalars[each.group], self._scratch)
 
-    def _scalars(self, group: dict[str, Any], factor: float) -> lamb_blocks.Scalars:
+    def _scalars(self, group: dict[str, Any], factor: float) -> lamb_cpu.Scalars:
         beta1, beta2 = group["betas"]
         step = float(group["step"])
         root2 = math.sqrt(1 - beta2**step)
-        return lamb_blocks.Scalars(
+        return lamb_cpu.Scalars(
             factor=factor, betas=(beta1, beta2), damping=group["eps"] * root2, scale=root2 / (1 - beta1**step),
             weight_decay=float(group["weight_decay"]), lr=float(group["lr"]),
         )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Clocks: rates, times, the GPU's own time."""

@@ -1,0 +1,1 @@
+"""What runs side by side, and how turns are taken."""

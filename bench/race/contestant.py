@@ -1,0 +1,163 @@
+"""One contestant in its own process: its CPU time and memory are its own, and a crash of it ends nothing else.
+
+`python -m rsbdali.bench.race.contestant` reads a `FeedSpec` and then requests, one JSON line each, from its standard
+input, and answers each by one JSON line. Between its rounds it stands still: `freeze` stops the whole process group, so
+that nobody's prefetching runs while another is measured.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import Any, TextIO
+
+import torch
+
+from rsbdali.bench.measure import meter
+from rsbdali.bench.measure.gpu_time import gpu_us_per_image
+from rsbdali.bench.measure.timing import finisher
+from rsbdali.bench.race.feeds import Feed, FeedSpec, RsbdaliFeed, check_batch
+from rsbdali.errors import RsbdaliError
+
+CLOSE_S = 20.0
+
+
+class ContestantFailed(RsbdaliError):
+    """A contestant's process ended or refused; the message is its last line."""
+
+
+class Contestant:
+    """The side of the bench: starts a contestant's process and talks to it.
+
+    Args:
+        spec: what it is to do. Its first batch is checked before this returns; then it is frozen.
+
+    Raises:
+        ContestantFailed: it could not start, or its first batch is no normalised batch.
+    """
+
+    def __init__(self, spec: FeedSpec) -> None:
+        self.name = spec.kind
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by close
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "rsbdali.bench.race.contestant"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._stderr, text=True, process_group=0,
+        )  # fmt: skip
+        try:
+            self.note: str = self._ask(dataclasses.asdict(spec))["note"]
+        except ContestantFailed:
+            self.close()
+            raise
+        self._signal(signal.SIGSTOP)
+
+    def round(self, seconds: float) -> meter.Round:
+        """Thaw, warm up, measure for `seconds`, freeze."""
+        answer = self._ask({"do": "round", "seconds": seconds})
+        return meter.Round(**answer | {"wait_s": tuple(answer["wait_s"])})
+
+    def gpu_us_per_image(self) -> float:
+        """Microseconds an image that kernels and copies of this process keep the GPU busy."""
+        return float(self._ask({"do": "gpu"})["gpu_us_per_image"])
+
+    def close(self) -> None:
+        """End the process and all of its children."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._signal(signal.SIGCONT)
+        with contextlib.suppress(BrokenPipeError):  # a request that a dead process never read
+            self._process.stdin.close()
+        try:
+            self._process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+        self._process.stdout.close()
+        self._stderr.close()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._signal(signal.SIGCONT)
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            line = ""
+        else:
+            line = self._process.stdout.readline()
+        if not line:
+            raise ContestantFailed(f"{self.name}: {self._last_words()}")
+        self._signal(signal.SIGSTOP)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        self._stderr.seek(0)
+        lines = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
+        if not lines:
+            return f"ended with status {code} and said nothing"
+        return re.sub(r"^rsbdali\.errors\.\w+: ", "", lines[-1])  # one of our own errors is its message alone
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, number)
+
+
+def build(spec: FeedSpec) -> Feed:
+    """The feed of a spec."""
+    if spec.kind == "rsbdali" or spec.kind.startswith("rsbdali-"):
+        return RsbdaliFeed(spec)
+    # imported here: each brings its own libraries, and a contestant's process loads only what it needs
+    if spec.kind.startswith("stage:"):
+        from rsbdali.bench.race.stages import build_rung
+
+        return build_rung(spec)
+    from rsbdali.bench.race.peers import build_peer
+
+    return build_peer(spec)
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """The side of the contestant: build the feed, then answer requests until the other side hangs up."""
+
+    def answer(values: dict[str, Any]) -> None:
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    spec = FeedSpec(**json.loads(requests.readline()))
+    torch.set_num_threads(spec.workers)
+    feed = build(spec)
+    if not spec.kind.startswith("stage:"):  # the lower rungs of the ladder have no batch to show
+        check_batch(feed.deliver(), spec)
+    answer({"note": feed.note})
+    for line in requests:
+        request = json.loads(line)
+        if request["do"] == "round":
+            answer(dataclasses.asdict(_round(feed, spec, request["seconds"])))
+        else:
+            answer({"gpu_us_per_image": gpu_us_per_image(feed.deliver, feed.ready)})
+    feed.close()
+
+
+def _round(feed: Feed, spec: FeedSpec, seconds: float) -> meter.Round:
+    def deliver() -> int:
+        return len(feed.deliver())
+
+    finish = finisher(torch.device(spec.device))
+    return meter.measure(deliver, seconds=seconds, warm_up=feed.ready + 1, finish=finish)
+
+
+def _main() -> None:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # a library that prints must not break the protocol
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,1 @@
+"""Figures, verdict and pages."""

@@ -1,0 +1,1 @@
+"""The CPU executor: DALI reads and decodes, torch and NumPy do the rest."""

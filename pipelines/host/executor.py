@@ -1,0 +1,217 @@
+"""The CPU's executor: each worker thread reads, decodes, resizes, flips and augments whole images, cache-warm.
+
+    submit(plan) ──> images of the batch, in chunks ──> worker: DALI reads + decodes windows ──> resize ──> flip ──>
+    RandAugment ──> row of the batch's buffer        (num_threads workers)             collect() <── batches in order
+
+Images that are no files are read by the worker, and DALI decodes their bytes.
+
+An image that a batch holds several times (repeated augmentation) is decoded once, in the window that covers all its
+crops. Batches overlap: workers go on with the next one while the last images of one are still under way.
+"""
+
+import queue
+import threading
+import weakref
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from rsbdali.data.sources.base import UnreadableImage
+from rsbdali.pipelines.at_exit import close_at_exit
+from rsbdali.pipelines.buffers import BufferPool
+from rsbdali.pipelines.executor import DecodeFailure, ImageSource
+from rsbdali.pipelines.host.augment import augment
+from rsbdali.pipelines.host.decode import WindowDecoder
+from rsbdali.pipelines.host.resize import flipped, resize_into
+from rsbdali.plan.planner import BatchPlan
+from rsbdali.plan.randaugment import Op
+from rsbdali.recipe import Recipe
+
+CHUNK = 64  # images a worker decodes at a time: the cost of a call to DALI is spread, a batch still splits evenly
+
+
+@dataclass
+class _Batch:
+    """A batch under way; the lists are the plan's arrays, which Python reads faster one by one."""
+
+    plan: BatchPlan
+    images_NHWC: torch.Tensor
+    open_chunks: int
+    flip_N: list[bool] = field(init=False)
+    interp_N: list[int] = field(init=False)
+    op_NL: list[list[int]] = field(init=False)
+    arg_NL: list[list[float]] = field(init=False)
+    op_interp_NL: list[list[int]] = field(init=False)
+    error: BaseException | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        for name in ("flip_N", "interp_N", "op_NL", "arg_NL", "op_interp_NL"):
+            setattr(self, name, getattr(self.plan, name).tolist())
+
+    def close_chunk(self, error: BaseException | None = None) -> None:
+        with self.lock:
+            self.error = self.error or error
+            self.open_chunks -= 1
+            if self.open_chunks == 0:
+                self.done.set()
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Images of one batch: M paths or numbers, the window to decode of each, and the rows that each of them fills."""
+
+    batch: _Batch
+    index: ImageSource
+    images: list[str] | list[int]
+    window_M4: np.ndarray
+    rows: list[np.ndarray]
+
+
+class HostExecutor:
+    """Carries out plans on the CPU by `num_threads` worker threads (see `pipelines.executor.Executor`).
+
+    Each worker has a DALI thread that decodes for it while it waits, so no more than `num_threads` threads work at a
+    time. Pixels equal Pillow's and timm's but for the resize (`host_resize`).
+
+    Args:
+        index: the images.
+        recipe: its `train_size` gives the size of the output.
+        rows: most rows of one plan.
+        device: where batches are handed out; a GPU gets them by a copy from pinned memory.
+        num_threads: threads that work.
+        prefetch: how many batches the caller means to keep submitted; nothing waits here, so it is only kept.
+
+    Raises:
+        DecodeFailure: from `collect`, see `Executor`.
+    """
+
+    def __init__(
+        self, index: ImageSource, recipe: Recipe, *, rows: int, device: torch.device, num_threads: int,
+        prefetch: int = 2,
+    ) -> None:  # fmt: skip
+        self.rows, self.prefetch = rows, prefetch
+        self._index, self._device = index, torch.device(device)
+        self._size = recipe.train_size
+        self._pool = BufferPool((rows, *self._size, 3), torch.uint8)
+        self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
+        self._batches: deque[_Batch] = deque()
+        self._chunk_images = max(1, min(CHUNK, -(-rows // num_threads)))
+        self._workers = _start_workers(num_threads, self._chunks, self._chunk_images, index.has_files)
+        self._close = weakref.finalize(self, _stop_workers, self._workers, self._chunks)
+        close_at_exit(self)
+
+    def submit(self, plan: BatchPlan) -> None:
+        """Queue one batch."""
+        assert len(plan) <= self.rows, f"{len(plan)} rows, made for {self.rows}"
+        rows_by_image, window_M4 = _by_image(plan)
+        parts = [slice(i, i + self._chunk_images) for i in range(0, len(window_M4), self._chunk_images)]
+        batch = _Batch(plan, self._buffer(len(plan)), len(parts))
+        self._batches.append(batch)
+        sample_M = plan.sample_N[[image_rows[0] for image_rows in rows_by_image]]
+        if not self._index.has_files:
+            self._index.fetch_ahead(sample_M)
+        for part in parts:
+            samples = sample_M[part].tolist()
+            images = [self._index.source_path(i) for i in samples] if self._index.has_files else samples
+            self._chunks.put(_Chunk(batch, self._index, images, window_M4[part], rows_by_image[part]))
+
+    def collect(self) -> torch.Tensor:
+        """The oldest batch: uint8, shape (N, H, W, 3), on the device."""
+        batch = self._batches.popleft()
+        batch.done.wait()
+        if batch.error is not None:
+            raise batch.error
+        return batch.images_NHWC.to(self._device, non_blocking=True)
+
+    def close(self) -> None:
+        """End the workers; what is not collected is dropped."""
+        self._batches.clear()
+        self._close()
+
+    def _buffer(self, rows: int) -> torch.Tensor:
+        if self._device.type == "cuda":  # torch's own pool of pinned memory knows when the copy has ended
+            return torch.empty((rows, *self._size, 3), dtype=torch.uint8, pin_memory=True)
+        return self._pool.take()[:rows]
+
+
+def _by_image(plan: BatchPlan) -> tuple[list[np.ndarray], np.ndarray]:
+    """The rows of each of the M images in a plan, and the smallest window (y, x, h, w) that holds their crops."""
+    order_N = np.argsort(plan.sample_N, kind="stable")
+    first_M = np.flatnonzero(np.diff(plan.sample_N[order_N], prepend=-1))
+    crop_N4 = plan.crop_N4[order_N]
+    start_M2 = np.minimum.reduceat(crop_N4[:, :2], first_M)
+    stop_M2 = np.maximum.reduceat(crop_N4[:, :2] + crop_N4[:, 2:], first_M)
+    return np.split(order_N, first_M[1:]), np.concatenate([start_M2, stop_M2 - start_M2], axis=1)
+
+
+def _start_workers(
+    count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int, files: bool
+) -> list[threading.Thread]:
+    """Start workers whose torch ops are single-threaded, and leave the setting of everybody else as it was."""
+    decoders = [WindowDecoder(chunk_images, files=files) for _ in range(count)]  # here, where an error is seen
+    threads_before = torch.get_num_threads()
+    ready = threading.Barrier(count + 1)
+    workers = [
+        threading.Thread(target=_work, args=(decoder, chunks, ready), name=f"rsbdali-host-{i}", daemon=True)
+        for i, decoder in enumerate(decoders)
+    ]
+    for worker in workers:
+        worker.start()
+    ready.wait()
+    torch.set_num_threads(threads_before)
+    return workers
+
+
+def _stop_workers(workers: list[threading.Thread], chunks: "queue.SimpleQueue[_Chunk | None]") -> None:
+    while not chunks.empty():  # work that nobody will collect
+        chunks.get()
+    for _ in workers:
+        chunks.put(None)
+    for worker in workers:
+        worker.join()
+
+
+def _work(decoder: WindowDecoder, chunks: "queue.SimpleQueue[_Chunk | None]", ready: threading.Barrier) -> None:
+    # the count holds for the calling thread; it is also what threads started later begin with, so it is put back
+    torch.set_num_threads(1)
+    ready.wait()
+    while (chunk := chunks.get()) is not None:
+        error: BaseException | None = None
+        if chunk.batch.error is None:
+            try:
+                _fill(decoder, chunk)
+            except BaseException as raised:  # collect() raises it in the caller's thread
+                error = raised
+        chunk.batch.close_chunk(error)
+        del chunk, error
+
+
+def _fill(decoder: WindowDecoder, chunk: _Chunk) -> None:
+    """Read and decode a chunk, and fill its rows."""
+    try:
+        sources = [i if isinstance(i, str) else chunk.index.read_bytes(i) for i in chunk.images]
+    except UnreadableImage as error:
+        raise DecodeFailure(str(error)) from error
+    windows = decoder.decode(sources, chunk.window_M4)
+    for window_HWC, (top, left, _, _), rows in zip(windows, chunk.window_M4.tolist(), chunk.rows, strict=True):
+        for row in rows.tolist():
+            y, x, h, w = chunk.batch.plan.crop_N4[row].tolist()
+            y, x = y - top, x - left
+            _augment_row(chunk.batch, row, window_HWC[y : y + h, x : x + w])
+
+
+def _augment_row(batch: _Batch, row: int, crop_HWC: torch.Tensor) -> None:
+    out_HWC = batch.images_NHWC[row]
+    resize_into(out_HWC, crop_HWC, batch.interp_N[row])
+    image_HWC = flipped(out_HWC) if batch.flip_N[row] else out_HWC
+    array_HWC = image_HWC.numpy()
+    op_L = batch.op_NL[row]
+    if any(op != Op.NONE for op in op_L):
+        array_HWC = augment(array_HWC, op_L, batch.arg_NL[row], batch.op_interp_NL[row])
+    elif image_HWC is out_HWC:
+        return
+    np.copyto(out_HWC.numpy(), array_HWC)

@@ -1,0 +1,54 @@
+"""`index`, `demo-data` and `preview`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from rsbdali.cli.options import DATA, EXECUTOR, parse_overrides, recipe_options
+from rsbdali.errors import RsbdaliError
+
+
+@click.command("index")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--workers", "-j", type=click.IntRange(1), help="Threads of the scan (default: all cores).")
+@click.option("--rebuild", is_flag=True, help="Scan again, even where the cache still fits.")
+def index_command(folder: Path, workers: int | None, rebuild: bool) -> None:
+    """Scan FOLDER (or its train and val folders): counts, sizes, formats, and every file that is no image."""
+    from rsbdali.tools.index_summary import report
+
+    report(Console(), folder, threads=workers, rebuild=rebuild)
+
+
+@click.command("demo-data")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def demo_data(folder: Path, seed: int) -> None:
+    """Make a small data set of real JPEGs in FOLDER: ten classes of shapes and textures."""
+    make_demo(folder, seed)
+
+
+def make_demo(folder: Path, seed: int = 0) -> None:
+    """As the command."""
+    from rsbdali.tools.demo_data import make_demo_data
+
+    click.echo(f"demo data in {folder}: {make_demo_data(folder, seed=seed)}")
+
+
+@click.command()
+@recipe_options
+@DATA
+@click.option("--out", type=click.Path(path_type=Path), default=Path("preview.png"), show_default=True)
+@click.option("--images", type=click.IntRange(1, 64), default=4, show_default=True)
+@click.option("--draws", type=click.IntRange(1, 16), default=4, show_default=True, help="Augmentations of each image.")
+@EXECUTOR
+def preview(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
+    """Draw what a recipe does to a few images, with the ops and their arguments."""
+    from rsbdali.recipe import Recipe
+    from rsbdali.tools.preview import preview as draw
+
+    if data is None:
+        raise RsbdaliError("--data is missing: a folder of images by class, or one with train/")
+    path = draw(Recipe.load(recipe, parse_overrides(overrides)), data, **rest)
+    click.echo(f"wrote {path}")

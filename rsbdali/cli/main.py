@@ -1,0 +1,81 @@
+"""The command line: parse, call, print. Mistakes of the user end in one line and exit code 2; `--debug` shows more."""
+
+import logging
+import os
+import sys
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+
+from rsbdali import __version__
+from rsbdali.cli import bench, data, export, recipes, run_report, runs, sources, training
+from rsbdali.errors import RsbdaliError
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line and exit; the `rsbdali` script."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    _set_up_logging(debug)
+    # read by torch when imported: its CPU threads would spin while they wait, on cores that the loader needs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        sys.exit(cli(arguments, prog_name="rsbdali", standalone_mode=False) or 0)
+    except RsbdaliError as error:
+        _fail("" if error.told_elsewhere else str(error), error.exit_code, debug)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code, debug)
+    except click.Abort:
+        _fail("interrupted", INTERRUPTED, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        raise
+    if message:
+        click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+def _set_up_logging(debug: bool) -> None:
+    console = Console(stderr=True)
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=debug, show_time=False, markup=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("rsbdali").addHandler(handler)
+    logging.getLogger("rsbdali").setLevel(logging.DEBUG if debug else logging.INFO)
+    logging.captureWarnings(True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="rsbdali")
+def cli() -> None:
+    """ResNet Strikes Back (A1, A2, A3) at the speed of the GPU.
+
+    Add --debug to any command to see a traceback.
+    """
+
+
+for command in (
+    training.train,
+    training.validate,
+    data.index_command,
+    data.demo_data,
+    data.preview,
+    sources.pack_command,
+    recipes.recipe,
+    bench.bench_loader,
+    bench.bench_step,
+    bench.doctor,
+    export.export_command,
+    run_report.report_command,
+    runs.replay,
+):
+    cli.add_command(command)

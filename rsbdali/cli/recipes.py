@@ -1,0 +1,52 @@
+"""`recipe list` and `recipe show`."""
+
+import sys
+
+import click
+from rich.console import Console
+
+from rsbdali.cli.options import parse_overrides
+
+
+@click.group()
+def recipe() -> None:
+    """List and show recipes."""
+
+
+@recipe.command("list")
+def recipe_list() -> None:
+    """The recipes that come with rsbdali."""
+    from rich.table import Table
+
+    from rsbdali.recipe import Recipe, recipe_names
+
+    heads = "recipe", "model", "train → test px", "epochs", "batch", "reported top-1", "hours", "hardware"
+    table = Table(*heads, box=None)
+    for name in recipe_names():
+        r = Recipe.load(name)
+        sizes = f"{r.train_size[0]} → {r.test_size[0]}"
+        reported = r.reported
+        table.add_row(
+            name, r.model, sizes, str(r.epochs), str(r.global_batch_size), f"{reported.top1} %", f"{reported.hours:g}",
+            reported.hardware,
+        )  # fmt: skip
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+@recipe.command("show")
+@click.argument("name")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
+@click.option("--as", "form", type=click.Choice(["yaml", "timm"]), default="yaml", show_default=True)
+@click.option("--world-size", type=click.IntRange(1), default=1, show_default=True, help="GPUs, for --as timm.")
+def recipe_show(name: str, overrides: tuple[str, ...], form: str, world_size: int) -> None:
+    """Print a recipe: as it is resolved, or as a file for timm's train.py."""
+    import yaml
+
+    from rsbdali.integrations.timm_args import timm_yaml
+    from rsbdali.recipe import Recipe
+
+    chosen = Recipe.load(name, parse_overrides(overrides))
+    if form == "timm":
+        click.echo(timm_yaml(chosen, world_size), nl=False)
+    else:
+        click.echo(yaml.safe_dump(chosen.to_dict(), sort_keys=False, allow_unicode=True), nl=False)

@@ -1,0 +1,98 @@
+"""Images found in a source turned into a `Scan`: classes, canonical order, columns; the same for every source.
+
+Classes, by what the source says of its images:
+
+* names and numbers (a Parquet schema, JSON beside an image): the numbers order the classes, one name each;
+* names alone (folders in tar members): by `natural_key`, as for a folder of class folders;
+* numbers alone (`.cls`): kept as they are; names may come later, from a class map or the training set;
+* neither: a flat set without labels.
+
+Within a class images go by `natural_key` of their relative path, so one data set has one order in every form.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from rsbdali.data.scan import Scan, header_columns
+from rsbdali.data.sources.base import Found
+from rsbdali.data.sources.folder import natural_key
+from rsbdali.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+def to_scan(
+    what: str, found: Sequence[Found], *, kind: str, shards: Sequence[str] = (), classes: Sequence[str] | None = None,
+    bad: Sequence[tuple[str, str]] = (),
+) -> Scan:  # fmt: skip
+    """Order images and make columns of them.
+
+    Args:
+        what: the source, for messages.
+        found: all images, those that are none included.
+        kind: the source's form, kept in the cache (`sources.forms`).
+        shards: names that `Place.shard` counts in.
+        classes: class names that the labels count in, where the source lists them all.
+        bad: (name, reason) of other things left out.
+
+    Raises:
+        DataError: labels that contradict each other.
+    """
+    labelled = [f for f in found if f.class_name is not None or f.label is not None]
+    if labelled and len(labelled) < len(found):
+        log.warning("%s: %d images without a label are left out", what, len(found) - len(labelled))
+    kept = labelled or list(found)
+    names, label_F = ((), [-1] * len(kept)) if not labelled else _labels(what, kept, classes)
+    order = sorted(range(len(kept)), key=lambda i: (label_F[i], natural_key(kept[i].place.path)))
+    good = [i for i in order if not isinstance(kept[i].header, str)]
+    failed = [(display(kept[i], shards), str(kept[i].header)) for i in order if isinstance(kept[i].header, str)]
+    return Scan(
+        classes=names, columns=_columns([kept[i] for i in good], [label_F[i] for i in good]), bad=(*bad, *failed),
+        kind=kind, shards=tuple(shards),
+    )  # fmt: skip
+
+
+def display(found: Found, shards: Sequence[str]) -> str:
+    """Name of an image relative to its source: `shard::path`, or the path of a file."""
+    return f"{shards[found.place.shard]}::{found.place.path}" if found.place.shard >= 0 else found.place.path
+
+
+def _labels(
+    what: str, found: Sequence[Found], classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], Sequence[int]]:  # fmt: skip
+    """Class names in label order (none where only numbers are known), and each image's label."""
+    numbers = [-1 if f.label is None else f.label for f in found]
+    if classes is not None:
+        outside = next((n for n in numbers if not 0 <= n < len(classes)), None)
+        if outside is not None:
+            raise DataError(f"{what}: label {outside} is out of range: there are {len(classes)} class names")
+        return tuple(classes), numbers
+    if any(f.class_name is None for f in found):
+        if min(numbers) < 0:
+            raise DataError(f"{what}: some images have a class name and others a number: expected one or the other")
+        return (), numbers
+    number_of = {str(f.class_name): n for f, n in zip(found, numbers, strict=True)}
+    pairs = {(str(f.class_name), n) for f, n in zip(found, numbers, strict=True)}
+    if len(pairs) > len(number_of) or (min(numbers) >= 0 and len(set(numbers)) < len(number_of)):
+        raise DataError(f"{what}: labels and class names contradict each other: expected one number a class name")
+    by_name = sorted(number_of, key=natural_key)
+    names = tuple(sorted(by_name, key=lambda name: number_of[name]))  # without numbers all are -1: by name alone
+    place = {name: i for i, name in enumerate(names)}
+    return names, [place[str(f.class_name)] for f in found]
+
+
+def _columns(found: Sequence[Found], labels: Sequence[int]) -> dict[str, np.ndarray]:
+    columns = header_columns(
+        [os.fsencode(f.place.path) for f in found],
+        [f.place.nbytes for f in found],
+        np.array(labels, np.int32),
+        [f.header for f in found if not isinstance(f.header, str)],
+    )
+    in_shards = bool(found) and found[0].place.shard >= 0
+    return columns | {
+        "shard_N": np.array([f.place.shard for f in found] if in_shards else [], np.int32),
+        "offset_N": np.array([f.place.offset for f in found] if in_shards else [], np.int64),
+    }

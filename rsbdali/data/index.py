@@ -1,0 +1,275 @@
+"""Which images there are: paths, labels and sizes as columns, scanned once and cached.
+
+The class of an image is the first folder below the root (torchvision's `ImageFolder`; the same as timm's leaf folder in
+a tree of one level); images may lie any number of folders deeper. Other sources say it in their own way
+(`rsbdali.data.sources`). One canonical order for all: classes by timm's `natural_key`, then relative path by the same
+key. Only headers are read. Files that are no image are left out and named in `bad`.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsbdali.data import cache
+from rsbdali.data.header import Care, Format
+from rsbdali.data.labelling import labels_of
+from rsbdali.data.labels import read_class_map
+from rsbdali.data.rgb_copy import rgb_copy, rgb_copy_of
+from rsbdali.data.scan import Progress, Scan, scan_tree
+from rsbdali.data.sources.base import Place, Reader, Source, UnreadableImage
+from rsbdali.data.sources.folder import Tree, walk
+from rsbdali.data.sources.location import Location
+from rsbdali.data.sources.registry import image_root, open_source, reader_of
+from rsbdali.data.splits import find_images, find_split
+from rsbdali.errors import DataError
+
+__all__ = ["BadFile", "Care", "Format", "ImageIndex", "find_images", "find_split"]
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file (absolute path) that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageIndex:
+    """N images as columns: no Python object per image, about 70 bytes an image with short paths.
+
+    Attributes:
+        root: the scanned folder, absolute; of shards the folder that they lie in.
+        classes: class names in label order; empty where labels are unknown.
+        label_N: int32, -1 where unknown.
+        width_N: int32, pixels as stored and decoded (EXIF orientation is not applied, as in timm).
+        height_N: int32.
+        nbytes_N: int64, bytes of the encoded image.
+        format_N: uint8, `header.Format` of the content.
+        care_N: uint8, `header.Care` flags.
+        path_bytes: uint8, all relative paths in a row.
+        path_end_N: int64, where each path ends in `path_bytes`.
+        shard_N: int32, place in `shards`; empty where every image is a file or an object.
+        offset_N: int64, first byte within the shard (in Parquet the row); empty as well.
+        name: the source as text: the folder, the pattern of its shards, its URL.
+        shards: files that hold many images each, relative to the root.
+        bad: files left out.
+        reader: fetches encoded images; None where they are files of this machine.
+        cache_dir: where RGB copies go; None for the default.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    label_N: np.ndarray
+    width_N: np.ndarray
+    height_N: np.ndarray
+    nbytes_N: np.ndarray
+    format_N: np.ndarray
+    care_N: np.ndarray
+    path_bytes: np.ndarray
+    path_end_N: np.ndarray
+    shard_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    offset_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    name: str = ""
+    shards: tuple[str, ...] = ()
+    bad: tuple[BadFile, ...] = ()
+    reader: Reader | None = field(default=None, repr=False)
+    cache_dir: Path | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", str(self.root))
+
+    def __len__(self) -> int:
+        return len(self.width_N)
+
+    def __repr__(self) -> str:
+        return f"ImageIndex({self.name!r}: {len(self)} images, {self.num_classes} classes, {len(self.bad)} bad)"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 where labels are unknown."""
+        return len(self.classes)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether every image is a file of this machine, which DALI reads by its path."""
+        return self.reader is None
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that the columns take."""
+        return sum(value.nbytes for value in (getattr(self, f.name) for f in fields(self)) if hasattr(value, "nbytes"))
+
+    def relative_path(self, i: int) -> str:
+        """Path of image i below the root, or within its shard."""
+        start = self.path_end_N[i - 1] if i else 0
+        return os.fsdecode(self.path_bytes[start : self.path_end_N[i]].tobytes())
+
+    def path(self, i: int) -> str:
+        """Absolute path of image i; for an image in a shard `shard::path`, for one in a store its URL."""
+        i = range(len(self))[i]
+        path = self.relative_path(i)
+        if self.has_files:
+            return os.path.join(self.root, path)
+        location = Location.parse(self.name)
+        return location.join(f"{self.shards[self.shard_N[i]]}::{path}" if len(self.shard_N) else path)
+
+    def source_path(self, i: int) -> str:
+        """Absolute path to decode image i from: the file, or an RGB PNG copy where `Care.CONVERT` asks for one.
+
+        The copy is made on first use (`rgb_copy`). Only where `has_files`.
+        """
+        assert self.has_files, f"{self.name}: images are no files: use read_bytes"
+        if self.care_N[i] & Care.CONVERT:
+            return rgb_copy(self.path(i), self.cache_dir)
+        return self.path(i)
+
+    def path_array(self, i: int) -> np.ndarray:
+        """`source_path(i)` as uint8, shape (length,), as `fn.io.file.read` takes it."""
+        return np.frombuffer(os.fsencode(self.source_path(i)), np.uint8)
+
+    def read_bytes(self, i: int) -> np.ndarray:
+        """The encoded image to decode image i from, of any source: uint8, shape (length,); from any thread.
+
+        As `source_path` it is an RGB PNG where `Care.CONVERT` asks for one.
+
+        Raises:
+            UnreadableImage: its bytes are not there (any more).
+            SourceError: the source does not answer.
+        """
+        encoded = self.read_stored(i)
+        if self.care_N[i] & Care.CONVERT:
+            encoded = rgb_copy_of(encoded, self.path(i), self.cache_dir)
+        return np.frombuffer(encoded, np.uint8)
+
+    def read_stored(self, i: int) -> bytes:
+        """The bytes of image i as its source holds them; from any thread.
+
+        Raises:
+            UnreadableImage, SourceError: as `read_bytes`.
+        """
+        if self.reader is not None:
+            return self.reader.read(self._place(i))
+        try:
+            with open(self.path(i), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise UnreadableImage(f"{self.path(i)}: cannot be read: {error.strerror}") from error
+
+    def fetch_ahead(self, sample_N: np.ndarray) -> None:
+        """Say that these images will be read soon, in that order; a source that is far away starts on them."""
+        if self.reader is not None:
+            self.reader.fetch_ahead([self._place(i) for i in sample_N.tolist()])
+
+    def _place(self, i: int) -> Place:
+        shard, offset = (int(self.shard_N[i]), int(self.offset_N[i])) if len(self.shard_N) else (-1, 0)
+        return Place(self.relative_path(i), shard, offset, int(self.nbytes_N[i]))
+
+    @classmethod
+    def scan(
+        cls, root: str | os.PathLike[str], *, classes: Sequence[str] | None = None, labels: Path | None = None,
+        need_classes: bool = True, threads: int | None = None, progress: Progress | None = None,
+        class_map: Path | None = None, image_root: str | os.PathLike[str] | None = None,
+    ) -> "ImageIndex":  # fmt: skip
+        """List a source and read every header, without any cache.
+
+        Args:
+            root: folder of class folders, or a flat folder of images, or another source: tar or Parquet files (a
+                folder of them, one, a pattern), a .csv or .tsv of paths and labels, a URL.
+            classes: class names that labels refer to (the training set's, for a validation set); None: the source's.
+            labels: label file of a flat folder (see `labels`).
+            need_classes: False to accept images without labels (`label_N` is -1 then).
+            threads: threads that read headers.
+            progress: called as progress(files done, files in all), from this thread.
+            class_map: file of class names in label order, instead of `classes`.
+            image_root: folder that the relative paths of a table start from, instead of the table's own.
+
+        Raises:
+            DataError: no such source, no images, no classes, or classes or labels that do not fit.
+        """
+        place = Location.parse(root)
+        source = open_source(place, image_root) or _walk(place.base)
+        scan = _scan(place, source, threads, progress)
+        return _index(place, scan, None, image_root, classes, class_map, labels, need_classes)
+
+    @classmethod
+    def load(
+        cls, root: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None,
+        classes: Sequence[str] | None = None, labels: Path | None = None, need_classes: bool = True,
+        check: bool = True, rebuild: bool = False, threads: int | None = None, progress: Progress | None = None,
+        class_map: Path | None = None, image_root: str | os.PathLike[str] | None = None,
+    ) -> "ImageIndex":  # fmt: skip
+        """The index from the cache where the source is unchanged, else scanned and cached.
+
+        Unchanged means: the same files by relative path, size and time of last change, links followed.
+
+        Args:
+            root: as in `scan`.
+            cache_dir: cache folder instead of `$XDG_CACHE_HOME/rsbdali`.
+            classes: as in `scan`; not part of what is cached, nor are labels.
+            labels: as in `scan`.
+            need_classes: as in `scan`.
+            check: False to take a cache as it is, because another process (rank 0) has just checked it.
+            rebuild: True to scan again and replace the cache.
+            threads: as in `scan`.
+            progress: as in `scan`; not called where the cache is used.
+            class_map: as in `scan`.
+            image_root: as in `scan`.
+
+        Raises:
+            DataError: as in `scan`.
+        """
+        folder = None if cache_dir is None else Path(cache_dir)
+        place = Location.parse(root)
+        identity = place.identity if image_root is None else f"{place.identity}\0{os.path.abspath(image_root)}"
+        file = cache.cache_file(folder or cache.default_folder(), identity)
+        if not check and not rebuild and (scan := cache.read(file, None)) is not None:
+            return _index(place, scan, folder, image_root, classes, class_map, labels, need_classes)
+        source = open_source(place, image_root) or _walk(place.base)
+        fingerprint = source.fingerprint()
+        kept = None if rebuild else cache.read(file, fingerprint)
+        scan = kept or _scan(place, source, threads, progress)
+        if kept is None:
+            cache.write(file, fingerprint, scan)
+        return _index(place, scan, folder, image_root, classes, class_map, labels, need_classes)
+
+
+def _walk(root: str) -> Tree:
+    if not os.path.isdir(root):
+        what = "not a folder" if os.path.exists(root) else "no such folder"
+        raise DataError(f"{root}: {what}: expected a folder of class folders with images")
+    try:
+        return walk(root)
+    except OSError as error:
+        raise DataError(f"{root}: folder cannot be listed: {error.strerror}") from error
+
+
+def _scan(place: Location, source: Source | Tree, threads: int | None, progress: Progress | None) -> Scan:
+    if isinstance(source, Tree):
+        return scan_tree(Path(place.base), source, threads, progress)
+    return source.scan(threads, progress)
+
+
+def _index(
+    place: Location, scan: Scan, cache_dir: Path | None, root: str | os.PathLike[str] | None,
+    classes: Sequence[str] | None, class_map: Path | None, label_file: Path | None, need_classes: bool,
+) -> ImageIndex:  # fmt: skip
+    """The index of a scan, its labels checked and translated."""
+    folder = image_root(place, root)
+    join = place.join if root is None else lambda name: os.path.join(folder, name)
+    if not len(scan.columns["label_N"]):
+        path, reason = scan.bad[0]
+        raise DataError(f"{place.text}: no usable images: all {len(scan.bad)} fail, {join(path)}: {reason}")
+    if classes is None and class_map is not None:
+        classes = read_class_map(Path(class_map))
+    names, label_N = labels_of(place.text, scan, classes, label_file, need_classes=need_classes)
+    columns: dict[str, Any] = {**scan.columns, "label_N": label_N}
+    return ImageIndex(
+        root=Path(folder), name=place.text, classes=names, shards=scan.shards, reader=reader_of(scan, place),
+        bad=tuple(BadFile(join(path), reason) for path, reason in scan.bad), cache_dir=cache_dir, **columns,
+    )  # fmt: skip

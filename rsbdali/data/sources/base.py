@@ -1,0 +1,102 @@
+"""What every source gives: images found, and a reader that fetches one by its place."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from rsbdali.data.header import Header, NoImageError, Pread, read_header_from
+from rsbdali.data.scan import Progress, Scan
+from rsbdali.errors import DataError
+
+
+class UnreadableImage(DataError):
+    """The bytes of one image are not there (a vanished shard, a cut tar file): treated as an image that is broken."""
+
+
+class SourceError(DataError):
+    """The source itself does not answer (a store that is down): nothing that replacing an image would mend."""
+
+
+class Place(NamedTuple):
+    """Where the encoded bytes of one image are.
+
+    Attributes:
+        path: its path relative to the source, for the store of one object an image.
+        shard: place of its shard in the source's list; -1 where an image is a file of its own.
+        offset: first byte within the shard; in Parquet the row.
+        nbytes: length in bytes.
+    """
+
+    path: str
+    shard: int
+    offset: int
+    nbytes: int
+
+
+class Found(NamedTuple):
+    """One image met while a source was listed.
+
+    Attributes:
+        place: where it is; its path has the class folder first where names carry a class.
+        header: size and kind, or why it is no image.
+        label: its number where the source gives one.
+        class_name: its class where the source names it.
+    """
+
+    place: Place
+    header: Header | str
+    label: int | None = None
+    class_name: str | None = None
+
+
+class Reader(Protocol):
+    """Encoded images by their place, for any number of threads."""
+
+    def read(self, place: Place) -> bytes:
+        """The encoded bytes of one image.
+
+        Raises:
+            UnreadableImage: they are not there (any more).
+            SourceError: the source does not answer.
+        """
+        ...
+
+    def fetch_ahead(self, places: Sequence[Place]) -> None:
+        """Images that will be read soon, in that order; a source far away starts on them in the background."""
+        ...
+
+    def close(self) -> None:
+        """Close files and end threads; reading on opens them again."""
+        ...
+
+
+class Source(Protocol):
+    """One data set in one form."""
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that change when the data does (names, sizes, times of last change)."""
+        ...
+
+    def scan(self, threads: int | None, progress: Progress | None) -> Scan:
+        """List all images and read their headers.
+
+        Raises:
+            DataError: nothing usable is there, or the data has another form than its name says.
+        """
+        ...
+
+
+def header_or_reason(pread: Pread, place: Place) -> Header | str:
+    """The header of an image, or why it has none.
+
+    Args:
+        pread: reads the blob that holds the image.
+        place: where in the blob.
+    """
+
+    def within(count: int, at: int) -> bytes:
+        return pread(max(0, min(count, place.nbytes - at)), place.offset + at)
+
+    try:
+        return read_header_from(within, place.path, place.nbytes)
+    except NoImageError as error:
+        return str(error)

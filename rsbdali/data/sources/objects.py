@@ -1,0 +1,60 @@
+"""A folder of images in an object store: an object an image, its class the first folder below the prefix."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from rsbdali.data.columns import to_scan
+from rsbdali.data.header import Header
+from rsbdali.data.scan import Progress, Scan
+from rsbdali.data.sources.base import Found, Place, UnreadableImage, header_or_reason
+from rsbdali.data.sources.folder import EXTENSIONS, is_image_name
+from rsbdali.data.sources.remote import BlockBlob, RemoteStorage
+from rsbdali.data.sources.storage import FileInfo
+from rsbdali.data.sources.tar import fingerprint_of
+from rsbdali.errors import DataError
+
+# most images are smaller: one request for header and end together, where the time goes into waiting
+HEAD_BYTES = 256 << 10
+LIST_THREADS = 64
+CHUNK = 16
+
+
+class ObjectSource:
+    """Images in a store.
+
+    Args:
+        what: the source as the user wrote it, for messages.
+        storage: the prefix.
+    """
+
+    def __init__(self, what: str, storage: RemoteStorage) -> None:
+        self._what, self._storage = what, storage
+        self._files = [f for f in storage.walk() if is_image_name(f.name.rpartition("/")[2])]
+
+    def fingerprint(self) -> bytes:
+        """See `Source`."""
+        return fingerprint_of(self._files)
+
+    def scan(self, threads: int | None, progress: Progress | None) -> Scan:
+        """See `Source`."""
+        if not self._files:
+            raise DataError(f"{self._what}: no images: expected objects named {', '.join(EXTENSIONS)} by class")
+        found: list[Found] = []
+        parts = [self._files[i : i + CHUNK] for i in range(0, len(self._files), CHUNK)]
+        with ThreadPoolExecutor(threads or LIST_THREADS, thread_name_prefix="index") as pool:
+            for done in pool.map(lambda part: [self._found(file) for file in part], parts):
+                found += done
+                if progress is not None:
+                    progress(len(found), len(self._files))
+        return to_scan(self._what, found, kind="objects")
+
+    def _found(self, file: FileInfo) -> Found:
+        place = Place(file.name, -1, 0, file.size)
+        folder, slash, _ = file.name.partition("/")
+        return Found(place, self._header(file, place), class_name=folder if slash else None)
+
+    def _header(self, file: FileInfo, place: Place) -> Header | str:
+        blob = BlockBlob(self._storage.open(file.name, file.size), HEAD_BYTES)
+        try:
+            return header_or_reason(blob.pread, place)
+        except UnreadableImage as error:
+            return str(error)

@@ -1,0 +1,182 @@
+"""Tar files and WebDataset shards: members found once by their headers, images read by offset, nothing unpacked.
+
+The class of a plain member is the first folder of its path. In WebDataset shards the files of one sample share a key
+(the path up to the first dot of its last part), and the label stands beside the image: `key.cls`, a number (or a class
+name), or `key.json` with "label" or "cls", and optionally "class" (a name) and "path" (the image's path in the folder
+that it came from; it then gives the order). A tar file within a tar file (ILSVRC2012_img_train.tar holds one a class)
+is read as a folder of its name.
+"""
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from rsbdali.data.columns import to_scan
+from rsbdali.data.scan import DEFAULT_THREADS, Progress, Scan
+from rsbdali.data.sources.base import Found, Place, UnreadableImage, header_or_reason
+from rsbdali.data.sources.folder import is_image_name
+from rsbdali.data.sources.storage import Blob, BlobFile, FileInfo, Storage
+from rsbdali.errors import DataError
+
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+SPLIT_FOLDERS = ("train", "val", "validation", "test")
+MOST_JSON_BYTES = 1 << 20
+
+
+class Member(NamedTuple):
+    """A regular file in a tar file: its path, and where its bytes are."""
+
+    path: str
+    offset: int
+    nbytes: int
+
+
+class TarSource:
+    """Images in tar files.
+
+    Args:
+        what: the source as the user wrote it, for messages.
+        storage: where the files are.
+        files: the tar files.
+    """
+
+    def __init__(self, what: str, storage: Storage, files: Sequence[FileInfo]) -> None:
+        self._what, self._storage, self._files = what, storage, files
+
+    def fingerprint(self) -> bytes:
+        """See `Source`."""
+        return fingerprint_of(self._files)
+
+    def scan(self, threads: int | None, progress: Progress | None) -> Scan:
+        """See `Source`; one thread a tar file, progress counts tar files."""
+        found: list[Found] = []
+        bad: list[tuple[str, str]] = []
+        shards = [file.name for file in self._files]
+        with ThreadPoolExecutor(threads or DEFAULT_THREADS, thread_name_prefix="index") as pool:
+            for done, (images, reasons) in enumerate(pool.map(self._list, range(len(shards))), 1):
+                found += images
+                bad += reasons
+                if progress is not None:
+                    progress(done, len(shards))
+        if not found:
+            raise DataError(f"{self._what}: no images in {len(shards)} tar files" + (f": {bad[0][1]}" if bad else ""))
+        return to_scan(self._what, _class_folders(found, shards), kind="tar", shards=shards, bad=bad)
+
+    def _list(self, shard: int) -> tuple[list[Found], list[tuple[str, str]]]:
+        """Images of one tar file, and what is wrong with the file itself."""
+        name = self._files[shard].name
+        bad: list[tuple[str, str]] = []
+        found: list[Found] = []
+        sidecars: dict[str, dict[str, Member]] = {}
+        try:
+            blob = self._storage.open_to_list(name, self._files[shard].size)
+            for member in walk_tar(blob, f"{self._storage.base}/{name}"):
+                if is_image_name(member.path):
+                    place = Place(member.path, shard, member.offset, member.nbytes)
+                    # at once, while its block is at hand
+                    found.append(Found(place, _header(blob, place)))
+                elif (parts := split_key(member.path))[1] in ("cls", "json"):
+                    sidecars.setdefault(parts[0], {})[parts[1]] = member
+        except (tarfile.TarError, UnreadableImage) as error:
+            bad.append((name, f"tar file cannot be read to its end: {error}"))
+        if sidecars:
+            _refuse_two_images_a_sample(found, f"{self._storage.base}/{name}")
+            found = [_labelled(f, blob, sidecars.get(split_key(f.place.path)[0], {}), name) for f in found]
+        return found, bad
+
+
+def fingerprint_of(files: Sequence[FileInfo]) -> bytes:
+    """32 bytes that change when a file comes, goes, or changes its name, size or stamp."""
+    digest = hashlib.blake2b(digest_size=32)
+    for file in files:
+        digest.update("\0".join(map(str, (*file, ""))).encode("utf-8", "surrogateescape"))
+    return digest.digest()
+
+
+def walk_tar(blob: Blob, name: str, start: int = 0, end: int | None = None) -> Iterator[Member]:
+    """Regular files of an uncompressed tar file, of tar files within it too (long names and PAX headers understood).
+
+    Raises:
+        DataError: it is compressed.
+        tarfile.TarError: it is no tar file, or cut short; members before the cut have come.
+    """
+    end = blob.size if end is None else end
+    magic = blob.pread(6, start)
+    for sign, kind in COMPRESSED.items():
+        if magic.startswith(sign):
+            raise DataError(f"{name}: compressed by {kind}: images are read by offset, so unpack it to a plain .tar")
+    with tarfile.open(fileobj=BlobFile(blob, start), mode="r:") as archive:
+        while (info := archive.next()) is not None and info.offset < end:
+            vars(archive)["members"].clear()  # else it keeps an object a member
+            if not info.isreg() or info.sparse is not None:
+                continue
+            path = re.sub(r"^(\.?/)+", "", info.name)
+            if path.lower().endswith(".tar"):
+                prefix = path[: -len(".tar")]
+                for inner in walk_tar(blob, f"{name}::{path}", info.offset_data, info.offset_data + info.size):
+                    yield inner._replace(path=inner.path if "/" in inner.path else f"{prefix}/{inner.path}")
+            else:
+                yield Member(path, info.offset_data, info.size)
+
+
+def split_key(path: str) -> tuple[str, str]:
+    """WebDataset's key and extension: the path up to the first dot of its last part, and what follows, lower case."""
+    folder, slash, name = path.rpartition("/")
+    stem, _, extension = name.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _header(blob: Blob, place: Place) -> Any:
+    if place.offset + place.nbytes > blob.size:
+        return f"cut short: the tar file ends {place.offset + place.nbytes - blob.size} bytes before the image does"
+    return header_or_reason(blob.pread, place)
+
+
+def _refuse_two_images_a_sample(found: Sequence[Found], name: str) -> None:
+    seen: dict[str, str] = {}
+    for path in (f.place.path for f in found):
+        other = seen.setdefault(split_key(path)[0], path)
+        if other != path:
+            raise DataError(f"{name}: {other} and {path} belong to one sample: expected one image a sample")
+
+
+def _labelled(found: Found, blob: Blob, sidecars: dict[str, Member], shard: str) -> Found:
+    """The image with what its .json or .cls says."""
+    path, label, class_name = found.place.path, None, None
+    if (member := sidecars.get("json")) is not None:
+        content = _read_json(blob, member, shard)
+        path = content["path"] if isinstance(content.get("path"), str) else path
+        class_name = content["class"] if isinstance(content.get("class"), str) else None
+        label = next((content[k] for k in ("label", "cls") if type(content.get(k)) is int), None)
+    if label is None and class_name is None and (member := sidecars.get("cls")) is not None:
+        text = blob.pread(member.nbytes, member.offset).decode("utf-8", "replace").strip()
+        label, class_name = (int(text), None) if re.fullmatch(r"\d+", text) else (None, text or None)
+    return Found(found.place._replace(path=path), found.header, label, class_name)
+
+
+def _read_json(blob: Blob, member: Member, shard: str) -> dict[str, Any]:
+    try:
+        content = json.loads(blob.pread(min(member.nbytes, MOST_JSON_BYTES), member.offset))
+    except ValueError as error:
+        raise DataError(f"{shard}::{member.path}: not JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _class_folders(found: Sequence[Found], shards: Sequence[str]) -> list[Found]:
+    """Images of plain tar files with their class: the first folder of the path, or their tar file's name.
+
+    A folder that only repeats what the tar file is (`train/n01440764/x.JPEG` in train.tar) is taken off first.
+    """
+    if any(f.label is not None or f.class_name is not None for f in found):
+        return list(found)
+    stems = [shard.rpartition("/")[2].removesuffix(".tar") for shard in shards]
+    first = {f.place.path.partition("/")[0] for f in found}
+    if len(first) == 1 and first <= {*SPLIT_FOLDERS, *stems} and all(f.place.path.count("/") > 1 for f in found):
+        found = [f._replace(place=f.place._replace(path=f.place.path.partition("/")[2])) for f in found]
+    if len(shards) > 1 and not any("/" in f.place.path for f in found):
+        found = [f._replace(place=f.place._replace(path=f"{stems[f.place.shard]}/{f.place.path}")) for f in found]
+    return [f._replace(class_name=f.place.path.partition("/")[0]) if "/" in f.place.path else f for f in found]

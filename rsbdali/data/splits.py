@@ -1,0 +1,107 @@
+"""Which part of a data folder is the training set and which the validation set, in any form that data comes in."""
+
+import fnmatch
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rsbdali.data.sources.location import Location
+from rsbdali.data.sources.registry import storage_of
+from rsbdali.errors import DataError
+
+NAMES = {"train": ("train",), "val": ("val", "validation")}
+# in this order; * stands for numbers of shards, {} for the split's name
+FORMS = (
+    "{}.tar", "{}-*.tar", "{}_*.tar", "*-{}-*.tar", "*_{}_*.tar", "{}.parquet", "{}-*.parquet", "data/{}.parquet",
+    "data/{}-*.parquet", "{}.csv", "{}.tsv",
+)  # fmt: skip
+
+
+def find_split(data_dir: str | os.PathLike[str], split: str) -> Path:
+    """What of DIR is a split: DIR/train for "train"; DIR/val or DIR/validation for "val".
+
+    Where there is no such folder: shards or a table of that name, DIR/train-*.tar, DIR/data/train-*.parquet,
+    DIR/train.csv and so on (`FORMS`). DIR may be a URL.
+
+    Returns:
+        A path, pattern or URL for `ImageIndex.load`.
+
+    Raises:
+        DataError: none of them is there.
+    """
+    place = Location.parse(data_dir)
+    names = NAMES[split]
+    if not place.is_url:
+        folder = next((name for name in names if os.path.isdir(os.path.join(place.text, name))), None)
+        found = folder or _in_files(place, names)
+        expected = " or ".join(os.path.join(os.fspath(data_dir), name) for name in names)
+        if found is None and not os.path.isdir(place.text):
+            raise DataError(f"{os.fspath(data_dir)}: no such folder: expected {expected}/<class>/<image>")
+    else:
+        folders = storage_of(place).files()[1]
+        found = next((name for name in names if name in folders), None) or _in_files(place, names)
+        expected = " or ".join(f"{place.text}/{name}" for name in names)
+    if found is None:
+        raise DataError(
+            f"{place.text if place.is_url else os.fspath(data_dir)}: no {split} folder: expected "
+            f"{expected}/<class>/<image>"
+        )
+    return Path(f"{place.text}/{found}") if place.is_url else Path(data_dir) / found
+
+
+def find_images(data_dir: str | os.PathLike[str]) -> Path:
+    """DIR/train (or shards of that name) where there is one, else DIR itself.
+
+    Raises:
+        DataError: DIR is no folder.
+    """
+    place = Location.parse(data_dir)
+    if place.pattern is not None or place.is_url:
+        return Path(place.text) if place.pattern is not None else _train_or_all(place)
+    if not os.path.isdir(place.text):
+        raise DataError(
+            f"{os.fspath(data_dir)}: no such folder: expected a folder of images, or one that holds train/"
+        )
+    data_dir = Path(data_dir)
+    if (data_dir / "train").is_dir():
+        return data_dir / "train"
+    found = _in_files(place, NAMES["train"])
+    return data_dir / found if found else data_dir
+
+
+def find_parts(data_dir: str | os.PathLike[str]) -> list[tuple[str, Path]]:
+    """The splits that a folder or URL holds, as (name, what `ImageIndex.load` takes); none where it has no splits."""
+    place = Location.parse(data_dir)
+    if place.pattern is not None:
+        return []
+    parts = []
+    for split in NAMES:
+        try:
+            parts.append((split, find_split(data_dir, split)))
+        except DataError:  # a folder without this split
+            continue
+    return parts
+
+
+def _train_or_all(place: Location) -> Path:
+    try:
+        return find_split(place.text, "train")
+    except DataError:  # no train folder: the prefix itself holds the images
+        return Path(place.text)
+
+
+def _in_files(place: Location, names: Sequence[str]) -> str | None:
+    """The first of `FORMS` that some file fits, relative to DIR."""
+    if not place.is_url and not os.path.isdir(place.text):
+        return None
+    files, folders = storage_of(place).files()
+    there = [file.name for file in files]
+    if "data" in folders:
+        inner, _ = storage_of(Location.parse(place.join("data"))).files()
+        there += [f"data/{file.name}" for file in inner]
+    for name in names:
+        for form in FORMS:
+            pattern = form.format(name)
+            if any(fnmatch.fnmatch(each, pattern) and each.count("/") == pattern.count("/") for each in there):
+                return pattern
+    return None

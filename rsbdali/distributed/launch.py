@@ -1,0 +1,99 @@
+"""`rsbdali train --nproc N`: torchrun's own launcher, called from here, on one machine.
+
+    rsbdali train --nproc 4 --recipe a3 …  =  torchrun --standalone --nproc-per-node 4 -m rsbdali train --recipe a3 …
+
+Several machines, elastic sizes and restarts are torchrun's to start (docs/CLUSTERS.md).
+"""
+
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from rsbdali.distributed import slurm
+from rsbdali.errors import DeviceError
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # handed on to the ranks; torchrun's own default lacks SIGUSR1
+
+
+def launch(nproc: int, arguments: Sequence[str], device: str) -> int:
+    """Run `rsbdali ARGUMENTS` as `nproc` ranks on this machine, to their end.
+
+    Args:
+        nproc: number of ranks.
+        arguments: of the command line, `--nproc` among them or not.
+        device: that the ranks are asked to use: auto, cpu or cuda.
+
+    Returns:
+        0, or the exit code of the rank that failed first; 128 + the number of a signal that ended it, or this process.
+
+    Raises:
+        DeviceError: this process is a rank already, or there are fewer GPUs than ranks.
+    """
+    _check(nproc, device)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; each rank then takes its share, see affinity.py
+    command = ["-u", "-m", "rsbdali", *without_nproc(arguments)]
+    return run(launch_config(nproc), command, debug="--debug" in arguments)
+
+
+def run(config: Any, command: Sequence[str], *, debug: bool) -> int:
+    """Python with these arguments as each of the ranks; see `launch`.
+
+    Args:
+        config: a `LaunchConfig`.
+        command: arguments of the interpreter.
+        debug: whether torchrun's own report about a rank that failed is shown.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    if not debug:  # the ranks have said in one line what is wrong; this would say it in forty
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except ChildFailedError as error:
+        code: int = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code
+    except SignalException as stopped:
+        return 128 + signal.Signals(stopped.sigval)
+    return 0
+
+
+def launch_config(nproc: int) -> Any:
+    """What torchrun's `--standalone --nproc-per-node` makes: a `LaunchConfig` for one machine, without restarts."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    known = {field.name for field in dataclasses.fields(LaunchConfig)}
+    more: dict[str, Any] = {"signals_to_handle": SIGNALS} if "signals_to_handle" in known else {}  # since torch 2.9
+    return LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=nproc, run_id=str(uuid.uuid4()), role="rsbdali",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, **more,
+    )  # fmt: skip
+
+
+def without_nproc(arguments: Sequence[str]) -> list[str]:
+    """The arguments of each rank."""
+    kept, skip = [], False
+    for word in arguments:
+        if skip:
+            skip = False
+        elif word == "--nproc":
+            skip = True
+        elif not word.startswith("--nproc="):
+            kept.append(word)
+    return kept
+
+
+def _check(nproc: int, device: str) -> None:
+    import torch
+
+    if "RANK" in os.environ or slurm.torchrun_variables(os.environ):
+        raise DeviceError("--nproc starts ranks, and this process is one of several already: leave --nproc out")
+    gpus = torch.cuda.device_count()
+    if device != "cpu" and gpus and nproc > gpus:
+        raise DeviceError(f"--nproc {nproc}: there are {gpus} GPUs here; lower it, or add --device cpu")

@@ -1,0 +1,162 @@
+"""timm's loader arguments: which are a recipe's settings under another name, which must stay as they are, and why.
+
+Nothing is ignored in silence: an argument is honoured, or has no bearing on a batch (`NO_BEARING` says why), or is
+refused by name as soon as timm would do something with it.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rsbdali.errors import RecipeError
+from rsbdali.plan.randaugment import RandAugmentPolicy
+from rsbdali.recipe import Recipe
+
+SAME_IN_BOTH = {"mean": "mean", "std": "std"}
+TRAINING = {
+    **SAME_IN_BOTH, "input_size": "img_size", "interpolation": "train_interpolation", "scale": "scale",
+    "ratio": "ratio", "hflip": "hflip", "auto_augment": "aa", "num_aug_repeats": "aug_repeats",
+}  # fmt: skip
+EVALUATION = {
+    **SAME_IN_BOTH, "input_size": "test_img_size", "interpolation": "interpolation", "crop_pct": "crop_pct",
+}  # fmt: skip
+"""Argument → key of `Recipe`, in training and in evaluation; the others change nothing there, in timm neither."""
+
+TIMM_DEFAULTS = {"train_interpolation": "bilinear", "interpolation": "bilinear", "crop_pct": 0.875}
+"""What timm's `create_loader` does where an argument is not given and `Recipe` does something else."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An argument that has to keep a value with which timm does nothing either.
+
+    Attributes:
+        neutral: the values that are fine.
+        why: what is missing here, or what to use instead.
+        training: it means something in training.
+        evaluation: it means something in evaluation.
+    """
+
+    neutral: tuple[Any, ...]
+    why: str
+    training: bool = True
+    evaluation: bool = True
+
+
+REFUSED = {
+    "no_aug": Refused((False,), "training images are always cropped at random", evaluation=False),
+    "re_prob": Refused((0,), "random erasing is not offered: no recipe here uses it", evaluation=False),
+    "train_crop_mode": Refused((None, "", "rrc"), "only random resized crops are offered", evaluation=False),
+    "vflip": Refused((0,), "only horizontal flips are offered", evaluation=False),
+    "color_jitter": Refused(
+        (None, 0), "colour jitter is not offered: give auto_augment='rand-…', which turns it off in timm too, or None",
+        evaluation=False,
+    ),
+    "grayscale_prob": Refused((None, 0), "no grey conversion is offered", evaluation=False),
+    "gaussian_blur_prob": Refused((None, 0), "no blur is offered", evaluation=False),
+    "num_aug_splits": Refused((0,), "augmentation splits (AugMix) are not offered", evaluation=False),
+    "crop_mode": Refused((None, "", "center"), "only centre crops are offered", training=False),
+    "crop_border_pixels": Refused((None, 0), "no border is trimmed", training=False),
+    "tf_preprocessing": Refused((False,), "TensorFlow's preprocessing is not offered"),
+    "fp16": Refused((False,), "give img_dtype=torch.float16"),
+    "input_size_choices": Refused((None,), "all batches have one size", evaluation=False),
+    "num_batches": Refused((None,), "an epoch is all images", evaluation=False),
+    "worker_seeding": Refused(("all", "part"), "all draws come from seed=, workers draw nothing", evaluation=False),
+}  # fmt: skip
+
+NO_BEARING = {
+    "pin_memory": "batches reach a GPU through pinned memory anyway",
+    "persistent_workers": "threads live as long as the loader",
+    "use_multi_epochs_loader": "threads live as long as the loader",
+    "color_jitter_prob": "only with color_jitter, which is refused",
+    "re_mode": "only with re_prob, which is refused",
+    "re_count": "only with re_prob, which is refused",
+    "re_split": "only with re_prob, which is refused",
+    "batch_size_choices": "only with input_size_choices, which is refused",
+    "batch_choice_weights": "only with input_size_choices, which is refused",
+    "batch_choice_seed": "only with input_size_choices, which is refused",
+    "batch_choice_schedule": "only with input_size_choices, which is refused",
+    "batch_schedule_epochs": "only with input_size_choices, which is refused",
+    "batch_schedule_spread": "only with input_size_choices, which is refused",
+    "batch_schedule_random_mix": "only with input_size_choices, which is refused",
+}
+
+
+def refuse(others: Mapping[str, Any], *, is_training: bool, randaugment: bool, honoured: Iterable[str]) -> None:
+    """Go through the arguments that are not honoured.
+
+    Args:
+        others: by name.
+        is_training: of the loader.
+        randaugment: whether images are augmented, which turns colour jitter off (`transforms_imagenet_train`).
+        honoured: names of the arguments that are, for the hint at a misspelt one.
+
+    Raises:
+        RecipeError: one of them is unknown, or would do something in timm.
+    """
+    for name, value in others.items():
+        if name in NO_BEARING or (name == "color_jitter" and randaugment):
+            continue
+        if name not in REFUSED:
+            raise RecipeError(f"create_loader has no argument {name!r}{_nearest(name, [*honoured, *REFUSED])}")
+        rule = REFUSED[name]
+        counts = rule.training if is_training else rule.evaluation
+        if counts and not _is_neutral(value, rule.neutral):
+            raise RecipeError(f"{name}={value!r} cannot be honoured: {rule.why}")
+
+
+def with_arguments(recipe: Recipe, arguments: Mapping[str, Any], *, is_training: bool) -> Recipe:
+    """The recipe with timm's arguments laid over it; None leaves a setting alone.
+
+    Raises:
+        RecipeError: a value is out of range or not offered; the message has the argument's name.
+    """
+    keys = TRAINING if is_training else EVALUATION
+    given = {keys[name]: value for name, value in arguments.items() if name in keys and value is not None}
+
+    def apply() -> Recipe:
+        changed = recipe.with_overrides({key: _plain(key, value) for key, value in given.items()})
+        RandAugmentPolicy.parse(changed.aa)
+        return changed
+
+    return _under_our_names(apply, {key: name for name, key in keys.items()})
+
+
+def _under_our_names(make: Callable[[], Recipe], name_of: Mapping[str, str]) -> Recipe:
+    """`make()`, its error about a recipe's key told under the argument's name."""
+    try:
+        return make()
+    except RecipeError as error:
+        key, equals, rest = str(error).partition("=")
+        raise RecipeError(f"{name_of.get(key, key)}{equals}{rest}") from error
+
+
+def _plain(key: str, value: Any) -> Any:
+    """Notations of timm as the recipe's: (3, H, W), 3.0 repeats, any sequence of numbers."""
+    if key in ("img_size", "test_img_size"):
+        return _size(value)
+    if key == "aug_repeats" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if key == "aa" and value == "":
+        return "none"
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+
+
+def _size(value: Any) -> Any:
+    if not isinstance(value, tuple | list):
+        return value
+    if len(value) == 3 and value[0] != 3:
+        raise RecipeError(f"input_size={value!r}: images have 3 channels here")
+    return [int(side) for side in value[-2:]]
+
+
+def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
+    if isinstance(value, tuple | list):  # colour jitter takes one factor a component
+        return all(_is_neutral(factor, neutral) for factor in value)
+    return value in neutral
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,174 @@
+"""`(images, targets)` pairs of a loader, with what timm's, Lightning's and Accelerate's loops expect of one.
+
+Where the loader stands is three numbers: epoch, optimiser step, batch within the step. All random numbers follow from
+them (`plan.py`), so a state of a few bytes takes up a pass in the middle, exactly.
+"""
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from rsbdali.errors import CheckpointError, RsbdaliError
+from rsbdali.loader.eval import EvalBatch, EvalLoader
+from rsbdali.loader.train import TrainBatch, TrainLoader
+from rsbdali.ops.bce import soft_targets
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class EpochSampler:
+    """What `loader.sampler.set_epoch(epoch)` talks to, as with torch's `DistributedSampler`."""
+
+    def __init__(self, loader: "TupleLoader") -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader) * self._loader.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """As `TupleLoader.set_epoch`."""
+        self._loader.set_epoch(epoch)
+
+
+class TupleLoader:
+    """Pairs of a loader (see `rsbdali.create_loader`); one `iter()` is one epoch, also after an early `break`.
+
+    Args:
+        loader: whose batches to give.
+        num_classes: None for targets int64 (N,); else C of soft targets float32 (N, C), for mixed images.
+        smoothing: label smoothing of the soft targets.
+        channels_last: memory format of the images; False costs a copy.
+        dataset: what `dataset` gives; None for the loader's index.
+
+    Attributes:
+        loader: the `TrainLoader` or `EvalLoader` below.
+        dataset: what the loader was made of.
+        batch_sampler: None; Lightning looks for it where there is a `sampler`.
+    """
+
+    batch_sampler = None
+
+    def __init__(
+        self, loader: TrainLoader | EvalLoader, *, num_classes: int | None = None, smoothing: float = 0.0,
+        channels_last: bool = True, dataset: Any = None,
+    ) -> None:  # fmt: skip
+        self.loader, self.num_classes, self.smoothing = loader, num_classes, smoothing
+        self.channels_last = channels_last
+        self.dataset = loader.index if dataset is None else dataset
+        self._at = self._next = 0, 0  # (epoch, batch) that comes next in the running pass; that the next pass begins at
+        self._loaded, self._closed = False, False
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a whole batch."""
+        return self.loader.planner.group_rows if isinstance(self.loader, TrainLoader) else self.loader.batch_size
+
+    @property
+    def sampler(self) -> EpochSampler:
+        """Something with `set_epoch`."""
+        return EpochSampler(self)  # not kept: a circle of references would put the end of dropped threads off
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches for each optimiser step: 1, unless a recipe without `batch_size` has more mix groups than ranks."""
+        return self.loader.groups_per_step if isinstance(self.loader, TrainLoader) else 1
+
+    @property
+    def mixup_enabled(self) -> bool:
+        """Whether images are mixed; can be set for a loader that mixes, and counts from the next batch on."""
+        return self.num_classes is not None and isinstance(self.loader, TrainLoader) and self.loader.mixup_enabled
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, enabled: bool) -> None:
+        if self.num_classes is not None and isinstance(self.loader, TrainLoader):
+            self.loader.mixup_enabled = enabled
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next `iter()` run this epoch: from its start, or from where `load_state_dict` has put it."""
+        if not (self._loaded and self._next[0] == epoch):
+            self._at = self._next = epoch, 0
+            self._loaded = False
+
+    def __iter__(self) -> Iterator[Pair]:
+        self._check_open()
+        epoch, batch = self._at = self._next
+        self._next, self._loaded = (epoch + 1, 0), False
+        self.loader.seek_batch(epoch, batch)
+        batches: Iterator[TrainBatch | EvalBatch] = iter(self.loader)
+        return self._pairs(batches, epoch, batch)
+
+    def _pairs(self, batches: Iterator[TrainBatch | EvalBatch], epoch: int, batch: int) -> Iterator[Pair]:
+        for given in range(batch + 1, len(self) + 1):
+            self._check_open()
+            pair = self._pair(next(batches))
+            self._at = epoch, given
+            yield pair
+        self._at = epoch + 1, 0
+
+    def _pair(self, batch: TrainBatch | EvalBatch) -> Pair:
+        images = batch.images if self.channels_last else batch.images.contiguous()
+        if isinstance(batch, EvalBatch) or self.num_classes is None:
+            return images, batch.label_N
+        labels = batch.label_N, batch.partner_label_N, batch.lam_N
+        return images, soft_targets(*labels, num_classes=self.num_classes, smoothing=self.smoothing)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the pass stands, in plain values: the same on all ranks, for `load_state_dict` of an equal loader."""
+        (epoch, batch), parts = self._at, self.batches_per_step
+        position = {"epoch": epoch, "step": batch // parts, "part": batch % parts, "parts": parts}
+        return {**position, "mixup_enabled": self.mixup_enabled, "identity": self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next `iter()` go on behind the last batch that was given before `state_dict`.
+
+        A `set_epoch` of the same epoch in between changes nothing, another one starts that epoch from its beginning.
+
+        Raises:
+            CheckpointError: the state is of a loader with other images, batches, seed or repeats.
+        """
+        mine, theirs = self._identity(), state["identity"]
+        for name, value in mine.items():
+            if theirs[name] != value:
+                raise CheckpointError(f"the loader's state is for {name} {theirs[name]}, this loader has {value}")
+        parts = self.batches_per_step
+        if state["part"] and state["parts"] != parts:
+            raise CheckpointError("the loader's state is within an optimiser step of another number of processes")
+        self._at = self._next = state["epoch"], state["step"] * parts + state["part"]
+        self._loaded, self.mixup_enabled = True, state["mixup_enabled"]
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides which image comes when."""
+        recipe, images = self.loader.recipe, len(self.loader.index)
+        if isinstance(self.loader, EvalLoader):
+            return {"images": images, "batch_size": self.batch_size}
+        return {
+            "images": images,
+            "global_batch_size": recipe.global_batch_size,
+            "mix_groups": self.loader.planner.groups,
+            "seed": recipe.seed,
+            "aug_repeats": recipe.aug_repeats,
+            "aug_repeats_mode": recipe.aug_repeats_mode,
+        }
+
+    def close(self) -> None:
+        """Stop the threads; a second time does nothing. Batches already given stay valid."""
+        if not self._closed:
+            self._closed = True
+            self.loader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RsbdaliError("the loader is closed: make a new one")

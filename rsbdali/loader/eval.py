@@ -1,0 +1,130 @@
+"""Evaluation batches: every image exactly once, over all ranks."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rsbdali.data.index import ImageIndex
+from rsbdali.distributed.devices import default_threads, resolve_device, to_device
+from rsbdali.loader.bad_images import BadImages
+from rsbdali.loader.prefetcher import Feed
+from rsbdali.ops.mix import mix_normalize
+from rsbdali.pipelines.eval import EvalExecutor
+from rsbdali.pipelines.probe import image_decodes
+from rsbdali.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Evaluation images.
+
+    Attributes:
+        images: (N, 3, H, W), channels_last: normalised float; or uint8 as they are, if the loader's dtype is. N varies
+            in the last batch and may be 0.
+        label_N: int64.
+    """
+
+    images: torch.Tensor
+    label_N: torch.Tensor
+
+
+class EvalLoader:
+    """Every image exactly once over all ranks; rank r takes images r, r + W and so on.
+
+    `len()` is equal on all ranks; a rank whose images run out yields an empty batch, unless `pad` gives it images of
+    the beginning a second time. An image that does not decode is named and left out.
+
+    Args:
+        index: the evaluation images.
+        recipe: test size, crop, interpolation, mean and std.
+        rank: this process.
+        world_size: number of processes.
+        device: where batches are made and delivered.
+        batch_size: rows a batch.
+        num_threads: CPU threads; default `default_threads()`.
+        dtype: of the images; uint8 leaves them as they are.
+        prefetch: batches in flight.
+        on_bad: called once for each image that does not decode, with path and reason.
+        pad: give each rank the same number of images, as timm's `OrderedDistributedSampler` does: a few come twice.
+    """
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        recipe: Recipe,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: str | torch.device = "auto",
+        batch_size: int = 256,
+        num_threads: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        prefetch: int = 2,
+        on_bad: Callable[[str, str], None] | None = None,
+        pad: bool = False,
+    ) -> None:
+        self.index, self.recipe, self.dtype = index, recipe, dtype
+        self.device = resolve_device(device)
+        self.bad = BadImages(on_bad)
+        count = -(-len(index) // world_size) * world_size if pad else len(index)
+        self._sample_N = np.arange(rank, count, world_size) % len(index)
+        self._start = 0
+        self._length = -(-len(index) // (world_size * batch_size))
+        self.batch_size = batch_size
+        self.num_threads = num_threads or default_threads()
+        self._executor = EvalExecutor(
+            index, recipe, rows=batch_size, device=self.device, num_threads=self.num_threads, prefetch=prefetch
+        )
+        self._feed = Feed(self._executor, make=self._plan, rows=np.ndarray.__getitem__, mend=self._mend, depth=prefetch)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def seek_batch(self, epoch: int, batch: int) -> None:
+        """Let the next `iter()` start at a batch; all epochs are the same here."""
+        self._start = batch
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        start, self._start = self._start, 0
+        return map(self._batch, range(start, len(self)))
+
+    def close(self) -> None:
+        """Stop the executor's threads."""
+        self._executor.close()
+
+    def _rows(self, tick: int) -> np.ndarray:
+        return self._sample_N[tick * self.batch_size : (tick + 1) * self.batch_size]
+
+    def _plan(self, tick: int) -> np.ndarray | None:
+        rows = self._rows(tick)
+        return rows if len(rows) else None  # nothing is prefetched past the end
+
+    def _batch(self, tick: int) -> EvalBatch:
+        if not len(self._rows(tick)):
+            return self._empty()
+        sample_N, images_NHWC = self._feed.get(tick, len)
+        if not len(sample_N):
+            return self._empty()
+        label_N = self.index.label_N[sample_N].astype(np.int64)
+        return EvalBatch(self._finish(images_NHWC), to_device(label_N, self.device))
+
+    def _finish(self, images_NHWC: torch.Tensor) -> torch.Tensor:
+        if self.dtype == torch.uint8:
+            return images_NHWC.permute(0, 3, 1, 2)
+        rows = len(images_NHWC)
+        nothing = np.arange(rows), np.ones(rows, np.float32), np.zeros((rows, 4), np.int32)
+        return mix_normalize(images_NHWC, *nothing, self.recipe.mean, self.recipe.std, self.dtype)
+
+    def _empty(self) -> EvalBatch:
+        empty_NHWC = torch.empty((0, *self.recipe.test_size, 3), dtype=self.dtype, device=self.device)
+        images = empty_NHWC.permute(0, 3, 1, 2)
+        return EvalBatch(images, torch.empty(0, dtype=torch.int64, device=self.device))
+
+    def _mend(self, sample_N: np.ndarray, bad_rows: list[int]) -> np.ndarray:
+        for row in bad_rows:
+            path = self.index.path(int(sample_N[row]))
+            reason = image_decodes(self.index, int(sample_N[row]))
+            self.bad.add(path, reason or "does not decode")
+        return np.delete(sample_N, bad_rows)

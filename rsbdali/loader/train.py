@@ -1,0 +1,220 @@
+"""Training batches: plan → executor → mixed and normalised tensors.
+
+    Planner ──BatchPlan──> Feed ──> executor (graph or host) ──uint8 NHWC──> mix_normalize ──> TrainBatch
+
+A `TrainLoader` yields mix groups: rank r of W owns groups r, r + W, … of every global batch, so one optimiser step
+takes `groups_per_step` batches. Prefetching runs across the ends of epochs: nothing stalls there.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from rsbdali.data.index import ImageIndex
+from rsbdali.distributed.devices import default_threads, resolve_device, to_device
+from rsbdali.errors import DataError, RecipeError
+from rsbdali.loader.bad_images import BadImages
+from rsbdali.loader.prefetcher import Feed
+from rsbdali.ops.mix import mix_normalize
+from rsbdali.pipelines.buffers import BufferPool
+from rsbdali.pipelines.executor import Executor
+from rsbdali.pipelines.host.executor import HostExecutor
+from rsbdali.pipelines.probe import image_decodes
+from rsbdali.pipelines.train import GraphExecutor
+from rsbdali.plan.planner import BatchPlan, Planner
+from rsbdali.recipe import Recipe
+
+EXECUTORS = ("auto", "graph", "host")
+MAX_SPARES = 100  # tries to replace one bad image before giving up
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """One mix group, ready for the model.
+
+    Attributes:
+        images: (N, 3, H, W), channels_last: mixed and normalised float; or uint8 as they are, if the loader's dtype is.
+        label_N: int64, the row's own class.
+        partner_label_N: int64, the class of the row mixed in.
+        lam_N: float32, weight of `label_N`; 1 − λ is the partner's.
+        epoch: epoch, counted from 0.
+        step: optimiser step in the epoch.
+        group: mix group within the global batch.
+        plan: the plan that made it, images that were replaced included.
+    """
+
+    images: torch.Tensor
+    label_N: torch.Tensor
+    partner_label_N: torch.Tensor
+    lam_N: torch.Tensor
+    epoch: int
+    step: int
+    group: int
+    plan: BatchPlan
+
+
+def create_executor(
+    name: str, index: ImageIndex, recipe: Recipe, *, rows: int, device: torch.device, num_threads: int, prefetch: int
+) -> Executor:
+    """The executor by name: `graph` (all in DALI), `host` (CPU only), or `auto` (graph on a GPU, host on a CPU)."""
+    if name not in EXECUTORS:
+        raise RecipeError(f"executor={name!r}: use one of {', '.join(EXECUTORS)}")
+    if name == "auto":
+        name = "graph" if device.type == "cuda" else "host"
+    if name == "host" and device.type == "cuda":
+        raise RecipeError("executor=host makes its batches on the CPU: use --device cpu, or executor graph")
+    chosen = HostExecutor if name == "host" else GraphExecutor
+    return chosen(index, recipe, rows=rows, device=device, num_threads=num_threads, prefetch=prefetch)
+
+
+class TrainLoader:
+    """Training batches of one rank, the same for any thread count, and for any world size with the same mix groups.
+
+    Each `iter()` runs one epoch: the one set by `set_epoch` or `seek`, else the one after the last. `len()` counts mix
+    groups and is constant and equal on all ranks.
+
+    Args:
+        index: the training images.
+        recipe: sizes, augmentation, mixing, global batch.
+        rank: this process.
+        world_size: number of processes.
+        device: where batches are made and delivered.
+        executor: auto, graph or host (`create_executor`).
+        num_threads: CPU threads; default `default_threads()`.
+        dtype: of the images; uint8 leaves them neither mixed nor normalised.
+        prefetch: batches in flight.
+        on_bad: called once for each image that does not decode, with path and reason.
+        max_bad_images: more than this is a `DataError`.
+
+    Attributes:
+        mixup_enabled: False gives the same rows unmixed (λ = 1) from the next batch on.
+    """
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        recipe: Recipe,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: str | torch.device = "auto",
+        executor: str = "auto",
+        num_threads: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        prefetch: int = 2,
+        on_bad: Callable[[str, str], None] | None = None,
+        max_bad_images: int | None = None,
+    ) -> None:
+        self.index, self.recipe, self.dtype = index, recipe, dtype
+        self.device = resolve_device(device)
+        self.planner = Planner(index.width_N, index.height_N, recipe, world_size)
+        self.bad = BadImages(on_bad, max_bad_images)
+        self._groups = range(rank, self.planner.groups, world_size)
+        self.mixup_enabled = dtype != torch.uint8
+        self._next_epoch, self._next_batch = 0, 0
+        self.num_threads = num_threads or default_threads()
+        self._pool = BufferPool((self.planner.group_rows, *recipe.train_size, 3), dtype)
+        self._executor = create_executor(
+            executor, index, recipe, rows=self.planner.group_rows, device=self.device,
+            num_threads=self.num_threads, prefetch=prefetch,
+        )  # fmt: skip
+        self._feed = Feed(
+            self._executor, make=self._plan, rows=BatchPlan.rows, mend=self._mend, depth=prefetch
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps an epoch."""
+        return self.planner.steps_per_epoch
+
+    @property
+    def groups_per_step(self) -> int:
+        """Batches (mix groups) that this rank yields for each optimiser step."""
+        return len(self._groups)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds spent so far waiting for the executor."""
+        return self._feed.wait_s
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.groups_per_step
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next `iter()` run this epoch from its start."""
+        self.seek(epoch, 0)
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Let the next `iter()` start at an optimiser step within an epoch (exact resume)."""
+        self.seek_batch(epoch, step * self.groups_per_step)
+
+    def seek_batch(self, epoch: int, batch: int) -> None:
+        """As `seek`, by batches (mix groups) of this rank; `batch` = `len(self)` leaves nothing of the epoch."""
+        self._next_epoch, self._next_batch = epoch, batch
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        epoch, batch = self._next_epoch, self._next_batch
+        self._next_epoch, self._next_batch = epoch + 1, 0
+        first = epoch * len(self)
+        return map(self._batch, range(first + batch, first + len(self)))
+
+    def close(self) -> None:
+        """Stop the executor's threads."""
+        self._executor.close()
+
+    def _plan(self, tick: int) -> BatchPlan:
+        batch, k = divmod(tick, self.groups_per_step)
+        return self.planner.group(*divmod(batch, self.steps_per_epoch), self._groups[k])
+
+    def _batch(self, tick: int) -> TrainBatch:
+        plan, images_NHWC = self._feed.get(tick, len)
+        if not self.mixup_enabled:
+            plan = _unmixed(plan)
+        label_N = self.index.label_N[plan.sample_N].astype(np.int64)
+        return TrainBatch(
+            images=self._finish(images_NHWC, plan),
+            label_N=to_device(label_N, self.device),
+            partner_label_N=to_device(label_N[plan.partner_N], self.device),
+            lam_N=to_device(plan.lam_N, self.device),
+            epoch=plan.epoch,
+            step=plan.step,
+            group=plan.group,
+            plan=plan,
+        )
+
+    def _finish(self, images_NHWC: torch.Tensor, plan: BatchPlan) -> torch.Tensor:
+        if self.dtype == torch.uint8:
+            return images_NHWC.permute(0, 3, 1, 2)
+        mix = plan.partner_N, plan.lam_N, plan.box_N4
+        return mix_normalize(images_NHWC, *mix, self.recipe.mean, self.recipe.std, self.dtype, self._memory())
+
+    def _memory(self) -> torch.Tensor | None:
+        """Memory for a batch's images: on the CPU that of a batch which nobody holds any more, on a GPU torch's own."""
+        return None if self.device.type == "cuda" else self._pool.take().permute(0, 3, 1, 2)
+
+    def _mend(self, plan: BatchPlan, bad_rows: list[int]) -> BatchPlan:
+        """Replace bad rows by the seed's spare draws. What is bad depends on the plan alone, so a resume replays it."""
+        for row in bad_rows:
+            self._note(plan, row)
+            plan = self._spare(plan, row)
+        return plan
+
+    def _note(self, plan: BatchPlan, row: int) -> None:
+        path = self.index.path(int(plan.sample_N[row]))
+        reason = image_decodes(self.index, int(plan.sample_N[row]))
+        self.bad.add(path, reason or "does not decode within its crop")
+
+    def _spare(self, plan: BatchPlan, row: int) -> BatchPlan:
+        for attempt in range(MAX_SPARES):
+            candidate = self.planner.spare(plan, row, attempt)
+            if image_decodes(self.index, int(candidate.sample_N[row])) is None:
+                return candidate
+            self._note(candidate, row)
+        raise DataError(f"{MAX_SPARES} images in a row do not decode: is {self.index.name} damaged?")
+
+
+def _unmixed(plan: BatchPlan) -> BatchPlan:
+    rows = len(plan)
+    return replace(plan, lam_N=np.ones(rows, np.float32), box_N4=np.zeros((rows, 4), np.int32))

@@ -1,0 +1,1 @@
+"""Pure NumPy: what happens to each row."""

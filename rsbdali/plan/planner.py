@@ -1,0 +1,186 @@
+"""Every random number of a training batch, drawn on the host as arrays: pure, vectorised, the same for every world.
+
+A `BatchPlan` says for each row which image, which crop, flip, resize filter, RandAugment ops and mix it gets. The
+executors (`pipelines/`) only carry it out. It is drawn for the whole global batch at once (`draws.py`); ranks and mix
+groups are slices of it.
+
+Shape suffixes: N rows, L RandAugment layers, 4 = (y, x, h, w) for crops and (y0, y1, x0, x1) for boxes.
+"""
+
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+
+import numpy as np
+
+from rsbdali.errors import RecipeError
+from rsbdali.plan import sampler
+from rsbdali.plan.draws import Stream, draw_crops, draw_interpolation, draw_randaugment, generator, mix_rows
+from rsbdali.plan.randaugment import RandAugmentPolicy
+from rsbdali.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """What happens to each of N rows. All arrays are read-only by convention.
+
+    Attributes:
+        epoch: counted from 0.
+        step: optimiser step within the epoch.
+        group: mix group, or -1 for the whole global batch.
+        position_N: int64, position in the global batch.
+        sample_N: int64, row of the `ImageIndex`.
+        crop_N4: int32 (y, x, h, w) in source pixels.
+        flip_N: bool, horizontal flip after the resize.
+        interp_N: uint8, BILINEAR or BICUBIC, filter of the resize.
+        op_NL: int8, `policy.Op` per layer, -1 for none.
+        arg_NL: float64, argument per layer (`policy.level_to_arg`).
+        op_interp_NL: uint8, BILINEAR or BICUBIC, for geometric ops.
+        partner_N: int32, row within the same mix group that is mixed in (the group reversed).
+        lam_N: float32, weight of the row's own label; for mixup also of its pixels.
+        box_N4: int32 (y0, y1, x0, x1), half-open, in output pixels: CutMix; all zero where there is none.
+    """
+
+    epoch: int
+    step: int
+    group: int
+    position_N: np.ndarray
+    sample_N: np.ndarray
+    crop_N4: np.ndarray
+    flip_N: np.ndarray
+    interp_N: np.ndarray
+    op_NL: np.ndarray
+    arg_NL: np.ndarray
+    op_interp_NL: np.ndarray
+    partner_N: np.ndarray
+    lam_N: np.ndarray
+    box_N4: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sample_N)
+
+    def rows(self, rows: slice | np.ndarray, *, group: int | None = None) -> "BatchPlan":
+        """The plan of some rows only. `partner_N` keeps counting within the mix group."""
+        arrays = {f.name: getattr(self, f.name)[rows] for f in fields(self) if "_N" in f.name}
+        return replace(self, group=self.group if group is None else group, **arrays)
+
+
+class Planner:
+    """Plans of one data set under one recipe, for any epoch, step and mix group.
+
+    Args:
+        width_N: int32, widths of all images in pixels.
+        height_N: int32, their heights.
+        recipe: the recipe; seed, sizes, augmentation and mixing are read from it.
+        world_size: number of ranks W.
+
+    Raises:
+        RecipeError: fewer images than one global batch, or a batch that the groups or ranks do not divide.
+    """
+
+    def __init__(self, width_N: np.ndarray, height_N: np.ndarray, recipe: Recipe, world_size: int = 1) -> None:
+        self.width_N, self.height_N, self.recipe = width_N, height_N, recipe
+        self.n = len(width_N)
+        self.groups = max(recipe.mix_groups, world_size)
+        _check_division(recipe, self.groups, world_size)
+        self.group_rows = recipe.global_batch_size // self.groups
+        self.repeats = max(1, recipe.aug_repeats)
+        rows = sampler.rows_per_epoch(self.n, self.repeats)
+        self.steps_per_epoch = rows // recipe.global_batch_size
+        if self.steps_per_epoch == 0:
+            raise RecipeError(
+                f"global_batch_size={recipe.global_batch_size} is larger than an epoch of {rows} images: "
+                f"set it to {rows} or less, for example --set global_batch_size={_power_of_two(rows, self.groups)}"
+            )
+        self.policy = RandAugmentPolicy.parse(recipe.aa)
+        self._order = lru_cache(maxsize=2)(self._epoch_order)
+        self._batch = lru_cache(maxsize=2)(self._plan_batch)
+
+    def batch(self, epoch: int, step: int) -> BatchPlan:
+        """The plan of a whole global batch, rows by global position."""
+        return self._batch(epoch, step)
+
+    def group(self, epoch: int, step: int, group: int) -> BatchPlan:
+        """The plan of one mix group: rows group, group + G, group + 2 G, … of the global batch."""
+        return self.batch(epoch, step).rows(slice(group, None, self.groups), group=group)
+
+    def spare(self, plan: BatchPlan, row: int, attempt: int) -> BatchPlan:
+        """`plan` with the image of one row replaced by another drawn from the seed (the same on a resume).
+
+        The new image gets a crop of its own; flip, ops and mix stay. `attempt` counts the tries for this row.
+        """
+        extra = (int(plan.position_N[row]) << 16) + attempt + 1
+        rng = generator(self.recipe.seed, Stream.SPARE, plan.epoch, plan.step, extra)
+        chosen = rng.integers(self.n, size=1)
+        sample_N, crop_N4 = plan.sample_N.copy(), plan.crop_N4.copy()
+        sample_N[row] = chosen[0]
+        sizes = self.width_N[chosen], self.height_N[chosen]
+        crop_N4[row] = draw_crops(rng, *sizes, self.recipe.scale, self.recipe.ratio)[0]
+        return replace(plan, sample_N=sample_N, crop_N4=crop_N4)
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        spread = 1 if self._local else self.repeats
+        return sampler.epoch_order(self.n, self.recipe.seed, epoch, spread)
+
+    @property
+    def _local(self) -> bool:
+        return self.repeats > 1 and self.recipe.aug_repeats_mode == "local"
+
+    def _samples(self, epoch: int, step: int) -> np.ndarray:
+        rows = self.recipe.global_batch_size
+        if not self._local:
+            return self._order(epoch)[step * rows : (step + 1) * rows]
+        first = step * self.groups
+        by_group = [
+            sampler.local_group(self._order(epoch), self.repeats, self.group_rows, first + g)
+            for g in range(self.groups)
+        ]
+        return np.stack(by_group, axis=1).ravel()
+
+    def _plan_batch(self, epoch: int, step: int) -> BatchPlan:
+        recipe, rows = self.recipe, self.recipe.global_batch_size
+        sample_N = self._samples(epoch, step)
+
+        def rng(stream: Stream) -> np.random.Generator:
+            return generator(recipe.seed, stream, epoch, step)
+
+        op_NL, arg_NL, op_interp_NL = draw_randaugment(
+            rng(Stream.RANDAUGMENT), rows, self.policy, recipe.train_interpolation
+        )
+        lam_N, box_N4 = mix_rows(recipe, self.groups, rows, epoch, step)
+        return BatchPlan(
+            epoch=epoch,
+            step=step,
+            group=-1,
+            position_N=np.arange(rows),
+            sample_N=sample_N,
+            crop_N4=draw_crops(
+                rng(Stream.CROP), self.width_N[sample_N], self.height_N[sample_N], recipe.scale, recipe.ratio
+            ),
+            flip_N=rng(Stream.FLIP).random(rows) < recipe.hflip,
+            interp_N=draw_interpolation(rng(Stream.INTERPOLATION), (rows,), recipe.train_interpolation),
+            op_NL=op_NL,
+            arg_NL=arg_NL,
+            op_interp_NL=op_interp_NL,
+            partner_N=(self.group_rows - 1 - np.arange(rows) // self.groups).astype(np.int32),
+            lam_N=lam_N,
+            box_N4=box_N4,
+        )
+
+
+def _check_division(recipe: Recipe, groups: int, world_size: int) -> None:
+    if groups % world_size:
+        allowed = ", ".join(str(w) for w in range(1, groups + 1) if groups % w == 0)
+        raise RecipeError(
+            f"mix_groups={recipe.mix_groups} cannot be shared by {world_size} processes: use one of {allowed} "
+            "processes, or another mix_groups"
+        )
+    if recipe.global_batch_size % groups:
+        raise RecipeError(
+            f"global_batch_size={recipe.global_batch_size} is no multiple of the {groups} mix groups: "
+            "change it, or set mix_groups"
+        )
+
+
+def _power_of_two(limit: int, groups: int) -> int:
+    """The largest power of two times `groups` within `limit`, at least `groups`: a batch size that would work."""
+    return groups * 2 ** max(0, (limit // groups).bit_length() - 1)

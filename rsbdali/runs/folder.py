@@ -1,0 +1,150 @@
+"""The files of a run beside its checkpoints, in `<output>/<experiment>/`.
+
+    args.yaml        the recipe as it ran, in a form that --recipe takes; how it was started stands in its header
+    summary.csv      one line an epoch, in the columns that timm writes
+    metrics.jsonl    one JSON object a line: an epoch ("kind": "epoch") or a moment in it ("kind": "step")
+    bad_images.csv   images that did not decode, with the reason
+
+Rank 0 writes them, but for the bad images, which each rank adds for itself.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rsbdali.errors import RsbdaliError
+from rsbdali.recipe import Recipe
+from rsbdali.runs.checkpoint_manager import LAST
+
+ARGS = "args.yaml"
+SUMMARY_COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")
+
+
+def choose_folder(output: Path, experiment: str | None, recipe: Recipe, *, resume: str | None) -> Path:
+    """The run's folder; nothing is made yet.
+
+    A named experiment is one folder. Without a name it is `<recipe>-<model>`, with a number behind it where that is
+    taken; a resume stays in the folder of its checkpoint, and `auto` means the newest of the numbered ones.
+
+    Raises:
+        RsbdaliError: another run is there already.
+    """
+    source = None if resume in (None, "auto") else Path(str(resume)).parent
+    if experiment is not None:
+        folder = output / experiment
+        if resume != "auto" and (folder / LAST).exists() and not (source and source.resolve() == folder.resolve()):
+            raise RsbdaliError(f"{folder} holds a run already: go on with --resume auto, or name another --experiment")
+        return folder
+    if source and (source / ARGS).exists():
+        return source
+    base = f"{recipe.name}-{recipe.model}"
+    taken = sorted(_numbers(output, base))
+    if resume == "auto" and taken:
+        return output / _numbered(base, taken[-1])
+    return output / _numbered(base, taken[-1] + 1 if taken else 1)
+
+
+def _numbered(base: str, number: int) -> str:
+    return base if number == 1 else f"{base}-{number}"
+
+
+def _numbers(output: Path, base: str) -> Iterable[int]:
+    names = [folder.name for folder in output.glob(f"{base}*")] if output.is_dir() else []
+    for name in names:
+        suffix = name.removeprefix(base)
+        if not suffix:
+            yield 1
+        elif suffix.startswith("-") and suffix[1:].isdigit():
+            yield int(suffix[1:])
+
+
+class RunFolder:
+    """Writes the files. On a resume the lines of what will be done again are dropped first.
+
+    Args:
+        path: made if it is not there.
+        epoch: first epoch that will be written.
+        step: steps of it that are done already.
+    """
+
+    def __init__(self, path: Path, *, epoch: int = 0, step: int = 0) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._summary, self._metrics = path / "summary.csv", path / "metrics.jsonl"
+        _keep_lines(self._summary, lambda line: line.startswith("epoch,") or int(line.split(",", 1)[0]) < epoch)
+        _keep_lines(self._metrics, lambda line: _is_before(json.loads(line), epoch, step))
+
+    def write_args(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+        """Write `args.yaml`; `facts` (data, versions, device, …) become comments."""
+        header = "".join(f"# {key}: {value}\n" for key, value in facts.items())
+        body = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+        _rewrite(self.path / ARGS, header + body)
+
+    def sync(self) -> None:
+        """Bring the lines to the disk: a checkpoint must not be ahead of them should the machine fail."""
+        for path in (self._summary, self._metrics):
+            if path.exists():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+
+    def add_epoch(self, row: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+        """Add an epoch to `summary.csv` (SUMMARY_COLUMNS, blank where missing) and, with `more`, to `metrics.jsonl`."""
+        fresh = not self._summary.exists() or not self._summary.stat().st_size
+        _append(self._summary, (_csv_line(SUMMARY_COLUMNS) if fresh else "") + _csv_line(map(row.get, SUMMARY_COLUMNS)))
+        self.add_metrics({"kind": "epoch", **row, **more})
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        _append(self._metrics, json.dumps(record) + "\n")
+
+
+def add_bad_image(folder: Path, path: str, reason: str) -> None:
+    """Add one line to `bad_images.csv`, unless it is there. Several ranks may: a short append is one write."""
+    file = folder / "bad_images.csv"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    line = _csv_line((path, reason))
+    if line not in lines:
+        _append(file, line if lines else _csv_line(("path", "reason")) + line)
+
+
+def _is_before(record: Mapping[str, Any], epoch: int, step: int) -> bool:
+    if record["epoch"] != epoch or record["kind"] == "epoch":
+        return bool(record["epoch"] < epoch)
+    return bool(record["step"] <= step)  # a line's step counts those done, that line's own included
+
+
+def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # a line without its end was cut off when the run was
+    kept = [line for line in lines if line.endswith("\n") and keep(line)]
+    if kept != lines:
+        _rewrite(path, "".join(kept))
+
+
+def _rewrite(path: Path, text: str) -> None:
+    """Readers see the old text or all of the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise RsbdaliError(f"cannot write {path} ({error.strerror}): the last checkpoint is whole") from error
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    line = StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()

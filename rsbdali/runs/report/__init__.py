@@ -1,0 +1,1 @@
+"""`rsbdali report`: one HTML page about runs."""

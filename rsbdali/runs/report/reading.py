@@ -1,0 +1,179 @@
+"""A run's folder read for a report: no checkpoint is opened, no torch is needed.
+
+What a folder lacks stays empty, and `Run.notes` says so.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsbdali.errors import RsbdaliError
+from rsbdali.runs.run_facts import read_args
+
+MARKS = ("metrics.jsonl", "summary.csv")
+BEST, LAST = "model_best.pth.tar", "last.pth.tar"  # as saver.py, which is not imported since it brings torch along
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint file: its name, size in bytes, and epoch (from 0) and top-1 (per cent) where they are known."""
+
+    name: str
+    size: int
+    epoch: int | None = None
+    top1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run's files say.
+
+    Attributes:
+        name: of the folder, with its parent's where two runs share it.
+        folder: the run's.
+        facts: header of `args.yaml`: versions, device, data, …
+        recipe: keys of `args.yaml`.
+        epochs: one record an epoch, in order: epoch, train_loss, lr, eval_top1, images_per_s, …
+        steps: records within epochs: epoch, step, loss, lr, images_per_s, wait_share.
+        checkpoints: best, last, then the kept ones, best first.
+        bad_images: images that did not decode.
+        notes: what is missing or damaged, in words.
+    """
+
+    name: str
+    folder: Path
+    facts: dict[str, str] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    bad_images: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimiser steps an epoch, where the run recorded them."""
+        text = self.facts.get("steps_per_epoch", "")
+        return int(text) if text.isdigit() and int(text) else None
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The epoch of the best top-1, the first on a tie; None where nothing was evaluated."""
+        evaluated = [row for row in self.epochs if number(row.get("eval_top1")) is not None]
+        return max(evaluated, key=lambda row: row["eval_top1"], default=None)
+
+
+def number(value: Any) -> float | None:
+    """A finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < float("inf") else None  # false for NaN too
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs of these folders; a folder that holds runs stands for all of them.
+
+    Raises:
+        RsbdaliError: a folder is missing or holds no run, or an `args.yaml` is damaged.
+    """
+    folders = list(dict.fromkeys(folder for path in paths for folder in _folders(path)))
+    names = [folder.resolve().name for folder in folders]
+    named = [
+        f"{folder.resolve().parent.name}/{name}" if names.count(name) > 1 else name
+        for folder, name in zip(folders, names, strict=True)
+    ]
+    return [_read(folder, name) for folder, name in zip(folders, named, strict=True)]
+
+
+def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise RsbdaliError(f"{path}: no such folder")
+    if _is_run(path):
+        return [path]
+    below = sorted(folder for folder in path.iterdir() if folder.is_dir() and _is_run(folder))
+    if not below:
+        raise RsbdaliError(f"{path} is no run of rsbdali train: it has neither {' nor '.join(MARKS)}")
+    return below
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in MARKS)
+
+
+def _read(folder: Path, name: str) -> Run:
+    facts, recipe = read_args(folder)
+    records, notes = _records(folder / "metrics.jsonl")
+    steps = [r for r in records if r["kind"] == "step" and "step" in r]
+    epochs = [r for r in records if r["kind"] == "epoch"]
+    if not epochs:
+        epochs = _summary(folder / "summary.csv")
+    if not recipe:
+        notes.append("args.yaml is missing: settings and environment are unknown")
+    if not epochs:
+        notes.append("no epoch is complete yet")
+    elif not any(number(row.get("eval_top1")) is not None for row in epochs):
+        notes.append("no epoch was evaluated")
+    return Run(
+        name=name, folder=folder, facts=facts, recipe=recipe, epochs=epochs, steps=steps, notes=notes,
+        checkpoints=_checkpoints(folder, epochs), bad_images=_bad_images(folder / "bad_images.csv"),
+    )  # fmt: skip
+
+
+def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Lines of `metrics.jsonl`; the last one may be cut off in a run that goes on or was killed."""
+    if not path.is_file():
+        return [], ["metrics.jsonl is missing: the epochs are from summary.csv, without speeds"]
+    records, damaged = [], 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            damaged += 1
+            continue
+        if isinstance(record, dict) and isinstance(record.get("epoch"), int) and "kind" in record:
+            records.append(record)
+    return records, [f"metrics.jsonl: {damaged} damaged lines left out"] if damaged else []
+
+
+def _summary(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{key: _float(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows if row.get("epoch") is not None]
+
+
+def _float(text: Any) -> Any:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _checkpoints(folder: Path, epochs: Iterable[dict[str, Any]]) -> list[Checkpoint]:
+    top1 = {row["epoch"]: row["eval_top1"] for row in epochs if number(row.get("eval_top1")) is not None}
+    best = max(top1, key=lambda epoch: top1[epoch], default=None)
+    kept = []
+    for path in folder.glob("checkpoint-*.pth.tar"):
+        word = path.name.removeprefix("checkpoint-").removesuffix(".pth.tar")
+        if word.isdigit():
+            epoch = int(word)
+            kept.append(Checkpoint(name=path.name, size=path.stat().st_size, epoch=epoch, top1=top1.get(epoch)))
+    kept.sort(key=lambda c: (-1.0 if c.top1 is None else c.top1, -(c.epoch or 0)), reverse=True)
+    first = []
+    if (folder / BEST).is_file():
+        value = None if best is None else top1[best]
+        first.append(Checkpoint(name=BEST, size=(folder / BEST).stat().st_size, epoch=best, top1=value))
+    if (folder / LAST).is_file():
+        first.append(Checkpoint(name=LAST, size=(folder / LAST).stat().st_size))
+    return [*first, *kept]
+
+
+def _bad_images(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    with path.open(newline="", encoding="utf-8") as file:
+        return sum(1 for _ in csv.DictReader(file))

@@ -1,0 +1,200 @@
+"""Everything that a run carries from step to step, and its way into a checkpoint and back.
+
+Random numbers are no part of it: they follow from (seed, epoch, step). So a run goes on exactly where it was saved,
+also in the middle of an epoch.
+"""
+
+import logging
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from rsbdali import __version__
+from rsbdali.errors import CheckpointError
+from rsbdali.recipe import Recipe
+from rsbdali.runs import checkpoint
+from rsbdali.training.model import load_weights
+
+log = logging.getLogger(__name__)
+
+TIMM_VERSION = 2  # of the layout: `epoch` is the last one completed
+OURS = "rsbdali"
+FREE_TO_CHANGE = {"name", "reported", "log_interval", "checkpoint_hist", "eval_every", "batch_size"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint has to agree with for a run to go on from it.
+
+    Attributes:
+        recipe: the run's settings.
+        class_names: in the order of the model's outputs.
+        mix_groups: effective number of mix groups G.
+        steps_per_epoch: optimiser steps.
+    """
+
+    recipe: Recipe
+    class_names: tuple[str, ...]
+    mix_groups: int
+    steps_per_epoch: int
+
+
+@dataclass
+class RunState:
+    """The moving parts of a run.
+
+    Attributes:
+        model: not wrapped.
+        optimizer: over its parameters.
+        scaler: enabled for float16 alone.
+        ema: averaged weights, if the recipe wants them.
+        epoch: the epoch that is running, from 0.
+        step: steps of it that are done.
+        updates: optimiser steps since the run began.
+        loss_sum: sum of the finite losses of this epoch's steps so far.
+        loss_steps: how many they are.
+        seconds: time the run took so far, over all its sittings.
+        best_top1: best evaluation so far, per cent.
+        best_epoch: its epoch.
+        history: file name → top-1 of the best checkpoints.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None = None
+    epoch: int = 0
+    step: int = 0
+    updates: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    seconds: float = 0.0
+    best_top1: float | None = None
+    best_epoch: int | None = None
+    history: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean training loss of the epoch so far."""
+        return self.loss_sum / max(1, self.loss_steps)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model whose figures count: the averaged one where there is one, as in timm."""
+        return self.model if self.ema is None else self.ema.module
+
+    def to_checkpoint(self, identity: Identity, metric: float | None) -> dict[str, Any]:
+        """Plain containers and tensors under timm's keys, and ours under `rsbdali`."""
+        recipe = identity.recipe.to_dict()
+        content = {
+            "epoch": self.epoch - 1,
+            "arch": identity.recipe.model,
+            "state_dict": checkpoint.clean(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "version": TIMM_VERSION,
+            "args": {**recipe, "num_classes": len(identity.class_names)},
+            OURS: {
+                "recipe": recipe,
+                "versions": versions(),
+                "position": {"epoch": self.epoch, "step": self.step},
+                "class_names": list(identity.class_names),
+                "mix_groups": identity.mix_groups,
+                "steps_per_epoch": identity.steps_per_epoch,
+                "updates": self.updates,
+                "loss_sum": self.loss_sum,
+                "loss_steps": self.loss_steps,
+                "seconds": self.seconds,
+                "best": {"top1": self.best_top1, "epoch": self.best_epoch},
+                "history": dict(self.history),
+            },
+        }
+        if self.scaler.is_enabled():
+            content["amp_scaler"] = self.scaler.state_dict()
+        if self.ema is not None:
+            content["state_dict_ema"] = checkpoint.clean(self.ema.module.state_dict())
+        if metric is not None:
+            content["metric"] = metric
+        return content
+
+    def restore(self, content: Mapping[str, Any], identity: Identity, path: Path) -> None:
+        """Take a run up where a checkpoint left it.
+
+        Raises:
+            CheckpointError: it is of another model, data set or arrangement, or was not written by rsbdali.
+        """
+        ours = _agreed(content, identity, path)
+        load_weights(self.model, checkpoint.weights(content, use_ema=False), path)
+        _load_optimizer(self.optimizer, content, path)
+        if self.scaler.is_enabled() and content.get("amp_scaler"):
+            self.scaler.load_state_dict(content["amp_scaler"])
+        if self.ema is not None:
+            load_weights(self.ema.module, checkpoint.weights(content), path)
+        self.epoch, self.step = ours["position"]["epoch"], ours["position"]["step"]
+        self.updates, self.seconds = ours["updates"], ours["seconds"]
+        self.loss_sum, self.loss_steps = ours["loss_sum"], ours["loss_steps"]
+        self.best_top1, self.best_epoch = ours["best"]["top1"], ours["best"]["epoch"]
+        self.history = dict(ours["history"])
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    return {
+        "rsbdali": __version__,
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def ours_in(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What rsbdali recorded in a checkpoint, None in one of another program."""
+    found = content.get(OURS)
+    return found if isinstance(found, Mapping) else None
+
+
+def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Mapping[str, Any]:
+    """Our part of a checkpoint once it agrees with this run."""
+    ours = ours_in(content)
+    if ours is None or "optimizer" not in content:
+        raise CheckpointError(f"{path} is not of rsbdali train: use --initial-checkpoint to start from its weights")
+    if content["arch"] != identity.recipe.model:
+        raise CheckpointError(f"{path} is of model {content['arch']}, this run is of {identity.recipe.model}")
+    if tuple(ours["class_names"]) != identity.class_names:
+        counts = f"{len(ours['class_names'])} there, {len(identity.class_names)} here"
+        raise CheckpointError(f"{path} is of other classes ({counts}): --initial-checkpoint starts from its weights")
+    if ours["mix_groups"] != identity.mix_groups:
+        raise CheckpointError(
+            f"{path} was made with {ours['mix_groups']} mix groups, this run has {identity.mix_groups}: "
+            f"set mix_groups={ours['mix_groups']} and use a number of processes that divides it"
+        )
+    if ours["position"]["step"] and ours["steps_per_epoch"] != identity.steps_per_epoch:
+        raise CheckpointError(
+            f"{path} stands in the middle of an epoch of {ours['steps_per_epoch']} steps, here an epoch has "
+            f"{identity.steps_per_epoch}: the images or the global batch changed"
+        )
+    before = ours["recipe"].get("opt")
+    if before != identity.recipe.opt:
+        raise CheckpointError(f"{path} was made with opt={before}, this run has opt={identity.recipe.opt}")
+    _tell_changes(ours["recipe"], identity.recipe.to_dict())
+    return ours
+
+
+def _tell_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [key for key in now if key not in FREE_TO_CHANGE and before.get(key) != now[key]]
+    if changed:
+        said = ", ".join(f"{key} {before.get(key)} → {now[key]}" for key in changed)
+        log.warning("The run goes on with other settings than it began with: %s", said)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any], path: Path) -> None:
+    try:
+        optimizer.load_state_dict(content["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: its optimizer state does not fit this run's ({error})") from error

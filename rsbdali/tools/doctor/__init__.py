@@ -1,0 +1,1 @@
+"""`rsbdali doctor`: whether this machine can train."""

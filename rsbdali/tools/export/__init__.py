@@ -1,0 +1,1 @@
+"""`rsbdali export`: a trained model as files of other tools."""

@@ -1,0 +1,99 @@
+"""`rsbdali export`: a checkpoint in a form that others read, written whole or not at all.
+
+    safetensors    model.safetensors: the weights, and in its metadata how to use them
+    onnx           model.onnx: any batch size, compared with torch by onnxruntime
+    timm           config.json, model.safetensors: timm.create_model("local-dir:…", pretrained=True)
+    hf             the same with a model card, ready for the Hugging Face hub
+
+All hold float32 weights in evaluation mode, and say how images have to be prepared for them.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rsbdali.errors import RsbdaliError
+from rsbdali.tools.export.export_timm import write_timm
+from rsbdali.tools.export.model_card import card
+from rsbdali.tools.export.onnx import preprocessing, require_onnx, write_onnx
+from rsbdali.tools.export.source import Source, read_source
+
+Format = Literal["safetensors", "onnx", "timm", "hf"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """One export.
+
+    Attributes:
+        checkpoint: that `rsbdali train` wrote.
+        format: what to write.
+        out: the folder to make; it must not hold anything yet.
+        use_ema: averaged weights or not; None: averaged where the checkpoint has some.
+    """
+
+    checkpoint: Path
+    format: Format
+    out: Path
+    use_ema: bool | None = None
+
+
+def export(options: ExportOptions) -> list[str]:
+    """Write the folder.
+
+    Returns:
+        Lines that say what was written.
+
+    Raises:
+        RsbdaliError: the checkpoint cannot be exported, a package is missing, or the folder is taken.
+    """
+    if options.format == "onnx":
+        require_onnx()
+    out = options.out.absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RsbdaliError(f"{options.out} is there already: name another --out")
+    source = read_source(options.checkpoint, use_ema=options.use_ema)
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        said = _write(source, options.format, unfinished, out.name)
+        if out.is_dir():
+            out.rmdir()
+        unfinished.replace(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    which = "averaged weights" if source.averaged else "weights"
+    files = ", ".join(sorted(path.name for path in out.iterdir()))
+    return [*said, f"{which} of {source.recipe.model} after {source.epochs} epochs in {options.out}: {files}"]
+
+
+def _write(source: Source, form: Format, folder: Path, name: str) -> list[str]:
+    if form == "safetensors":
+        _write_safetensors(source, folder / "model.safetensors")
+        return []
+    if form == "onnx":
+        return [write_onnx(source, folder, _metadata(source))]
+    write_timm(source, folder)
+    if form == "hf":
+        (folder / "README.md").write_text(card(source, name), encoding="utf-8")
+    return []
+
+
+def _write_safetensors(source: Source, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(dict(source.model.state_dict()), path, metadata={"format": "pt", **_metadata(source)})
+
+
+def _metadata(source: Source) -> dict[str, str]:
+    """Texts, as both file formats want them."""
+    more = {
+        "averaged": str(source.averaged).lower(),
+        "epochs": str(source.epochs),
+        "recipe": json.dumps(source.recipe.to_dict(), ensure_ascii=False),
+        "versions": json.dumps(dict(source.versions)),
+    }
+    return {**preprocessing(source), **more, **({} if source.top1 is None else {"top1": f"{source.top1:.4f}"})}

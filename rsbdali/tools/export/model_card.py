@@ -1,0 +1,85 @@
+"""The model card (README.md) of an exported folder: what was trained, on what, with what result, and how to use it."""
+
+from pathlib import Path
+
+import yaml
+
+from rsbdali.tools.export.source import Source
+
+SHOWN_CLASSES = 12
+PAPER = "https://arxiv.org/abs/2110.00476"
+
+
+def card(source: Source, name: str) -> str:
+    """The card as Markdown, with the metadata block that the HF hub reads.
+
+    Args:
+        source: what was trained.
+        name: of the folder, for the title and the example.
+    """
+    parts = [_metadata(), f"# {name}", _opening(source), _figures(source), _data(source), _use(source, name)]
+    return "\n\n".join([*parts, _recipe(source)]) + "\n"
+
+
+def _metadata() -> str:
+    # no license and no data set: they are the user's to state
+    content = {"tags": ["image-classification", "timm", "rsbdali"], "library_name": "timm"}
+    return f"---\n{yaml.safe_dump(content, sort_keys=False)}---"
+
+
+def _opening(source: Source) -> str:
+    recipe, versions = source.recipe, source.versions
+    programs = ", ".join(f"{key} {versions[key]}" for key in ("rsbdali", "torch", "timm") if key in versions)
+    weights = "averaged over training (EMA)" if source.averaged else "of the last step, not averaged"
+    return (
+        f"`{recipe.model}`, trained with recipe `{recipe.name}` in the manner of *ResNet Strikes Back* ({PAPER}) by "
+        f"{programs}. The weights are {weights}, after {source.epochs} of {recipe.epochs} epochs."
+    )
+
+
+def _figures(source: Source) -> str:
+    recipe = source.recipe
+    size = " x ".join(map(str, recipe.test_size))
+    top1 = "not evaluated" if source.top1 is None else f"{source.top1:.3f} %"
+    rows = [
+        ("top-1 on the validation images", top1),
+        ("evaluated at", f"{size} px, crop {recipe.crop_pct:g}, {recipe.interpolation}"),
+        ("trained at", f"{' x '.join(map(str, recipe.train_size))} px"),
+        ("parameters", f"{sum(p.numel() for p in source.model.parameters()):,}"),
+    ]
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    return f"## Figures\n\n| | |\n|---|---|\n{table}\n\nMeasured by the run itself, not by others."
+
+
+def _data(source: Source) -> str:
+    names = source.class_names
+    shown = ", ".join(f"`{_plain(name)}`" for name in names[:SHOWN_CLASSES])
+    rest = f" and {len(names) - SHOWN_CLASSES} more (config.json has all)" if len(names) > SHOWN_CLASSES else ""
+    facts, counted = source.facts, ""
+    if {"train_images", "val_images"} <= facts.keys():
+        train, val = int(facts["train_images"]), int(facts["val_images"])
+        counted = f"{train:,} images in training, {val:,} in validation, "
+    # the last part only: where it lies is nobody's business
+    folder = f"folder `{_plain(Path(facts['data']).name)}`, " if facts.get("data") else ""
+    return f"## Data\n\n{folder}{counted}{len(names)} classes: {shown}{rest}."
+
+
+def _use(source: Source, name: str) -> str:
+    test = ", use_test_size=True" if source.recipe.test_size != source.recipe.train_size else ""
+    return (
+        "## Use\n\n```python\nimport timm\n\n"
+        f'model = timm.create_model("local-dir:{_plain(name)}", pretrained=True).eval()\n'
+        f"config = timm.data.resolve_model_data_config(model{test})\n"
+        "transform = timm.data.create_transform(**config)\n"
+        "logits = model(transform(image).unsqueeze(0))\n```"
+    )
+
+
+def _recipe(source: Source) -> str:
+    body = yaml.safe_dump(source.recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    return f"## Recipe\n\n`rsbdali train --recipe FILE` takes this as it stands:\n\n```yaml\n{body}```"
+
+
+def _plain(text: str) -> str:
+    """A name without what would break out of a Markdown code span or a string."""
+    return "".join(c for c in text if c.isprintable() and c not in '`"\\|')

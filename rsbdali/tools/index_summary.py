@@ -1,0 +1,106 @@
+"""What `rsbdali index DIR` prints: counts, sizes, formats, and every file that is no image or needs care."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from rsbdali.data.index import Care, Format, ImageIndex
+from rsbdali.data.sources.location import Location
+from rsbdali.data.splits import find_parts
+from rsbdali.errors import DataError
+from rsbdali.tools.counting import counting
+
+PERCENTILES = (0, 5, 50, 95, 100)
+CARE_TEXT = {
+    Care.NO_EOI: "no end-of-image marker, probably cut off",
+    Care.CMYK: "CMYK, read through an RGB copy",
+    Care.OTHER_FORMAT: "content is not what its name says",
+    Care.CONVERT: "read through an RGB copy",
+}
+
+
+def summary(index: ImageIndex) -> dict[str, Any]:
+    """Figures of an index, ready for JSON.
+
+    Returns:
+        images, classes, bad (counts); images_per_class (min, max); bytes; width, height and kilopixels (percentiles
+        by name p0 ... p100); formats and care (counts by name).
+    """
+    pixels_N = index.width_N.astype(np.int64) * index.height_N
+    known_N = index.label_N[index.label_N >= 0]
+    per_class_C = np.bincount(known_N, minlength=index.num_classes)
+    return {
+        "images": len(index),
+        "classes": index.num_classes,
+        "bad": len(index.bad),
+        "images_per_class": {"min": int(per_class_C.min()), "max": int(per_class_C.max())} if index.classes else None,
+        "bytes": int(index.nbytes_N.sum()),
+        "width": _percentiles(index.width_N),
+        "height": _percentiles(index.height_N),
+        "kilopixels": _percentiles(pixels_N // 1000),
+        "formats": {
+            kind.name: int((index.format_N == kind).sum()) for kind in Format if (index.format_N == kind).any()
+        },
+        "care": {
+            str(flag.name): int((index.care_N & flag > 0).sum()) for flag in CARE_TEXT if (index.care_N & flag).any()
+        },
+    }
+
+
+def _percentiles(value_N: np.ndarray) -> dict[str, int]:
+    return {f"p{p}": int(v) for p, v in zip(PERCENTILES, np.percentile(value_N, PERCENTILES), strict=True)}
+
+
+def print_index(console: Console, index: ImageIndex) -> None:
+    """Print an index: the summary, then each file that needs care and each that is no image, one a line."""
+    figures = summary(index)
+
+    def line(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    line(f"{index.name}")
+    line(f"  images    {figures['images']:,} ({figures['bytes'] / 1e6:,.1f} MB), {figures['bad']:,} files left out")
+    if figures["images_per_class"]:
+        spread = figures["images_per_class"]
+        line(f"  classes   {figures['classes']:,}, with {spread['min']:,} to {spread['max']:,} images each")
+    else:
+        line("  classes   none (a flat folder)")
+    for name in ("width", "height", "kilopixels"):
+        value = figures[name]
+        line(f"  {name:<10}{value['p5']:,} to {value['p95']:,}, median {value['p50']:,}, largest {value['p100']:,}")
+    line("  formats   " + ", ".join(f"{name} {count:,}" for name, count in figures["formats"].items()))
+    for i in np.flatnonzero(index.care_N).tolist():
+        line(f"  care      {index.path(i)}: {care_text(int(index.care_N[i]))}")
+    for bad in index.bad:
+        line(f"  left out  {bad.path}: {bad.reason}")
+
+
+def care_text(care: int) -> str:
+    """Flags of one image in words."""
+    flags = Care(care)
+    if flags & Care.CMYK:
+        flags &= ~Care.CONVERT  # said already
+    return "; ".join(text for flag, text in CARE_TEXT.items() if flags & flag)
+
+
+def report(console: Console, folder: Path, *, threads: int | None = None, rebuild: bool = False) -> None:
+    """Index a folder, or its train and val folders, with a progress bar, and print what is there.
+
+    Args:
+        console: where to print.
+        folder: a folder of images or another source, or one that holds train/ and val/ or validation/.
+        threads: threads of the scan.
+        rebuild: scan again even where the cache fits.
+
+    Raises:
+        DataError: no such folder, or no images in it.
+    """
+    place = Location.parse(folder)
+    if not place.is_url and place.pattern is None and not folder.is_dir():
+        raise DataError(f"{folder}: no such folder: expected a folder of images, or one that holds train/ and val/")
+    for part in [where for _, where in find_parts(folder)] or [folder]:
+        with counting(console, part.name) as advance:
+            index = ImageIndex.load(part, need_classes=False, threads=threads, rebuild=rebuild, progress=advance)
+        print_index(console, index)

@@ -1,0 +1,176 @@
+"""`rsbdali replay`: a step's batch of a finished, failed or running run again, from what the run's folder records.
+
+Nothing of a batch is kept while a run goes: seed, epoch and step bring it back, through the same loader. On the device
+and by the executor that the run had, its pixels are those of the run, bit for bit; an image that has changed on the
+disk since, or has rotted since, shows as it is now.
+"""
+
+import dataclasses
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rsbdali.data.index import ImageIndex, find_split
+from rsbdali.errors import DataError, RecipeError, RsbdaliError
+from rsbdali.loader.train import TrainBatch, TrainLoader
+from rsbdali.recipe import Recipe
+from rsbdali.runs.folder import ARGS
+from rsbdali.runs.run_facts import read_args
+from rsbdali.tools.drawing import (
+    CROP_COLOURS,
+    PAPER,
+    Layout,
+    class_name,
+    describe,
+    describe_mix,
+    mixed_pixels,
+    original,
+    put,
+    write_title,
+)
+
+DRAWS = 2  # tiles beside the original: augmented, and as the model got it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions:
+    """Which step to bring back.
+
+    Attributes:
+        run: the run's folder.
+        step: counted from 0, within `epoch` or, without one, over the whole run.
+        epoch: counted from 0.
+        data: where the data lies now; None: where it lay.
+        device: auto, cpu, cuda or cuda:N.
+    """
+
+    run: Path
+    step: int
+    epoch: int | None = None
+    data: Path | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A step's global batch.
+
+    Attributes:
+        recipe: of the run.
+        index: of its training images.
+        epoch: counted from 0.
+        step: within the epoch, from 0.
+        batches: mix group by mix group; images uint8 (N, 3, H, W), augmented and not yet mixed; plans as they ran.
+    """
+
+    recipe: Recipe
+    index: ImageIndex
+    epoch: int
+    step: int
+    batches: list[TrainBatch]
+
+    def lines(self) -> list[str]:
+        """One line a row: mix group, row in it, image, crop, what was done to it, what it was mixed with."""
+        return [self._line(batch, row) for batch in self.batches for row in range(len(batch.plan))]
+
+    def _line(self, batch: TrainBatch, row: int) -> str:
+        plan = batch.plan
+        y, x, h, w = plan.crop_N4[row].tolist()
+        done = ", ".join(describe(plan, row))
+        name, partner = (self.index.path(int(plan.sample_N[i])) for i in (row, plan.partner_N[row]))
+        mixed = f"{describe_mix(plan, row)} with {partner}" if plan.lam_N[row] < 1 else describe_mix(plan, row)
+        return f"group {batch.group} row {row}: {name}  crop {h} x {w} at ({y}, {x}), {done}; {mixed}"
+
+    def draw(self, out: Path, images: int) -> Path:
+        """Write a picture of the first `images` rows: the image with its crop, augmented, as the model got it.
+
+        Args:
+            out: a .png file.
+            images: rows to draw, taken in turn from the mix groups.
+        """
+        places = [(batch, row) for row in range(len(self.batches[0].plan)) for batch in self.batches][:images]
+        layout = Layout.of_tiles(self.recipe, len(places), DRAWS)
+        canvas = Image.new("RGB", layout.size, PAPER)
+        write_title(canvas, f"{self.recipe.name}: epoch {self.epoch + 1}, step {self.step + 1}", self.recipe)
+        mixed = {batch.group: mixed_pixels(self.recipe, batch.plan, _rows_last(batch)) for batch in self.batches}
+        for r, (batch, row) in enumerate(places):
+            self._draw_row(canvas, layout, r, batch, row, mixed[batch.group][row])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        canvas.save(out)
+        return out
+
+    def _draw_row(
+        self, canvas: Image.Image, layout: Layout, at: int, batch: TrainBatch, row: int, mixed_HWC: np.ndarray
+    ) -> None:
+        plan, index = batch.plan, self.index
+        sample, partner = int(plan.sample_N[row]), int(plan.sample_N[plan.partner_N[row]])
+        said = [class_name(index, sample), Path(index.path(sample)).name, f"group {batch.group}, row {row}"]
+        put(canvas, layout, (at, 0), original(index, sample, layout.tile, plan.crop_N4[[row]]), said)
+        augmented = Image.fromarray(_rows_last(batch)[row].numpy())
+        put(canvas, layout, (at, 1), augmented, describe(plan, row), CROP_COLOURS[0])
+        other = f"{1 - float(plan.lam_N[row]):.2f} {class_name(index, partner)}"
+        put(canvas, layout, (at, 2), Image.fromarray(mixed_HWC), [describe_mix(plan, row), other])
+
+
+def replay(options: ReplayOptions) -> Replay:
+    """Bring a step's batch back.
+
+    Raises:
+        RsbdaliError: no run's folder, no such step, or data that is not what the run was trained on.
+    """
+    facts, values = read_args(options.run)
+    if not values:
+        raise RsbdaliError(f"{options.run} is no run's folder: it holds no {ARGS}")
+    processes = int(facts.get("processes", 1))
+    recipe = Recipe.from_dict(values)
+    recipe = dataclasses.replace(recipe, mix_groups=max(recipe.mix_groups, processes))
+    index = _index(options, facts)
+    executor = facts.get("executor", "auto")
+    if executor == "auto":  # as it was chosen then, whatever is here now
+        executor = "host" if facts.get("device", "cpu") == "cpu" else "graph"
+    device = "cpu" if executor == "host" else options.device
+    with closing(TrainLoader(index, recipe, device=device, executor=executor, dtype=torch.uint8)) as loader:
+        epoch, step = _place(options, recipe, loader.steps_per_epoch)
+        loader.mixup_enabled = True  # the plans say how rows were mixed
+        loader.seek(epoch, step)
+        batches = [_kept(batch) for batch in islice(loader, loader.groups_per_step)]
+    return Replay(recipe, index, epoch, step, batches)
+
+
+def _index(options: ReplayOptions, facts: dict[str, str]) -> ImageIndex:
+    data = options.data or (Path(facts["data"]) if "data" in facts else None)
+    if data is None:
+        raise RsbdaliError(f"{options.run} does not say where its data lies: add --data")
+    class_map = Path(facts["class_map"]) if "class_map" in facts else None
+    index = ImageIndex.load(find_split(data, "train"), class_map=class_map)
+    then = int(facts.get("train_images", len(index)))
+    if then != len(index):
+        raise DataError(f"{index.name} has {len(index)} images now and had {then} in the run: its batches are gone")
+    return index
+
+
+def _place(options: ReplayOptions, recipe: Recipe, steps: int) -> tuple[int, int]:
+    epoch, step = options.epoch or 0, options.step
+    if options.epoch is None:
+        epoch, step = divmod(step, steps)
+    if not (0 <= step < steps and 0 <= epoch < recipe.epochs):
+        raise RecipeError(
+            f"the run has no step {options.step}"
+            + (f" in epoch {epoch}" if options.epoch is not None else "")
+            + f": it has {recipe.epochs} epochs of {steps} steps, both counted from 0"
+        )
+    return epoch, step
+
+
+def _kept(batch: TrainBatch) -> TrainBatch:
+    """A batch whose pixels stay when the loader makes the next one."""
+    return dataclasses.replace(batch, images=batch.images.to("cpu", copy=True))
+
+
+def _rows_last(batch: TrainBatch) -> torch.Tensor:
+    return batch.images.permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,192 @@
+"""One optimiser step: forward and backward over this rank's share of a global batch, then the update.
+
+    global batch = G mix groups; a rank owns G/W of them; each is one micro-batch, or `batch_size`-capped slices of one
+
+Gradients add up over micro-batches, each weighted by its share of the rank's rows, and DDP averages them over the ranks
+on the last one: together the gradient of the mean over the global batch. The host never waits for the GPU here, but for
+float16's GradScaler, which has to know whether gradients overflowed; LAMB's kernels see to that on the GPU.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rsbdali.distributed.async_sum import LateSum
+from rsbdali.distributed.process_group import World
+from rsbdali.errors import DeviceError
+from rsbdali.ops.bce import bce_loss, soft_cross_entropy
+from rsbdali.recipe import Recipe
+from rsbdali.training.model import reseed
+from rsbdali.training.nonfinite import UpdateGuard
+from rsbdali.training.precision import autocast
+
+if TYPE_CHECKING:
+    from rsbdali.loader import TrainBatch
+
+
+def make_loss(recipe: Recipe) -> Callable[[torch.Tensor, "TrainBatch", slice], torch.Tensor]:
+    """The recipe's loss as `loss(logits_NC, batch, rows)`: mean over the rows of a slice of a batch, float32."""
+
+    def loss(logits_NC: torch.Tensor, batch: "TrainBatch", rows: slice) -> torch.Tensor:
+        labels = batch.label_N[rows], batch.partner_label_N[rows], batch.lam_N[rows]
+        if recipe.bce_loss:
+            return bce_loss(logits_NC, *labels, smoothing=recipe.smoothing, threshold=recipe.bce_target_thresh)
+        return soft_cross_entropy(logits_NC, *labels, smoothing=recipe.smoothing)
+
+    return loss
+
+
+def slices(rows: int, cap: int | None) -> list[slice]:
+    """Cut a group into the fewest slices of at most `cap` rows, as even as can be: BatchNorm sees each by itself."""
+    parts = -(-rows // min(cap or rows, rows))
+    edges = [rows * part // parts for part in range(parts + 1)]
+    return [slice(low, high) for low, high in pairwise(edges)]
+
+
+def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
+    """The model for this rank: wrapped by DistributedDataParallel where there are several.
+
+    Buffers are not broadcast in each forward pass: every rank keeps its own running statistics of BatchNorm, which
+    `dist_bn` brings together at the end of the epoch.
+    """
+    if world.size == 1:
+        return model
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # until torch 2.14
+    buffers: dict[str, Any] = {name: False}
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **buffers)
+
+
+class TrainStep:
+    """Callable that makes one optimiser step.
+
+    Args:
+        model: from `parallel`, on the device; compiled or not.
+        optimizer: over its parameters.
+        scaler: GradScaler, enabled for float16 alone.
+        recipe: loss, `batch_size`, `clip_grad`, seed.
+        device: of the model and the batches.
+        amp_dtype: of autocast; float32 means none.
+        world: the processes.
+        ema: averaged weights to update, if any.
+        guard: looks at each update before it is made (`--on-nan skip`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        recipe: Recipe,
+        *,
+        device: torch.device,
+        amp_dtype: torch.dtype,
+        world: World,
+        ema: ModelEmaV3 | None = None,
+        guard: UpdateGuard | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.scaler, self.recipe, self.ema = model, optimizer, scaler, recipe, ema
+        self.device, self.amp_dtype, self.world, self.guard = device, amp_dtype, world, guard
+        uncompiled = getattr(model, "_orig_mod", model)
+        self._ddp = uncompiled if isinstance(uncompiled, DistributedDataParallel) else None
+        self._bare: nn.Module = uncompiled if self._ddp is None else self._ddp.module
+        self._loss = make_loss(recipe)
+        self._rank_rows = recipe.global_batch_size // world.size
+        self._late = LateSum(device, world)
+
+    def __call__(
+        self, groups: Iterable["TrainBatch"], *, update: int, notes: Callable[[], Iterable[float]] = tuple
+    ) -> list[float] | None:
+        """One step over the rank's mix groups.
+
+        Args:
+            groups: this rank's batches of one global batch, taken one after the other.
+            update: number of the optimiser step in the whole run, from 1 (for the averaged weights).
+            notes: gives numbers of this rank, at the end of the step, to sum over the ranks along with the loss.
+
+        Returns:
+            Of the step *before*: the mean loss over the global batch, then the summed notes. None at the first.
+
+        Raises:
+            DeviceError: out of GPU memory.
+        """
+        self._clear_gradients()
+        if self.guard is not None:
+            self.guard.remember()
+        loss = torch.zeros((), device=self.device)
+        for batch, rows, is_last in self._micro_batches(groups):
+            loss += self._micro_step(batch, rows, is_last=is_last)
+        if self.guard is None or self.guard.allows(loss):
+            self._update(update)
+        elif self.scaler.is_enabled():  # its scale goes down
+            self.scaler.unscale_(self.optimizer)
+            self.scaler.update()
+        return self._late.push(torch.stack([loss / self.world.size, *self._on_device(notes())]))
+
+    def flush(self) -> list[float] | None:
+        """The numbers of the last step, waiting for it; None where they were given already."""
+        return self._late.flush()
+
+    def _on_device(self, notes: Iterable[float]) -> list[torch.Tensor]:
+        # filled there by a kernel: a copy from the host would wait for all that is queued
+        return [torch.full((), float(note), device=self.device) for note in notes]
+
+    def _micro_batches(self, groups: Iterable["TrainBatch"]) -> Iterator[tuple["TrainBatch", slice, bool]]:
+        done = 0
+        for batch in groups:
+            for rows in slices(len(batch.label_N), self.recipe.batch_size):
+                done += rows.stop - rows.start
+                yield batch, rows, done == self._rank_rows
+
+    def _micro_step(self, batch: "TrainBatch", rows: slice, *, is_last: bool) -> torch.Tensor:
+        """Add one micro-batch's gradient, and return its part of the rank's mean loss."""
+        reseed(self.recipe.seed, batch.epoch, batch.step, batch.group, rows.start)
+        try:
+            with self._sync(is_last):
+                return self._pass(batch, rows)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(_out_of_memory(batch.images[rows])) from error
+
+    def _pass(self, batch: "TrainBatch", rows: slice) -> torch.Tensor:
+        """Forward and backward over rows of a batch. Returns the loss, weighted by their share of the rank's rows."""
+        images = batch.images[rows]
+        with autocast(self.device, self.amp_dtype):
+            logits_NC = self.model(images)
+        loss = self._loss(logits_NC, batch, rows) * (len(images) / self._rank_rows)
+        self.scaler.scale(loss).backward()
+        return loss.detach()
+
+    def _sync(self, is_last: bool) -> AbstractContextManager[None]:
+        return nullcontext() if self._ddp is None or is_last else self._ddp.no_sync()
+
+    def _clear_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _update(self, update: int) -> None:
+        self._apply()
+        if self.ema is not None:
+            self.ema.update(self._bare, step=update)
+
+    def _apply(self) -> None:
+        """Clip and step."""
+        if self.recipe.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            dispatch_clip_grad(self._bare.parameters(), self.recipe.clip_grad, mode="norm")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+def _out_of_memory(images: torch.Tensor) -> str:
+    rows, _, height, width = images.shape
+    return (
+        f"out of GPU memory in a pass of {rows} images of {height} × {width} pixels: "
+        f"--set batch_size={max(1, rows // 2)} halves it (gradients add up, the global batch stays as it is)"
+    )

@@ -1,0 +1,321 @@
+"""Train a recipe: from a folder of images to a validated checkpoint that a run can go on from.
+
+    TrainOptions ─> train ─> indexes, folder, model, loaders ─> Trainer.run (epochs.py) ─> TrainSummary
+
+Under torchrun every process does the same; rank 0 writes and talks.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+
+from rsbdali.data.index import ImageIndex, find_split
+from rsbdali.data.sources.location import Location
+from rsbdali.distributed import process_group as distributed
+from rsbdali.distributed.affinity import pinned
+from rsbdali.distributed.devices import resolve_device
+from rsbdali.distributed.process_group import World
+from rsbdali.loader import EvalLoader, TrainLoader
+from rsbdali.recipe import Recipe
+from rsbdali.runs.checkpoint_manager import BEST, LAST, Saver
+from rsbdali.runs.folder import add_bad_image, choose_folder
+from rsbdali.runs.loggers import Place, require
+from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
+from rsbdali.runs.resume import resume_from
+from rsbdali.runs.state import Identity, RunState, versions
+from rsbdali.training.acceleration import OFF, Switches
+from rsbdali.training.model import create_model
+from rsbdali.training.nonfinite import OnNan
+from rsbdali.training.optim import create_optimizer
+from rsbdali.training.precision import amp_dtype, kernel_policy, name_of
+from rsbdali.training.progress import Reporter, Silent, make_reporter
+from rsbdali.training.save_interval import Interval
+from rsbdali.training.signals import exit_code
+from rsbdali.training.trainer import Outcome, Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """One training run.
+
+    Attributes:
+        recipe: what to train and how.
+        data: folder with train/<class>/… and val/<class>/… (or validation).
+        output: folder of all experiments.
+        experiment: folder of this one below it; None: `<recipe>-<model>`, numbered.
+        resume: a checkpoint to go on from, or 'auto' for the experiment's newest whole one, if there is one.
+        checkpoint_every: save that often besides the ends of epochs, as '500steps' or '10m'; None: never.
+        on_nan: what a loss that is not finite does: stop the run, or skip the step's update.
+        initial_checkpoint: file with weights to start from.
+        pretrained: start from timm's published weights.
+        device: auto, cpu, cuda or cuda:N.
+        workers: CPU threads of the loader; None: all cores of this rank's share.
+        executor: auto, graph or host.
+        deterministic: bitwise repeatable steps.
+        torch_compile: mode of torch.compile, or off (`rsbdali.training.acceleration`).
+        cuda_graph: capture the step and replay it.
+        max_bad_images: more images that do not decode end the run; None: no limit.
+        val_labels: label file of a flat val folder.
+        class_map: file of class names in label order, instead of the training set's own order.
+        eval_batch_size: rows of an evaluation batch on each rank; None: 256 on a GPU, 64 on a CPU.
+        affinity: whether each of several ranks keeps to its share of the cores.
+        rank_timeout: minutes that ranks wait for each other in a step or an evaluation.
+        prepare: called by rank 0 before the data is read; the others wait for it.
+        loggers: services that get the figures besides the files: tensorboard, wandb, mlflow.
+    """
+
+    recipe: Recipe
+    data: Path
+    output: Path = Path("output")
+    experiment: str | None = None
+    resume: str | None = None
+    checkpoint_every: str | None = None
+    on_nan: OnNan = "stop"
+    initial_checkpoint: Path | None = None
+    pretrained: bool = False
+    device: str = "auto"
+    workers: int | None = None
+    executor: str = "auto"
+    deterministic: bool = False
+    torch_compile: str = OFF
+    cuda_graph: bool = False
+    max_bad_images: int | None = None
+    val_labels: Path | None = None
+    class_map: Path | None = None
+    eval_batch_size: int | None = None
+    affinity: bool = True
+    rank_timeout: float = distributed.TIMEOUT.total_seconds() / 60
+    prepare: Callable[[], object] | None = None
+    loggers: tuple[str, ...] = ()
+
+    @property
+    def switches(self) -> Switches:
+        """Of the step."""
+        return Switches(torch_compile=self.torch_compile, cuda_graph=self.cuda_graph)
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """How a run ended.
+
+    Attributes:
+        folder: its files.
+        outcome: epochs done, best and last evaluation, the signal that ended it, if one did.
+        seconds: of the whole run, all sittings together.
+        is_primary: whether this process is the one that talks.
+    """
+
+    folder: Path
+    outcome: Outcome
+    seconds: float
+    is_primary: bool = True
+
+    @property
+    def exit_code(self) -> int:
+        """0, or what the signal that stopped the run stands for: 130 on an interrupt, else 143."""
+        return 0 if self.outcome.signal is None else exit_code(self.outcome.signal)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The best checkpoint where there is one, else the last."""
+        best = self.folder / BEST
+        return best if best.exists() else self.folder / LAST
+
+    def lines(self) -> list[str]:
+        """Rank 0's last words: best top-1, where the checkpoint lies, how to go on after a signal."""
+        outcome, lines = self.outcome, []
+        if not self.is_primary:
+            return []
+        if outcome.signal is not None:
+            again = f"--output {self.folder.parent} --experiment {self.folder.name} --resume auto"
+            lines.append(f"stopped by {outcome.signal.name} in epoch {outcome.epochs + 1}, saved: go on with {again}")
+        if outcome.best_top1 is not None and outcome.best_epoch is not None:
+            lines.append(f"best top-1 {outcome.best_top1:.3f} % (epoch {outcome.best_epoch + 1})")
+        return [*lines, f"checkpoint {self.checkpoint}"]
+
+
+def train(options: TrainOptions) -> TrainSummary:
+    """Train, and leave checkpoints and logs in `<output>/<experiment>/`.
+
+    Returns at the end of the last epoch, or after a stop signal (`rsbdali.training.signals`) once the state is saved.
+
+    Raises:
+        RsbdaliError: the data, the recipe, the device or a checkpoint cannot work; one line says why.
+    """
+    require(options.loggers)
+    save_every = None if options.checkpoint_every is None else Interval.parse(options.checkpoint_every)
+    world = World.from_env()
+    device = resolve_device(distributed.local_device(options.device, world))
+    options.switches.check(options.recipe, device, world)
+    together = partial(distributed.together, world=world)
+    with distributed.process_group(world, device, timedelta(minutes=options.rank_timeout)):
+        together(lambda: _prepare(options, world))
+        train_index, val_index = load_indexes(options, world)
+        folder = distributed.from_primary(together(lambda: _folder(options, world)), world)
+        place = world, device, folder
+        with (
+            pinned(world, device, enabled=options.affinity) as threads,
+            closing(together(lambda: _train_loader(options, train_index, *place, threads))) as loader,
+            closing(together(lambda: _eval_loader(options, val_index, *place, threads))) as eval_loader,
+            kernel_policy(device, deterministic=options.deterministic),
+        ):
+            outcome, seconds = _run(options, world, device, folder, loader, eval_loader, save_every)
+        distributed.barrier(world)
+    return TrainSummary(folder, outcome, seconds, world.is_primary)
+
+
+def load_indexes(options: TrainOptions, world: World) -> tuple[ImageIndex, ImageIndex]:
+    """Indexes of the training and the validation images, labels by the training set's class names."""
+    splits = "train", "val"
+    train_root, val_root = distributed.together(lambda: [find_split(options.data, name) for name in splits], world)
+    train_index = distributed.primary_first(
+        lambda first: ImageIndex.load(train_root, class_map=options.class_map, check=first), world
+    )
+    classes, labels = train_index.classes, options.val_labels
+    val_index = distributed.primary_first(
+        lambda first: ImageIndex.load(val_root, classes=classes, labels=labels, check=first), world
+    )
+    return train_index, val_index
+
+
+def make_state(
+    recipe: Recipe, num_classes: int, device: torch.device, *, initial_checkpoint: Path | None = None,
+    pretrained: bool = False,
+) -> RunState:  # fmt: skip
+    """Model, optimiser, GradScaler and averaged weights of a run at its start, on the device."""
+    model = create_model(recipe, num_classes, initial_checkpoint=initial_checkpoint, pretrained=pretrained)
+    model.to(device)
+    scaled = amp_dtype(recipe.amp_dtype, device) is torch.float16
+    return RunState(
+        model=model,
+        optimizer=create_optimizer(model, recipe),
+        scaler=torch.amp.GradScaler(device.type, enabled=scaled),
+        ema=ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None,
+    )
+
+
+def eval_batch_size(device: torch.device) -> int:
+    """Rows of an evaluation batch where nobody says otherwise."""
+    return 256 if device.type == "cuda" else 64
+
+
+def _prepare(options: TrainOptions, world: World) -> None:
+    if options.prepare is not None and world.is_primary:
+        options.prepare()
+
+
+def _folder(options: TrainOptions, world: World) -> Path:
+    if not world.is_primary:
+        return Path()
+    return choose_folder(options.output, options.experiment, options.recipe, resume=options.resume)
+
+
+def _train_loader(
+    options: TrainOptions, index: ImageIndex, world: World, device: torch.device, folder: Path,
+    threads: int | None,
+) -> TrainLoader:  # fmt: skip
+    return TrainLoader(
+        index,
+        options.recipe,
+        rank=world.rank,
+        world_size=world.size,
+        device=device,
+        executor=options.executor,
+        num_threads=options.workers or threads,
+        dtype=amp_dtype(options.recipe.amp_dtype, device),
+        on_bad=partial(_note_bad, folder, "does not decode, another takes its place"),
+        max_bad_images=options.max_bad_images,
+    )
+
+
+def _eval_loader(
+    options: TrainOptions, index: ImageIndex, world: World, device: torch.device, folder: Path,
+    threads: int | None,
+) -> EvalLoader:  # fmt: skip
+    return EvalLoader(
+        index,
+        options.recipe,
+        rank=world.rank,
+        world_size=world.size,
+        device=device,
+        batch_size=options.eval_batch_size or eval_batch_size(device),
+        num_threads=options.workers or threads,
+        dtype=amp_dtype(options.recipe.amp_dtype, device),
+        on_bad=partial(_note_bad, folder, "does not decode, not evaluated"),
+    )
+
+
+def _run(
+    options: TrainOptions, world: World, device: torch.device, folder: Path, loader: TrainLoader,
+    eval_loader: EvalLoader, save_every: Interval | None,
+) -> tuple[Outcome, float]:  # fmt: skip
+    recipe, classes = options.recipe, loader.index.classes
+    start = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
+    state = make_state(recipe, len(classes), device, **start)  # type: ignore[arg-type]
+    identity = Identity(recipe, classes, loader.planner.groups, loader.steps_per_epoch)
+    resume_from(state, identity, options.resume, folder, world)
+    distributed.barrier(world)  # nobody writes before everybody has read
+    files = saver = None
+    sizes = {"train_images": len(loader.index), "val_images": len(eval_loader.index), "classes": len(classes)}
+    facts = {**_facts(options, world, device), **sizes, "steps_per_epoch": loader.steps_per_epoch}
+    run_log = _run_log(options, folder, state, facts) if world.is_primary else RunLog((), {}, 1)
+    if world.is_primary:
+        files = LoggedFolder(folder, run_log, epoch=state.epoch, step=state.step)
+        files.write_args(recipe, facts)
+        saver = Saver(folder, recipe.checkpoint_hist, state.history, first=files.sync)
+        for bad in (*loader.index.bad, *eval_loader.index.bad):
+            _note_bad(folder, "left out", bad.path, bad.reason)
+        _introduce(state, identity, world, device)
+    distributed.barrier(world)
+    reporter: Reporter = make_reporter(recipe, loader.steps_per_epoch, epoch=state.epoch) if files else Silent()
+    dtype = amp_dtype(recipe.amp_dtype, device)
+    with closing(reporter), run_log:
+        outcome = Trainer(
+            state, identity, loader, eval_loader, device=device, amp_dtype=dtype, world=world, reporter=reporter,
+            files=files, saver=saver, on_nan=options.on_nan, save_every=save_every, name_of=loader.index.path,
+            switches=options.switches,
+        ).run()  # fmt: skip
+        run_log.status = "finished" if outcome.signal is None else "stopped"
+    return outcome, state.seconds
+
+
+def _note_bad(folder: Path, fate: str, path: str, reason: str) -> None:
+    log.warning("%s: %s (%s)", fate, path, reason)
+    add_bad_image(folder, path, reason)
+
+
+def _facts(options: TrainOptions, world: World, device: torch.device) -> dict[str, object]:
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    started = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
+    # as `replay` needs them: from whatever folder it is called
+    source: dict[str, object] = {"data": Location.parse(options.data).text, "executor": options.executor}
+    if options.class_map is not None:
+        source["class_map"] = options.class_map.absolute()
+    return {**versions(), **source, "device": where, "processes": world.size, **started}
+
+
+def _run_log(options: TrainOptions, folder: Path, state: RunState, facts: Mapping[str, Any]) -> RunLog:
+    per_epoch = int(facts["steps_per_epoch"])
+    place = Place(folder=folder, step=state.epoch * per_epoch + state.step, resumed=state.updates > 0)
+    config = {**options.recipe.to_dict(), **{key: str(value) for key, value in facts.items()}}
+    return RunLog(open_loggers(options.loggers, place), config, per_epoch)
+
+
+def _introduce(state: RunState, identity: Identity, world: World, device: torch.device) -> None:
+    recipe, parameters = identity.recipe, sum(p.numel() for p in state.model.parameters())
+    log.info(
+        "%s: %s, %.1f M parameters, %d classes, %d steps of %d images an epoch, %s on %s%s",
+        recipe.name, recipe.model, parameters / 1e6, len(identity.class_names), identity.steps_per_epoch,
+        recipe.global_batch_size, name_of(amp_dtype(recipe.amp_dtype, device)), device,
+        f", {world.size} processes" if world.size > 1 else "",
+    )  # fmt: skip

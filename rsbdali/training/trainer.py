@@ -1,0 +1,291 @@
+"""The loop of a run: steps, statistics, evaluation, files, epoch after epoch, until the end or a signal.
+
+    steps of the epoch ─> dist_bn ─> evaluation at the test size ─> summary, checkpoints ─> next epoch
+       signal: save (epoch, step) ──────── signal: save (epoch, all steps): a resume evaluates first
+       interval: save, and on
+
+All ranks take the same turns: what makes them turn (a signal, a save that rank 0's clock asks for, a loss that is not
+finite) is summed over the ranks, together with the loss.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from timm.utils import distribute_bn
+
+from rsbdali.distributed import process_group as distributed
+from rsbdali.distributed.process_group import World
+from rsbdali.runs.checkpoint_manager import Saver
+from rsbdali.runs.folder import RunFolder
+from rsbdali.runs.state import Identity, RunState
+from rsbdali.training.acceleration import PLAIN, Switches, make_step
+from rsbdali.training.evaluate import EvalResult, Stopped, evaluate
+from rsbdali.training.nonfinite import LossWatch, OnNan, UpdateGuard
+from rsbdali.training.optim import Schedule
+from rsbdali.training.progress import EpochReport, Reporter, StepReport
+from rsbdali.training.save_interval import Due, Interval
+from rsbdali.training.signals import StopRequest, from_row
+from rsbdali.training.throughput import Pace, is_evaluated
+
+if TYPE_CHECKING:
+    from rsbdali.loader import EvalBatch, TrainBatch
+
+log = logging.getLogger(__name__)
+
+
+class TrainBatches(Protocol):
+    """What the loop needs of a `TrainLoader`."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps an epoch."""
+
+    @property
+    def groups_per_step(self) -> int:
+        """Batches for each of them."""
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds spent waiting so far."""
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Where the next pass starts."""
+
+    def __iter__(self) -> Iterator["TrainBatch"]: ...
+
+
+class EvalBatches(Sized, Iterable["EvalBatch"], Protocol):
+    """What the loop needs of an `EvalLoader`."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        epochs: epochs that are complete.
+        best_top1: best evaluation, per cent.
+        best_epoch: its epoch, from 0.
+        last: the last evaluation of this sitting.
+        signal: what ended the run before its time.
+    """
+
+    epochs: int
+    best_top1: float | None
+    best_epoch: int | None
+    last: EvalResult | None
+    signal: signal.Signals | None
+
+
+class Trainer:
+    """Runs a `RunState` to the end of its recipe.
+
+    Args:
+        state: model, optimiser and position, on the device.
+        identity: goes into the checkpoints; holds the recipe.
+        loader: training batches of this rank.
+        eval_loader: evaluation batches of this rank.
+        device: of the model.
+        amp_dtype: of autocast.
+        world: the processes.
+        reporter: shows progress.
+        files: of the run; None on ranks that write nothing.
+        saver: of checkpoints; None on ranks that write nothing.
+        on_nan: what a loss that is not finite does: stop or skip.
+        save_every: saves besides those at the ends of epochs.
+        name_of: the name of a training image by its row of the index.
+        switches: of the step: torch.compile, CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        identity: Identity,
+        loader: TrainBatches,
+        eval_loader: EvalBatches,
+        *,
+        device: torch.device,
+        amp_dtype: torch.dtype,
+        world: World,
+        reporter: Reporter,
+        files: RunFolder | None = None,
+        saver: Saver | None = None,
+        on_nan: OnNan = "stop",
+        save_every: Interval | None = None,
+        name_of: Callable[[int], str] = str,
+        switches: Switches = PLAIN,
+    ) -> None:
+        self.state, self.identity, self.recipe = state, identity, identity.recipe
+        self.loader, self.eval_loader, self.device, self.amp_dtype = loader, eval_loader, device, amp_dtype
+        self.world, self.reporter, self.files, self.saver = world, reporter, files, saver
+        self._step = make_step(
+            state.model, state.optimizer, state.scaler, self.recipe,
+            switches=switches, device=device, amp_dtype=amp_dtype, world=world, ema=state.ema,
+            guard=UpdateGuard(state.model, world) if on_nan == "skip" else None,
+        )  # fmt: skip
+        self._losses = LossWatch(
+            on_nan, scaled=state.scaler.is_enabled(), world=world, folder=files.path if files else None, name_of=name_of
+        )
+        self._schedule = Schedule(state.optimizer, self.recipe)
+        self._pace = Pace(self.recipe, loader.steps_per_epoch)
+        self._stop, self._due = StopRequest(), Due(save_every)
+        self._lr = 0.0
+        self._last: EvalResult | None = None
+        self._began = time.perf_counter() - state.seconds
+
+    def run(self) -> Outcome:
+        """Train to the last epoch or to a signal; either way the state is saved, and on the disk.
+
+        Raises:
+            RecipeError: a loss was not finite, and `on_nan` says stop.
+            CheckpointError: a checkpoint could not be written.
+        """
+        stopped = None
+        with self._stop, self.saver or nullcontext():  # waits for the last save while signals are still caught
+            while self.state.epoch < self.recipe.epochs and stopped is None:
+                stopped = self._epoch()
+        self.state.seconds = time.perf_counter() - self._began
+        best = self.state.best_top1, self.state.best_epoch
+        return Outcome(self.state.epoch, *best, self._last, stopped)
+
+    def _epoch(self) -> signal.Signals | None:
+        """One epoch, or what is left of it. Returns the signal that broke it off."""
+        self._lr = self._schedule.set_epoch(self.state.epoch)
+        stopped = self._steps()
+        self._share_statistics()
+        result: EvalResult | None = None
+        more: dict[str, Any] = {}
+        if stopped is None and is_evaluated(self.state.epoch, self.recipe.eval_every, self.recipe.epochs):
+            try:
+                result, more = self._evaluate()
+            except Stopped:  # all ranks are here together
+                row = torch.tensor(self._stop.as_row(), device=self.device)
+                stopped = from_row(distributed.sum_(row, self.world).tolist())
+        if stopped is None:
+            self._finish(result, more)
+        elif self.saver is not None:
+            self.saver.save_last(self._content(None))
+        return stopped
+
+    def _steps(self) -> signal.Signals | None:
+        state, steps = self.state, self.loader.steps_per_epoch
+        self._pace.start_epoch(self.loader.wait_s)
+        if state.step == steps:  # resumed after the last step: only the evaluation is left
+            return None
+        state.model.train()
+        self.loader.seek(state.epoch, state.step)
+        batches = iter(self.loader)
+        stopped = None
+        while state.step < steps and stopped is None:
+            groups = islice(batches, self.loader.groups_per_step)
+            told = self._step(self._losses.passing(groups), update=state.updates + 1, notes=self._notes)
+            state.step, state.updates = state.step + 1, state.updates + 1
+            self._pace.step(self.loader.wait_s)
+            stopped, is_due = self._hear(told, step=state.step - 2)
+            self._show()
+            if stopped is None and state.step < steps and (is_due or self._due.by_steps(state.updates)):
+                stopped = self._save_between()
+        last, _ = self._hear(self._step.flush(), step=state.step - 1)
+        return stopped or last
+
+    def _notes(self) -> list[float]:
+        """What this rank has to say to all: which signal it got, and (rank 0) whether it is time to save."""
+        return [*self._stop.as_row(), float(self.world.is_primary and self._due.by_time())]
+
+    def _hear(self, told: list[float] | None, step: int) -> tuple[signal.Signals | None, bool]:
+        """Take in what a step (from 0) told: its loss, whether a rank was asked to stop, whether to save."""
+        if told is None:
+            return None, False
+        loss, *stop, save = told
+        if self._losses.hear(loss, self.state.epoch, step):
+            self.state.loss_sum, self.state.loss_steps = self.state.loss_sum + loss, self.state.loss_steps + 1
+        return from_row(stop), save > 0
+
+    def _save_between(self) -> signal.Signals | None:
+        """Save in the middle of an epoch, once the last step's loss is known. Returns a signal heard of by that."""
+        stopped, _ = self._hear(self._step.flush(), step=self.state.step - 1)
+        if stopped is None:  # else it is saved on the way out
+            self._share_statistics()
+            if self.saver is not None:
+                self.saver.save_last(self._content(None))
+            self._due.saved()
+        return stopped
+
+    def _show(self) -> None:
+        state = self.state
+        if self.saver is not None:
+            self.saver.check()
+        speed = self._pace.speed(state.epoch, state.step)
+        self.reporter.step(StepReport(state.epoch, state.step, state.mean_loss, self._lr, speed, state.best_top1))
+        if self.files is not None and state.step % self.recipe.log_interval == 0:
+            figures = {"images_per_s": speed.images_per_s, "wait_share": speed.wait_share}
+            place = {"kind": "step", "epoch": state.epoch, "step": state.step}
+            self.files.add_metrics({**place, "loss": state.mean_loss, "lr": self._lr, **figures})
+
+    def _share_statistics(self) -> None:
+        """BatchNorm's running statistics, averaged over the ranks or taken from rank 0 (timm's `dist_bn`)."""
+        if self.world.size == 1 or self.recipe.dist_bn == "none":
+            return
+        for model in (self.state.model, self.state.ema.module if self.state.ema is not None else None):
+            if model is not None:
+                distribute_bn(model, self.world.size, self.recipe.dist_bn == "reduce")
+
+    def _evaluate(self) -> tuple[EvalResult, dict[str, Any]]:
+        """The figures that count, and those of the raw weights where averaged ones count."""
+        self.reporter.evaluating()
+        start = time.perf_counter()
+        result, more = self._figures(self.state.evaluated_model), {}
+        if self.state.ema is not None:
+            raw = self._figures(self.state.model)
+            more = {"eval_raw_top1": raw.top1, "eval_raw_top5": raw.top5, "eval_raw_loss": raw.loss}
+        self._pace.evaluated(time.perf_counter() - start)
+        self._last = result
+        return result, more
+
+    def _figures(self, model: torch.nn.Module) -> EvalResult:
+        return evaluate(
+            model, self.eval_loader, device=self.device, amp_dtype=self.amp_dtype, world=self.world,
+            should_stop=lambda: self._stop.signal is not None,
+        )  # fmt: skip
+
+    def _finish(self, result: EvalResult | None, more: dict[str, Any]) -> None:
+        """Close an epoch: best figures, files, checkpoints, position."""
+        state, epoch, loss = self.state, self.state.epoch, self.state.mean_loss
+        is_best = result is not None and (state.best_top1 is None or result.top1 > state.best_top1)
+        if result is not None and is_best:
+            state.best_top1, state.best_epoch = result.top1, epoch
+        state.epoch, state.step, state.loss_sum, state.loss_steps = epoch + 1, 0, 0.0, 0
+        speed = self._pace.epoch_speed(epoch)
+        if self.files is not None:
+            row = {"epoch": epoch, "train_loss": loss, "lr": self._lr, **_eval_columns(result)}
+            figures = {"images_per_s": speed.images_per_s, "wait_share": speed.wait_share}
+            self.files.add_epoch(row, {**figures, **more})
+        self._save(result, epoch, is_best=is_best)
+        self.reporter.epoch(EpochReport(epoch, loss, self._lr, speed, result, state.best_top1))
+
+    def _save(self, result: EvalResult | None, epoch: int, *, is_best: bool) -> None:
+        self._due.saved()
+        if self.saver is None:
+            return
+        if result is None:
+            self.saver.save_last(self._content(None))
+            return
+        self.state.history = self.saver.history_with(epoch, result.top1)
+        self.saver.save_epoch(self._content(result.top1), epoch, result.top1, is_best=is_best)
+
+    def _content(self, metric: float | None) -> dict[str, Any]:
+        self.state.seconds = time.perf_counter() - self._began
+        return self.state.to_checkpoint(self.identity, metric)
+
+
+def _eval_columns(result: EvalResult | None) -> dict[str, float]:
+    if result is None:
+        return {}
+    return {"eval_loss": result.loss, "eval_top1": result.top1, "eval_top5": result.top5}

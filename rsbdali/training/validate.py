@@ -1,0 +1,144 @@
+"""`rsbdali validate`: a checkpoint, or one of timm's published models, on all images of a validation set."""
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from rsbdali.data.index import ImageIndex, find_split
+from rsbdali.distributed import process_group as distributed
+from rsbdali.distributed.devices import resolve_device
+from rsbdali.distributed.process_group import World
+from rsbdali.errors import CheckpointError, RecipeError, RsbdaliError
+from rsbdali.loader import EvalLoader
+from rsbdali.recipe import Recipe
+from rsbdali.runs import checkpoint
+from rsbdali.runs.state import ours_in
+from rsbdali.training.evaluate import EvalResult, evaluate
+from rsbdali.training.model import create_model, load_weights
+from rsbdali.training.precision import amp_dtype, kernel_policy
+from rsbdali.training.train import eval_batch_size
+
+FALLBACK = "a3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateOptions:
+    """One evaluation: of a checkpoint, or of a model by name.
+
+    Attributes:
+        data: folder with val/<class>/… (or validation).
+        checkpoint: file of `rsbdali train`, or another with a state dict; then `model` names the architecture.
+        model: timm's name.
+        pretrained: with `model`: timm's published weights.
+        recipe: settings, by name or path; None: the checkpoint's own, or the published weights', else a3.
+        overrides: recipe keys set otherwise.
+        use_ema: averaged weights where a checkpoint has some.
+        device: auto, cpu, cuda or cuda:N.
+        workers: CPU threads of the loader.
+        batch_size: rows of a batch; None: 256 on a GPU, 64 on a CPU.
+        val_labels: label file of a flat val folder.
+        class_map: file of class names in label order, where no checkpoint names them.
+    """
+
+    data: Path
+    checkpoint: Path | None = None
+    model: str | None = None
+    pretrained: bool = False
+    recipe: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    use_ema: bool = True
+    device: str = "auto"
+    workers: int | None = None
+    batch_size: int | None = None
+    val_labels: Path | None = None
+    class_map: Path | None = None
+
+
+def validate(options: ValidateOptions) -> EvalResult:
+    """Top-1, top-5 and loss over exactly all validation images.
+
+    A checkpoint of `rsbdali train` brings its recipe and class names along, so it gives the figures of its log.
+
+    Raises:
+        RsbdaliError: nothing to validate was named, or data and model do not fit.
+    """
+    content = None if options.checkpoint is None else checkpoint.read(options.checkpoint)
+    recipe = choose_recipe(options, content)
+    world = World.from_env()
+    device = resolve_device(distributed.local_device(options.device, world))
+    with distributed.process_group(world, device), kernel_policy(device, deterministic=False):
+        index = distributed.primary_first(lambda first: _index(options, content, check=first), world)
+        model = _model(options, content, recipe, index.num_classes).to(device)
+        dtype = amp_dtype(recipe.amp_dtype, device)
+        loader = EvalLoader(
+            index, recipe, rank=world.rank, world_size=world.size, device=device, num_threads=options.workers,
+            batch_size=options.batch_size or eval_batch_size(device), dtype=dtype,
+        )  # fmt: skip
+        with closing(loader):
+            return evaluate(model, loader, device=device, amp_dtype=dtype, world=world)
+
+
+def choose_recipe(options: ValidateOptions, content: Mapping[str, Any] | None) -> Recipe:
+    """The recipe asked for, else the one the checkpoint or the published weights were evaluated with."""
+    if content is None and options.model is None:
+        raise RsbdaliError("nothing to validate: give --checkpoint PATH, or --model NAME --pretrained")
+    if content is None and not options.pretrained:
+        raise RsbdaliError(f"--model {options.model} has no weights yet: add --pretrained, or give --checkpoint PATH")
+    ours = ours_in(content or {})
+    if options.recipe is not None:
+        values: dict[str, Any] = Recipe.load(options.recipe).to_dict()
+    elif ours is not None:
+        values = dict(ours["recipe"])
+    else:
+        values = {**Recipe.load(FALLBACK).to_dict(), **_published(options)}
+    if content is not None:
+        values["model"] = options.model or content.get("arch") or values["model"]
+    elif options.model is not None:
+        values["model"] = options.model
+    recipe = Recipe.from_dict(values)
+    return recipe.with_overrides(options.overrides) if options.overrides else recipe
+
+
+def _published(options: ValidateOptions) -> dict[str, Any]:
+    """The evaluation that timm states for published weights: size, crop, mean, std, filter."""
+    config = timm.models.get_pretrained_cfg(options.model) if options.pretrained and options.model else None
+    if config is None:
+        return {}
+    size = list((config.test_input_size or config.input_size)[1:])
+    return {
+        "img_size": size,
+        "test_img_size": size,
+        "crop_pct": config.test_crop_pct or config.crop_pct,
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "interpolation": config.interpolation if config.interpolation in ("bilinear", "bicubic") else "bicubic",
+    }
+
+
+def _index(options: ValidateOptions, content: Mapping[str, Any] | None, *, check: bool) -> ImageIndex:
+    ours = ours_in(content or {})
+    classes = None if ours is None else tuple(ours["class_names"])
+    return ImageIndex.load(
+        find_split(options.data, "val"), classes=classes, labels=options.val_labels, class_map=options.class_map,
+        check=check,
+    )  # fmt: skip
+
+
+def _model(
+    options: ValidateOptions, content: Mapping[str, Any] | None, recipe: Recipe, num_classes: int
+) -> torch.nn.Module:
+    if content is None or options.checkpoint is None:
+        published = timm.models.get_pretrained_cfg(recipe.model)
+        if published is not None and published.num_classes != num_classes:
+            raise RecipeError(f"{recipe.model} knows {published.num_classes} classes, the data has {num_classes}")
+        return create_model(recipe, num_classes, pretrained=True)
+    if not isinstance(content.get("arch", options.model), str):
+        raise CheckpointError(f"{options.checkpoint} does not say its model: add --model NAME")
+    model = create_model(recipe, num_classes)
+    load_weights(model, checkpoint.weights(content, use_ema=options.use_ema), options.checkpoint)
+    return model
