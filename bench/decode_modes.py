@@ -16,7 +16,8 @@ from rsbdali.bench.race.feeds import FeedSpec
 from rsbdali.bench.race.race import race, start
 from rsbdali.bench.race.stages import HARDWARE_SHARE
 from rsbdali.bench.report.figures import LoaderFigures
-from rsbdali.data.index import ImageIndex, find_images
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.splits import find_images
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.recipe import Recipe
 

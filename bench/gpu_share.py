@@ -26,11 +26,11 @@ from rsbdali.bench.race.feeds import Feed, FeedSpec
 from rsbdali.bench.race.model_step import warm_up_steps
 from rsbdali.bench.race.our_step import OurStep
 from rsbdali.bench.race.synthetic import step_recipe
-from rsbdali.data.index import ImageIndex, find_images
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.splits import find_images
 from rsbdali.distributed.devices import default_threads, resolve_device
-from rsbdali.environment import machine_record
+from rsbdali.environment import machine_record, write_record
 from rsbdali.recipe import Recipe
-from rsbdali.record import write_record
 from rsbdali.training.precision import amp_dtype, kernel_policy, name_of
 
 RUNGS = ("decode", "crop+resize", "RandAugment", "mix+normalise", "on device")

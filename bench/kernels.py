@@ -15,9 +15,8 @@ from rich.table import Table
 from rsbdali.bench.measure.timing import copy_bandwidth, finisher, seconds_of
 from rsbdali.bench.race.kernel_cases import Case, cases
 from rsbdali.distributed.devices import resolve_device
-from rsbdali.environment import machine_record
+from rsbdali.environment import machine_record, write_record
 from rsbdali.recipe import Recipe
-from rsbdali.record import write_record
 
 CPU_ROWS = 16
 

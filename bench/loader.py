@@ -17,18 +17,18 @@ from rich.console import Console
 from rsbdali.bench.material import enough_images
 from rsbdali.bench.race.contestant import ContestantFailed
 from rsbdali.bench.race.feeds import FeedSpec
-from rsbdali.bench.race.model_step import ModelFigures, measure_model
+from rsbdali.bench.race.model_step import measure_model
 from rsbdali.bench.race.peers import PEERS, missing
 from rsbdali.bench.race.race import Say, race, start
-from rsbdali.bench.report.figures import RUNGS, BenchReport, LoaderFigures, Stage, ladder, ratio, to_json
+from rsbdali.bench.report.figures import RUNGS, BenchReport, LoaderFigures, ModelFigures, Stage, ladder, ratio, to_json
 from rsbdali.bench.report.terminal import print_report
 from rsbdali.bench.report.verdict import Loader, Model, verdict
-from rsbdali.data.index import ImageIndex, find_images
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.splits import find_images
 from rsbdali.distributed.devices import default_threads, resolve_device
-from rsbdali.environment import machine_record
+from rsbdali.environment import machine_record, write_record
 from rsbdali.errors import RecipeError
 from rsbdali.recipe import Recipe
-from rsbdali.record import write_record
 from rsbdali.training.model import create_model
 
 __all__ = ["BenchOptions", "BenchReport", "main", "print_report", "run", "to_json"]

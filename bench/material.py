@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rsbdali.data.index import ImageIndex, find_images
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.splits import find_images
 from rsbdali.errors import DataError
 
 BATCHES_AN_EPOCH = 64  # so that the turn of an epoch falls into few of the measured windows

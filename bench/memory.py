@@ -10,7 +10,8 @@ import sys
 from rich.console import Console
 
 from rsbdali.bench.measure.meter import memory_bytes
-from rsbdali.data.index import ImageIndex, find_images
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.splits import find_images
 from rsbdali.loader import TrainLoader
 from rsbdali.recipe import Recipe
 

@@ -21,11 +21,10 @@ from rsbdali.bench.race.synthetic import step_recipe
 from rsbdali.bench.report.figures import Spread, ratio
 from rsbdali.bench.report.terminal_step import print_step
 from rsbdali.distributed.devices import resolve_device
-from rsbdali.distributed.process_group import World
-from rsbdali.environment import machine_record
+from rsbdali.distributed.world import World
+from rsbdali.environment import machine_record, write_record
 from rsbdali.errors import RecipeError
 from rsbdali.recipe import Recipe
-from rsbdali.record import write_record
 from rsbdali.training.acceleration import OFF, PLAIN, Switches
 from rsbdali.training.precision import amp_dtype, kernel_policy, name_of
 

@@ -11,11 +11,9 @@ from nvidia.dali import pipeline_def
 from nvidia.dali.pipeline import Pipeline
 from torch.utils.dlpack import from_dlpack
 
-from rsbdali.data.sources.base import UnreadableImage
-from rsbdali.errors import DataError
-from rsbdali.pipelines.at_exit import close_at_exit
+from rsbdali.errors import DataError, UnreadableImage
 from rsbdali.pipelines.encoded import PendingImages
-from rsbdali.pipelines.executor import DecodeFailure
+from rsbdali.pipelines.executor import DecodeFailure, close_at_exit
 
 # one entry per input of the graph: an array with the batch first, a list of arrays, or `PendingImages`
 Fields = Sequence[Any]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn
 
-from rsbdali.data.sources.base import UnreadableImage
+from rsbdali.errors import UnreadableImage
 from rsbdali.pipelines.dali_queue import Runner
 from rsbdali.pipelines.decode import decode
 from rsbdali.pipelines.executor import DecodeFailure, ImageSource

@@ -1,7 +1,8 @@
-"""What a figure was measured on: the machine, the versions, the commit, the command."""
+"""What a figure was measured on: the machine, the versions, the commit, the command; and its record as a file."""
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from rsbdali import __version__
 
 PACKAGES = ("rsbdali", "torch", "torchvision", "timm", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "triton",
             "numpy", "pillow")  # fmt: skip
@@ -84,3 +87,23 @@ def git_commit() -> str | None:
 
     commit = git("rev-parse", "--short=12", "HEAD")
     return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "") if commit else None
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    import timm  # takes seconds, and not every record needs it
+
+    return {
+        "rsbdali": __version__,
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a record, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)

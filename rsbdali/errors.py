@@ -17,6 +17,14 @@ class DataError(RsbdaliError):
     """A data folder, a label file or an image is not what it has to be."""
 
 
+class UnreadableImage(DataError):
+    """The bytes of one image are not there (a vanished shard, a cut tar file): treated as an image that is broken."""
+
+
+class SourceError(DataError):
+    """The source itself does not answer (a store that is down): nothing that replacing an image would mend."""
+
+
 class RecipeError(RsbdaliError):
     """A recipe holds an unknown key, a wrong type or a value out of range."""
 

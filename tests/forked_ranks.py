@@ -20,11 +20,10 @@ import torch
 import torch.distributed as dist
 from fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.errors import RsbdaliError
-from rsbdali.runs.checkpoint_manager import Saver
+from rsbdali.runs.checkpoint_manager import Saver, resume_from
 from rsbdali.runs.folder import RunFolder
-from rsbdali.runs.resume import resume_from
 from rsbdali.runs.state import Identity
 from rsbdali.training.progress import Silent
 from rsbdali.training.train import make_state

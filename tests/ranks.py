@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from rsbdali.distributed import affinity
-from rsbdali.distributed import process_group as distributed
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed import affinity, process_group
+from rsbdali.distributed.collectives import barrier, from_all, primary_first, sum_, together
+from rsbdali.distributed.world import World
 from rsbdali.errors import DataError, RsbdaliError
 
 CPU = torch.device("cpu")
@@ -105,21 +105,21 @@ def toy(*arguments: Any) -> int:
 def collectives(folder: Path) -> int:
     """Everything that ranks do together, into FOLDER/<rank>.json; then rank 1 goes silent, and rank 0 waits for it."""
     world, found = World.from_env(), {}
-    with distributed.process_group(world, CPU, timeout=timedelta(seconds=3)):
+    with process_group.process_group(world, CPU, timeout=timedelta(seconds=3)):
         found["current"] = World.current() == World(world.rank, 2, world.local_rank)
-        found["all"] = distributed.from_all(world.rank * 10, world)
-        found["sum"] = distributed.sum_(torch.tensor([float(world.rank + 1)]), world).tolist()
-        found["first"] = distributed.primary_first(lambda first: _note_turn(folder, world, first), world)
+        found["all"] = from_all(world.rank * 10, world)
+        found["sum"] = sum_(torch.tensor([float(world.rank + 1)]), world).tolist()
+        found["first"] = primary_first(lambda first: _note_turn(folder, world, first), world)
         found["failures"] = [_failure(world, failing) for failing in ([0], [1], [0, 1], [])]
         with affinity.pinned(world, CPU) as threads:
             found["cores"], found["threads"] = sorted(os.sched_getaffinity(0)), threads
         with affinity.pinned(world, CPU, enabled=False) as threads:
             found["cores left"], found["threads left"] = sorted(os.sched_getaffinity(0)), threads
         (folder / f"{world.rank}.json").write_text(json.dumps(found))
-        distributed.barrier(world)
+        barrier(world)
         if world.rank == 1:
             signal.pause()
-        distributed.sum_(torch.ones(1), world)
+        sum_(torch.ones(1), world)
     return 0
 
 
@@ -139,6 +139,6 @@ def _failure(world: World, failing: list[int]) -> list[object]:
         return "made"
 
     try:
-        return [distributed.together(make, world)]
+        return [together(make, world)]
     except RsbdaliError as error:
         return [type(error).__name__, str(error), error.told_elsewhere, error.exit_code]

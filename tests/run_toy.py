@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 
-from rsbdali.distributed import process_group as distributed
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed import collectives, process_group
+from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import Saver
+from rsbdali.runs.checkpoint_manager import Saver, resume_from
 from rsbdali.runs.folder import RunFolder
-from rsbdali.runs.resume import resume_from
 from rsbdali.runs.state import Identity
 from rsbdali.training.progress import Plain, Silent
 from rsbdali.training.signals import exit_code
@@ -27,7 +26,7 @@ def main(folder: Path, steps: int, *pairs: str) -> int:
     torch.set_num_threads(1)
     chosen = recipe().with_overrides(dict(pair.split("=") for pair in pairs))
     world = World.from_env()
-    with distributed.process_group(world, torch.device("cpu")):
+    with process_group.process_group(world, torch.device("cpu")):
         return run(folder, steps, chosen, world)
 
 
@@ -38,7 +37,7 @@ def run(folder: Path, steps: int, chosen: Recipe, world: World) -> int:
     state = make_state(chosen, CLASSES, device)
     identity = Identity(chosen, tuple(map(str, range(CLASSES))), chosen.mix_groups, steps)
     resume_from(state, identity, "auto", folder)
-    distributed.barrier(world)
+    collectives.barrier(world)
     files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_primary else None
     saver = Saver(folder, 2, state.history) if world.is_primary else None
     trainer = Trainer(
@@ -49,7 +48,7 @@ def run(folder: Path, steps: int, chosen: Recipe, world: World) -> int:
     if world.is_primary:
         content = {"state_dict": state.model.state_dict(), "last": vars(outcome.last) if outcome.last else None}
         torch.save(content, folder / "state.pt")
-    distributed.barrier(world)
+    collectives.barrier(world)
     return 0 if outcome.signal is None else exit_code(outcome.signal)
 
 

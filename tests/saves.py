@@ -21,7 +21,8 @@ import torch
 
 from rsbdali.errors import CheckpointError
 from rsbdali.runs import checkpoint
-from rsbdali.runs.checkpoint_manager import LAST, Saver, newest_whole
+from rsbdali.runs.checkpoint_manager import Saver, newest_whole
+from rsbdali.runs.folder import LAST
 
 VALUES = 100_000  # float32: 0.4 MB a tensor
 

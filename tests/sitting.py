@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import Saver
+from rsbdali.runs.checkpoint_manager import Saver, resume_from
 from rsbdali.runs.folder import RunFolder
-from rsbdali.runs.resume import resume_from
 from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.progress import EpochReport, Silent, StepReport
 from rsbdali.training.train import make_state

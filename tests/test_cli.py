@@ -92,7 +92,8 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
     arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["rsbdali", *arguments])
-    monkeypatch.setattr("rsbdali.cli.main._set_up_logging", lambda debug: None)  # its handlers would outlive this test
+    # its handlers would outlive this test
+    monkeypatch.setattr(sys.modules["rsbdali.cli.main"], "_set_up_logging", lambda debug: None)
     with pytest.raises(SystemExit) as exit_code:
         main()
     assert exit_code.value.code == 2

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsbdali.data.index import ImageIndex, find_split
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.splits import find_split
 from rsbdali.errors import DataError
 from rsbdali.tools.demo_data import CLASSES, MARKER, draw, make_demo_data
 

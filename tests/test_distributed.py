@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rsbdali.distributed import process_group as distributed
+from rsbdali.distributed import collectives, devices, process_group
 from rsbdali.distributed.devices import default_threads
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError, LostRankError
 
 
@@ -22,29 +22,29 @@ def test_world_from_the_environment() -> None:
 
 def test_devices_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     second = World(1, 2, 1)
-    assert distributed.local_device("cuda:3", World()) == "cuda:3"
-    assert distributed.local_device("cpu", second) == "cpu"
+    assert devices.local_device("cuda:3", World()) == "cuda:3"
+    assert devices.local_device("cpu", second) == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert distributed.local_device("auto", second) == distributed.local_device("cuda", second) == "cuda:1"
+    assert devices.local_device("auto", second) == devices.local_device("cuda", second) == "cuda:1"
     with pytest.raises(DeviceError, match="each process takes its own GPU"):
-        distributed.local_device("cuda:0", second)
+        devices.local_device("cuda:0", second)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(DeviceError, match="process 1 of this node has no GPU: 1 here"):
-        distributed.local_device("auto", second)
+        devices.local_device("auto", second)
 
 
 def test_a_single_process_needs_no_group() -> None:
     world = World()
-    with distributed.process_group(world, torch.device("cpu")):
+    with process_group.process_group(world, torch.device("cpu")):
         assert not torch.distributed.is_initialized()
         assert World.current() == world
-        assert distributed.sum_(torch.ones(2), world).tolist() == [1, 1]
-        assert distributed.from_primary("text", world) == "text"
-        assert distributed.from_all("text", world) == ["text"]
-        assert distributed.primary_first(lambda first: first, world) is True
+        assert collectives.sum_(torch.ones(2), world).tolist() == [1, 1]
+        assert collectives.from_primary("text", world) == "text"
+        assert collectives.from_all("text", world) == ["text"]
+        assert collectives.primary_first(lambda first: first, world) is True
         with pytest.raises(DeviceError, match="mine"):
-            distributed.together(_fail, world)
+            collectives.together(_fail, world)
 
 
 def _fail() -> None:
@@ -57,12 +57,12 @@ def test_only_errors_about_ranks_become_lost_ranks() -> None:
         pytest.raises(
             LostRankError, match=r"^rank 1 of 2: another process .* \(Connection closed by peer \[10.0.0.1\]:6\)$"
         ),
-        distributed._lost_ranks_named(World(1, 2, 1)),
+        process_group._lost_ranks_named(World(1, 2, 1)),
     ):
         raise RuntimeError(gloo)
-    with pytest.raises(LostRankError), distributed._lost_ranks_named(World(1, 2, 1)):
+    with pytest.raises(LostRankError), process_group._lost_ranks_named(World(1, 2, 1)):
         raise torch.distributed.DistBackendError("NCCL error")
-    with pytest.raises(RuntimeError, match="shapes"), distributed._lost_ranks_named(World(1, 2, 1)):
+    with pytest.raises(RuntimeError, match="shapes"), process_group._lost_ranks_named(World(1, 2, 1)):
         raise RuntimeError("shapes do not fit")
 
 

@@ -16,13 +16,14 @@ import pytest
 import torch
 
 from rsbdali.data.index import ImageIndex
+from rsbdali.data.splits import load_indexes
 from rsbdali.errors import CheckpointError, RecipeError, RsbdaliError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
-from rsbdali.runs.checkpoint_manager import LAST, Saver
-from rsbdali.runs.folder import RunFolder
+from rsbdali.runs.checkpoint_manager import Saver
+from rsbdali.runs.folder import LAST, RunFolder
 from rsbdali.training.nonfinite import MAX_IN_A_ROW
-from rsbdali.training.train import TrainOptions, load_indexes, train
+from rsbdali.training.train import TrainOptions, train
 
 HERE = Path(__file__).parent
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1  # of linux/prctl.h and linux/capability.h
@@ -178,8 +179,8 @@ def options(data: Path, tmp_path: Path) -> TrainOptions:
 def test_faults_of_images_that_vanish_or_rot_after_the_index(
     options: TrainOptions, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def then_lose(*arguments: Any) -> tuple[ImageIndex, ImageIndex]:
-        indexes = load_indexes(*arguments)
+    def then_lose(*arguments: Any, **options: Any) -> tuple[ImageIndex, ImageIndex]:
+        indexes = load_indexes(*arguments, **options)
         (data / "train/class0/1.JPEG").unlink()
         (data / "train/class1/2.JPEG").write_bytes(b"rotten" * 100)
         (data / "train/class2/0.JPEG").write_bytes(b"")

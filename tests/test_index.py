@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
-from rsbdali.data.index import Care, Format, ImageIndex, find_images, find_split
+from rsbdali.data.header import Care, Format
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.splits import find_images, find_split
 from rsbdali.errors import DataError
 
 ImageTree = Callable[..., Path]
@@ -58,7 +60,7 @@ def test_threads_and_chunks_change_nothing(
 ) -> None:
     root = image_tree(odd=("empty", "png"))
     expected = ImageIndex.scan(root)
-    monkeypatch.setattr("rsbdali.data.scan.CHUNK", 3)
+    monkeypatch.setattr("rsbdali.data.sources.base.CHUNK", 3)
     seen: list[tuple[int, int]] = []
     found = ImageIndex.scan(root, threads=threads, progress=lambda done, total: seen.append((done, total)))
     assert paths(found) == paths(expected)

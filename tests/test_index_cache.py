@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rsbdali import atomic
 from rsbdali.data import cache
 from rsbdali.data import index as index_module
 from rsbdali.data.index import ImageIndex
@@ -168,6 +169,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        cache.write_atomically(path, fail)
+        atomic.write_atomically(path, fail)
     assert os.listdir(tmp_path) == ["file"]
     assert path.read_bytes() == b"old"

@@ -16,7 +16,7 @@ from torch.distributed import HashStore, TCPStore
 
 from rsbdali.distributed import affinity, launch, rendezvous, slurm
 from rsbdali.distributed.affinity import Place, share
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError
 
 TASK = {

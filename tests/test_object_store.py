@@ -15,15 +15,15 @@ import torch
 from click.testing import CliRunner
 
 from rsbdali.cli.main import cli
-from rsbdali.data.index import ImageIndex, find_split
+from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources import remote
-from rsbdali.data.sources.base import Place, SourceError, UnreadableImage
+from rsbdali.data.sources.base import Place
 from rsbdali.data.sources.read_ahead import AheadReader
-from rsbdali.distributed.process_group import World
-from rsbdali.errors import DataError
+from rsbdali.data.splits import find_split, load_indexes
+from rsbdali.distributed.world import World
+from rsbdali.errors import DataError, SourceError, UnreadableImage
 from rsbdali.loader import TrainLoader
 from rsbdali.recipe import Recipe
-from rsbdali.training.train import TrainOptions, load_indexes
 
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")
@@ -285,8 +285,7 @@ def test_the_commands_take_a_url(bucket: Bucket, image_tree: ImageTree) -> None:
     assert listed.exit_code == 0, listed.output
     assert f"{url}/train\n" in listed.output
     assert f"{url}/val\n" in listed.output
-    recipe = Recipe.load("a3", SMALL)
-    train, val = load_indexes(TrainOptions(recipe=recipe, data=Path(url)), World.from_env())
+    train, val = load_indexes(Path(url), World.from_env())
     assert (len(train), len(val), val.classes) == (8, 6, train.classes)
     missing = CliRunner().invoke(cli, ["index", f"s3://{bucket.name}/nothing"])
     assert isinstance(missing.exception, DataError)

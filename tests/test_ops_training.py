@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
 from rsbdali.training.optim import create_optimizer

@@ -13,7 +13,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from rsbdali.cli.main import cli
-from rsbdali.data.index import Care, ImageIndex, find_split
+from rsbdali.data.header import Care
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.splits import find_split
 from rsbdali.errors import DataError
 from rsbdali.loader import TrainLoader
 from rsbdali.recipe import Recipe

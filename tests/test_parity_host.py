@@ -13,9 +13,8 @@ from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, NAME_TO_OP
 
 from rsbdali.data.index import ImageIndex
 from rsbdali.pipelines.host.augment import augment
-from rsbdali.pipelines.host.decode import WindowDecoder
+from rsbdali.pipelines.host.decode import WindowDecoder, flipped, resize_into
 from rsbdali.pipelines.host.executor import HostExecutor
-from rsbdali.pipelines.host.resize import flipped, resize_into
 from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.plan.randaugment import BICUBIC, BILINEAR, FILL_RGB, GEOMETRIC, NUM_OPS, Op, level_to_arg
 from rsbdali.recipe import Recipe

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from rsbdali.errors import RecipeError
-from rsbdali.integrations.timm_args import timm_arguments, timm_yaml
+from rsbdali.integrations.timm_arguments import timm_arguments, timm_yaml
 from rsbdali.recipe import Recipe, demo_overrides, recipe_names, recipe_text
 
 

@@ -20,7 +20,8 @@ from rsbdali.errors import CheckpointError, RsbdaliError
 from rsbdali.loader.train import TrainLoader
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
-from rsbdali.runs.checkpoint_manager import LAST, newest_whole
+from rsbdali.runs.checkpoint_manager import newest_whole
+from rsbdali.runs.folder import LAST
 from rsbdali.training.save_interval import Due, Interval
 
 TIMINGS = {"seconds", "images_per_s", "wait_share"}

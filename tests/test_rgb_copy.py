@@ -11,7 +11,8 @@ from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
 from rsbdali.data import rgb_copy as module
-from rsbdali.data.index import Care, ImageIndex
+from rsbdali.data.header import Care
+from rsbdali.data.index import ImageIndex
 from rsbdali.data.rgb_copy import rgb_copy
 
 WriteImage = Callable[..., Path]

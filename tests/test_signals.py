@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rsbdali.distributed.async_sum import LateSum
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.training.signals import STOP_SIGNALS, StopRequest, exit_code, from_row
 
 STUBBORN = """

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from rsbdali.data.index import Care, ImageIndex
-from rsbdali.data.sources import parquet_reader
-from rsbdali.data.sources.base import Place, Reader, UnreadableImage
+from rsbdali.data.header import Care
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.sources import parquet
+from rsbdali.data.sources.base import Place, Reader
 from rsbdali.data.sources.location import Location, expand_braces
 from rsbdali.data.sources.storage import LocalStorage
 from rsbdali.data.splits import find_images, find_parts, find_split
-from rsbdali.errors import DataError
+from rsbdali.errors import DataError, UnreadableImage
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.recipe import Recipe
 
@@ -488,26 +489,26 @@ def test_row_groups_are_kept_within_a_bound(tree: Path, tmp_path: Path, monkeypa
     index = ImageIndex.load(as_parquet(tree, tmp_path / "hub", files=2, rows=4))
     places = [index._place(i) for i in range(len(index))]
     decoded: list[tuple[str, int]] = []
-    real = parquet_reader._File.images
+    real = parquet._File.images
 
-    def noted(self: parquet_reader._File, group: int) -> object:
+    def noted(self: parquet._File, group: int) -> object:
         decoded.append((self.name, group))
         return real(self, group)
 
-    monkeypatch.setattr(parquet_reader._File, "images", noted)
-    everything = parquet_reader.ParquetReader(LocalStorage(str(index.root)), index.shards)
+    monkeypatch.setattr(parquet._File, "images", noted)
+    everything = parquet.ParquetReader(LocalStorage(str(index.root)), index.shards)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(everything.read, places * 3))
     assert found == [index.read_stored(i) for i in range(len(index))] * 3
     groups = 2 * -(-len(index) // 2 // 4)
     in_reader, decoded[:] = decoded[:groups], []
     assert len(set(in_reader)) == groups, "each row group is decoded once, whoever asks first"
-    tight = parquet_reader.ParquetReader(LocalStorage(str(index.root)), index.shards, cache_bytes=1)
+    tight = parquet.ParquetReader(LocalStorage(str(index.root)), index.shards, cache_bytes=1)
     assert [tight.read(place) for place in places] == found[: len(places)]
     assert len(tight._groups) == 1
     assert len(decoded) > groups
     decoded.clear()
-    ahead = parquet_reader.ParquetReader(LocalStorage(str(index.root)), index.shards)
+    ahead = parquet.ParquetReader(LocalStorage(str(index.root)), index.shards)
     ahead.fetch_ahead(places[:3])
     ahead.close()  # waits for what has begun
     before = len(decoded)

@@ -8,7 +8,7 @@ import timm
 import torch
 from timm.loss import SoftTargetCrossEntropy
 
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError
 from rsbdali.ops.bce import bce_loss
 from rsbdali.recipe import Recipe

@@ -12,7 +12,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from rsbdali.cli.training import train
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key as timm_natural_key
 
+from rsbdali.data.names import EXTENSIONS, is_image_name, natural_key
 from rsbdali.data.sources import folder
-from rsbdali.data.sources.folder import natural_key, walk
+from rsbdali.data.sources.folder import walk
 
 
 def fill(root: Path, *names: str) -> Path:
@@ -36,12 +37,12 @@ def test_natural_key_takes_digits_that_are_no_decimals() -> None:
 
 
 def test_extensions_are_timms_and_webp() -> None:
-    assert set(folder.EXTENSIONS) == {*get_img_extensions(), ".webp"}
+    assert set(EXTENSIONS) == {*get_img_extensions(), ".webp"}
 
 
 def test_names() -> None:
     names = ["a.jpg", "a.JPEG", "a.png", "a.WebP", "a.gif", "a.txt", "jpg", ".jpg", "a.jpg.txt"]
-    assert [name for name in names if folder.is_image_name(name)] == ["a.jpg", "a.JPEG", "a.png", "a.WebP"]
+    assert [name for name in names if is_image_name(name)] == ["a.jpg", "a.JPEG", "a.png", "a.WebP"]
 
 
 def test_walk_lists_all_depths_and_skips_other_files(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """How many images a second a model's training step takes, on synthetic data: what a loader has to feed."""
 
-from dataclasses import dataclass
 
 import torch
 
@@ -8,6 +7,7 @@ from rsbdali.bench.measure import meter
 from rsbdali.bench.measure.timing import finisher
 from rsbdali.bench.race.our_step import OurStep
 from rsbdali.bench.race.synthetic import step_recipe
+from rsbdali.bench.report.figures import ModelFigures
 from rsbdali.distributed.devices import resolve_device
 from rsbdali.recipe import Recipe
 from rsbdali.training.precision import amp_dtype, kernel_policy, name_of
@@ -15,19 +15,6 @@ from rsbdali.training.precision import amp_dtype, kernel_policy, name_of
 WARM_UP = 10  # steps on a GPU: cudnn.benchmark and the allocator settle
 CPU_BATCH = 16  # a step of 128 takes half a minute on two cores, and gives the same images/s
 WINDOWS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFigures:
-    """A model's step: median, least and most images a second over windows, and the setting they were taken in."""
-
-    name: str
-    median: float
-    min: float
-    max: float
-    batch_size: int
-    dtype: str
-    memory_bytes: int | None
 
 
 def measure_model(recipe: Recipe, *, batch_size: int, device: str, seconds: float) -> ModelFigures:

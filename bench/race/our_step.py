@@ -9,7 +9,7 @@ from torch import nn
 
 from rsbdali.bench.measure.phases import Mark, MarkedScaler, marked_forward, unmarked
 from rsbdali.bench.race.synthetic import NUM_CLASSES, Synthetic
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
 from rsbdali.training.acceleration import PLAIN, Switches, make_step
 from rsbdali.training.model import create_model

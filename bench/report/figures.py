@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from rsbdali.bench.measure.meter import Round
-from rsbdali.bench.race.model_step import ModelFigures
 
 RUNGS = ("read", "decode", "crop+resize", "RandAugment", "mix+normalise", "on device")
 
@@ -99,6 +98,19 @@ def ratio(ours: Sequence[Round], others: Sequence[Round]) -> float:
     """Median over rounds of our images/s by theirs in the same round."""
     pairs = zip(ours, others, strict=True)
     return statistics.median(mine.images_per_s / theirs.images_per_s for mine, theirs in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFigures:
+    """A model's step: median, least and most images a second over windows, and the setting they were taken in."""
+
+    name: str
+    median: float
+    min: float
+    max: float
+    batch_size: int
+    dtype: str
+    memory_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

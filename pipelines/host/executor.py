@@ -18,13 +18,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from rsbdali.data.sources.base import UnreadableImage
-from rsbdali.pipelines.at_exit import close_at_exit
+from rsbdali.errors import UnreadableImage
 from rsbdali.pipelines.buffers import BufferPool
-from rsbdali.pipelines.executor import DecodeFailure, ImageSource
+from rsbdali.pipelines.executor import DecodeFailure, ImageSource, close_at_exit
 from rsbdali.pipelines.host.augment import augment
-from rsbdali.pipelines.host.decode import WindowDecoder
-from rsbdali.pipelines.host.resize import flipped, resize_into
+from rsbdali.pipelines.host.decode import WindowDecoder, flipped, resize_into
 from rsbdali.plan.planner import BatchPlan
 from rsbdali.plan.randaugment import Op
 from rsbdali.recipe import Recipe

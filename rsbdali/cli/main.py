@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from rsbdali import __version__
-from rsbdali.cli import bench, data, export, recipes, run_report, runs, sources, training
+from rsbdali.cli import bench, data, recipes, runs, training
 from rsbdali.errors import RsbdaliError
 
 INTERRUPTED = 130
@@ -69,13 +69,13 @@ for command in (
     data.index_command,
     data.demo_data,
     data.preview,
-    sources.pack_command,
+    data.pack_command,
     recipes.recipe,
     bench.bench_loader,
     bench.bench_step,
     bench.doctor,
-    export.export_command,
-    run_report.report_command,
+    runs.export_command,
+    runs.report_command,
     runs.replay,
 ):
     cli.add_command(command)

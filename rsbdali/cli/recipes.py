@@ -42,7 +42,7 @@ def recipe_show(name: str, overrides: tuple[str, ...], form: str, world_size: in
     """Print a recipe: as it is resolved, or as a file for timm's train.py."""
     import yaml
 
-    from rsbdali.integrations.timm_args import timm_yaml
+    from rsbdali.integrations.timm_arguments import timm_yaml
     from rsbdali.recipe import Recipe
 
     chosen = Recipe.load(name, parse_overrides(overrides))

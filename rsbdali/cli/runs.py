@@ -29,3 +29,34 @@ def replay(out: Path | None, images: int, **rest: Any) -> None:
         click.echo(line)
     name = f"replay-{found.epoch}-{found.step}.png"
     click.echo(f"picture {found.draw(out or rest['run'] / name, images)}")
+
+
+@click.command("report")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--output", "-o", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
+def report_command(runs: tuple[Path, ...], output: Path) -> None:
+    """Draw RUNS (folders of `rsbdali train`) side by side: curves, settings that differ, machines, checkpoints."""
+    from rsbdali.runs.report.page import write_report
+
+    write_report(runs, output)
+    click.echo(f"wrote {output}")
+
+
+@click.command("export")
+@click.option(
+    "--checkpoint", required=True, type=click.Path(path_type=Path), help="A checkpoint that `rsbdali train` wrote."
+)
+@click.option(
+    "--format", required=True, type=click.Choice(["safetensors", "onnx", "timm", "hf"]),
+    help="timm: a folder for create_model('local-dir:…'); hf: the same with a model card.",
+)  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option(
+    "--ema/--no-ema", "use_ema", default=None, help="Averaged weights or not (default: where there are some)."
+)
+def export_command(**options: Any) -> None:
+    """Write a checkpoint's model as safetensors, ONNX, a timm folder or a Hugging Face one."""
+    from rsbdali.tools.export.export import ExportOptions, export
+
+    for line in export(ExportOptions(**options)):
+        click.echo(line)

@@ -87,7 +87,7 @@ def train(
 @click.option("--class-map", type=click.Path(path_type=Path), help="Class names in label order, one a line (timm's).")
 def validate(overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
     """Top-1, top-5 and loss over exactly all validation images."""
-    from rsbdali.distributed.process_group import World
+    from rsbdali.distributed.world import World
     from rsbdali.training.validate import ValidateOptions
     from rsbdali.training.validate import validate as run
 

@@ -8,15 +8,14 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from rsbdali.data.scan import COLUMNS, Scan
+from rsbdali.atomic import write_atomically
+from rsbdali.data.sources.base import COLUMNS, Scan
 
 VERSION = 2
 log = logging.getLogger(__name__)
@@ -85,20 +84,3 @@ def write(path: Path, fingerprint: bytes, scan: Scan) -> bool:
         log.warning("the index cannot be cached in %s (%s): it will be scanned each time", path.parent, error)
         return False
     return True
-
-
-def write_atomically(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Create `path` with what `fill(file)` writes; readers see the old file or the whole new one.
-
-    Raises:
-        OSError: the folder cannot be made or written to; no temporary file stays behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            fill(file)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rsbdali.data.scan import Scan, header_columns
-from rsbdali.data.sources.base import Found
-from rsbdali.data.sources.folder import natural_key
+from rsbdali.data.header import Header
+from rsbdali.data.names import natural_key
+from rsbdali.data.sources.base import Found, Scan
 from rsbdali.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def to_scan(
     Args:
         what: the source, for messages.
         found: all images, those that are none included.
-        kind: the source's form, kept in the cache (`sources.forms`).
+        kind: the source's form, kept in the cache (`sources.registry`).
         shards: names that `Place.shard` counts in.
         classes: class names that the labels count in, where the source lists them all.
         bad: (name, reason) of other things left out.
@@ -95,4 +95,21 @@ def _columns(found: Sequence[Found], labels: Sequence[int]) -> dict[str, np.ndar
     return columns | {
         "shard_N": np.array([f.place.shard for f in found] if in_shards else [], np.int32),
         "offset_N": np.array([f.place.offset for f in found] if in_shards else [], np.int64),
+    }
+
+
+def header_columns(
+    paths: list[bytes], sizes: list[int], label_N: np.ndarray, headers: list[Header]
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Columns that every source has, from its N images in order; `COLUMNS` without the places in shards."""
+    header_N4 = np.array(headers, np.int32).reshape(-1, 4)
+    return {
+        "label_N": label_N,
+        "width_N": header_N4[:, 0].copy(),
+        "height_N": header_N4[:, 1].copy(),
+        "nbytes_N": np.array(sizes, np.int64),
+        "format_N": header_N4[:, 2].astype(np.uint8),
+        "care_N": header_N4[:, 3].astype(np.uint8),
+        "path_bytes": np.frombuffer(b"".join(paths), np.uint8),
+        "path_end_N": np.cumsum([len(path) for path in paths], dtype=np.int64),
     }

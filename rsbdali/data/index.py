@@ -15,19 +15,14 @@ from typing import Any
 import numpy as np
 
 from rsbdali.data import cache
-from rsbdali.data.header import Care, Format
-from rsbdali.data.labelling import labels_of
-from rsbdali.data.labels import read_class_map
+from rsbdali.data.header import Care
+from rsbdali.data.labels import labels_of, read_class_map
 from rsbdali.data.rgb_copy import rgb_copy, rgb_copy_of
-from rsbdali.data.scan import Progress, Scan, scan_tree
-from rsbdali.data.sources.base import Place, Reader, Source, UnreadableImage
-from rsbdali.data.sources.folder import Tree, walk
+from rsbdali.data.sources.base import Place, Progress, Reader, Scan, Source
+from rsbdali.data.sources.folder import Tree, scan_tree, walk
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.registry import image_root, open_source, reader_of
-from rsbdali.data.splits import find_images, find_split
-from rsbdali.errors import DataError
-
-__all__ = ["BadFile", "Care", "Format", "ImageIndex", "find_images", "find_split"]
+from rsbdali.errors import DataError, UnreadableImage
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from rsbdali.data.cache import default_folder, write_atomically
+from rsbdali.atomic import write_atomically
+from rsbdali.data.cache import default_folder
 
 log = logging.getLogger(__name__)
 

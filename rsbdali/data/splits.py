@@ -5,8 +5,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.registry import storage_of
+from rsbdali.distributed.collectives import primary_first, together
+from rsbdali.distributed.world import World
 from rsbdali.errors import DataError
 
 NAMES = {"train": ("train",), "val": ("val", "validation")}
@@ -83,6 +86,30 @@ def find_parts(data_dir: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     return parts
 
 
+def load_indexes(
+    data_dir: str | os.PathLike[str], world: World, *, class_map: Path | None = None, val_labels: Path | None = None
+) -> tuple[ImageIndex, ImageIndex]:  # fmt: skip
+    """Indexes of the training and the validation images, labels by the training set's class names.
+
+    Args:
+        data_dir: folder or URL that holds both, see `find_split`.
+        world: the processes that call this together; rank 0 looks first whether the data is as in the cache.
+        class_map: file of class names in label order, instead of the training set's own order.
+        val_labels: label file of a flat validation folder.
+
+    Raises:
+        DataError: a split is missing or cannot be used.
+    """
+    splits = "train", "val"
+    train_root, val_root = together(lambda: [find_split(data_dir, name) for name in splits], world)
+    train_index = primary_first(lambda first: ImageIndex.load(train_root, class_map=class_map, check=first), world)
+    classes = train_index.classes
+    val_index = primary_first(
+        lambda first: ImageIndex.load(val_root, classes=classes, labels=val_labels, check=first), world
+    )
+    return train_index, val_index
+
+
 def _train_or_all(place: Location) -> Path:
     try:
         return find_split(place.text, "train")
@@ -105,3 +132,18 @@ def _in_files(place: Location, names: Sequence[str]) -> str | None:
             if any(fnmatch.fnmatch(each, pattern) and each.count("/") == pattern.count("/") for each in there):
                 return pattern
     return None
+
+
+def _load(location: str | os.PathLike[str], world: World, classes: tuple[str, ...] | None = None) -> ImageIndex:
+    return primary_first(lambda first: ImageIndex.load(location, classes=classes, check=first), world)
+
+
+def _of_location(location: str, is_training: bool, world: World) -> ImageIndex:
+    parts = dict(find_parts(location))
+    if not parts:
+        return _load(location, world)
+    if is_training or "val" not in parts:
+        return _load(find_split(location, "train" if is_training else "val"), world)
+    # validation labels count in the order of the training classes, where those are there
+    classes = _load(parts["train"], world).classes if "train" in parts else None
+    return _load(parts["val"], world, classes)

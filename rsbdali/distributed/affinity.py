@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from rsbdali.distributed import process_group as distributed
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed import collectives
+from rsbdali.distributed.world import World
 
 log = logging.getLogger(__name__)
 SYS = Path("/sys")
@@ -57,7 +57,7 @@ def pinned(world: World, device: torch.device, *, enabled: bool = True) -> Itera
         yield None
         return
     before, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    places = distributed.from_all(place(device), world)
+    places = collectives.from_all(place(device), world)
     cores = share(places, world.rank)
     if not enabled:
         yield len(cores)

@@ -8,8 +8,8 @@ Reading happens behind one whole queued step. It also keeps the host from runnin
 
 import torch
 
-from rsbdali.distributed import process_group as distributed
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed import collectives
+from rsbdali.distributed.world import World
 
 
 class LateSum:
@@ -28,7 +28,7 @@ class LateSum:
 
     def push(self, value_K: torch.Tensor) -> list[float] | None:
         """Queue numbers (float32 or float64, shape (K,), on the device) and return those of the push before, if any."""
-        total_K = distributed.sum_(value_K.detach().clone(), self._world)
+        total_K = collectives.sum_(value_K.detach().clone(), self._world)
         before = self.flush()
         if self._device.type == "cuda":
             host_K = torch.empty(total_K.shape, dtype=total_K.dtype, pin_memory=True)

@@ -1,11 +1,13 @@
 """Where batches are made: the device by name, the CPU threads of this process, arrays on their way to a device."""
 
+import contextlib
 import os
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World, int_of
 from rsbdali.errors import DeviceError
 
 
@@ -44,3 +46,66 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":  # from pinned memory, else the copy would wait
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor
+
+
+def local_device(device: str, world: World) -> str:
+    """`device` for this process: 'auto' and 'cuda' become this process's own GPU where there are several processes.
+
+    Raises:
+        DeviceError: more processes on this node than GPUs, or one numbered GPU for all.
+    """
+    if world.size == 1 or device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return device
+    if device not in ("auto", "cuda"):
+        raise DeviceError(f"--device {device} under torchrun: use cuda, and each process takes its own GPU")
+    if world.local_rank >= torch.cuda.device_count():
+        raise DeviceError(
+            f"process {world.local_rank} of this node has no GPU: {torch.cuda.device_count()} here; "
+            "lower torchrun's --nproc-per-node"
+        )
+    return f"cuda:{world.local_rank}"
+
+
+def find_world(distributed: bool | None, rank: int | None, world_size: int | None) -> World:
+    """The processes that share the images: as given, else those of the process group, else of the environment.
+
+    Raises:
+        DeviceError: rank and world size do not fit, or `distributed` and nothing says how many processes there are.
+    """
+    if (rank is None) != (world_size is None):
+        raise DeviceError("rank and world_size go together: give both, or neither under torchrun")
+    if rank is not None and world_size is not None:
+        if not 0 <= rank < world_size:
+            raise DeviceError(f"rank={rank} is not one of {world_size} processes")
+        return World(rank, world_size, int_of(os.environ, "LOCAL_RANK", 0))
+    if distributed is False:
+        return World()
+    if _has_group():
+        return World.current()
+    world = World.from_env()
+    if distributed and world.size == 1:
+        raise DeviceError("distributed=True, but there is no process group, and no WORLD_SIZE in the environment")
+    return world
+
+
+def meeting(world: World) -> World:
+    """The processes that can wait for each other: `world`, or this one alone where no process group joins them."""
+    return world if _has_group() and dist.get_world_size() == world.size else World()
+
+
+def find_device(device: str | torch.device, world: World) -> torch.device:
+    """'auto': this rank's GPU where there is one, else the CPU; anything else as torch means it.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    return resolve_device(local_device("auto", world) if str(device) == "auto" else device)
+
+
+def as_current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The device as torch's current one for a while: NCCL's collectives of plain values look for it there."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _has_group() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.distributed.loader_place import as_current, find_device, find_world, meeting
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.devices import as_current, find_device, find_world, meeting
+from rsbdali.distributed.world import World
 from rsbdali.errors import DataError, RecipeError
 from rsbdali.integrations.datasets import open_index
 from rsbdali.integrations.timm_arguments import TIMM_DEFAULTS, refuse, with_arguments

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_parts, find_split
-from rsbdali.distributed.process_group import World, primary_first
+from rsbdali.data.splits import _load, _of_location
+from rsbdali.distributed.world import World
 from rsbdali.errors import DataError
 
 
@@ -31,21 +31,6 @@ def open_index(data: Any, *, is_training: bool, world: World) -> ImageIndex:
     if isinstance(data, str | os.PathLike):
         return _of_location(os.fspath(data), is_training, world)
     return _of_dataset(data, world)
-
-
-def _load(location: str | os.PathLike[str], world: World, classes: tuple[str, ...] | None = None) -> ImageIndex:
-    return primary_first(lambda first: ImageIndex.load(location, classes=classes, check=first), world)
-
-
-def _of_location(location: str, is_training: bool, world: World) -> ImageIndex:
-    parts = dict(find_parts(location))
-    if not parts:
-        return _load(location, world)
-    if is_training or "val" not in parts:
-        return _load(find_split(location, "train" if is_training else "val"), world)
-    # validation labels count in the order of the training classes, where those are there
-    classes = _load(parts["train"], world).classes if "train" in parts else None
-    return _load(parts["val"], world, classes)
 
 
 def _of_dataset(dataset: Any, world: World) -> ImageIndex:

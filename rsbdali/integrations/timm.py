@@ -20,8 +20,9 @@ from typing import Any
 import timm.data
 import torch
 
-from rsbdali.distributed.loader_place import find_world, meeting
-from rsbdali.distributed.process_group import World, from_primary
+from rsbdali.distributed.collectives import from_primary
+from rsbdali.distributed.devices import find_world, meeting
+from rsbdali.distributed.world import World
 from rsbdali.errors import RsbdaliError
 from rsbdali.integrations.create_loader import create_loader
 from rsbdali.integrations.tuple_loader import TupleLoader

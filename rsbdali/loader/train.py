@@ -120,9 +120,7 @@ class TrainLoader:
             executor, index, recipe, rows=self.planner.group_rows, device=self.device,
             num_threads=self.num_threads, prefetch=prefetch,
         )  # fmt: skip
-        self._feed = Feed(
-            self._executor, make=self._plan, rows=BatchPlan.rows, mend=self._mend, depth=prefetch
-        )
+        self._feed = Feed(self._executor, make=self._plan, rows=BatchPlan.rows, mend=self._mend, depth=prefetch)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -4,9 +4,9 @@ Each holds plain containers and tensors only, so that `torch.load(weights_only=T
 `timm.create_model(name, checkpoint_path=…)` take it:
 
     epoch, arch, state_dict, optimizer, version, args, amp_scaler, metric, state_dict_ema      timm's
-    rsbdali: {recipe, versions, position, class_names, mix_groups, steps_per_epoch, …}         ours, see run_state.py
+    rsbdali: {recipe, versions, position, class_names, mix_groups, steps_per_epoch, …}         ours, see state.py
 
-Which files a run keeps is the business of saver.py.
+Which files a run keeps is the business of checkpoint_manager.py.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rsbdali.errors import CheckpointError
 
@@ -212,3 +213,29 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Load a state dict that has to fit exactly.
+
+    Raises:
+        CheckpointError: names the first weights that do not fit.
+    """
+    _check_fit(model.state_dict(), state, [], path)
+    model.load_state_dict(state)
+
+
+def _check_fit(
+    own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], excused: list[str], path: str | Path
+) -> None:
+    missing = [name for name in own if name not in state and name not in excused]
+    unknown = [name for name in state if name not in own]
+    other = [name for name in state if name in own and state[name].shape != own[name].shape]
+    if missing or unknown or other:
+        parts = [("lacks", missing), ("has besides", unknown), ("has of another shape", other)]
+        said = "; ".join(f"{what} {_some(names)}" for what, names in parts if names)
+        raise CheckpointError(f"{path} is of another model: it {said}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")

@@ -6,6 +6,8 @@
 `last.pth.tar` is the newest, `model_best.pth.tar` the best, `checkpoint-<epoch>.pth.tar` the best `checkpoint_hist`
 epochs. The names share one file by hard links, so an epoch is written once. `last.pth.tar` gets its name last: a run
 that is killed before that goes on from the save before, and writes the other names again.
+
+`resume_from` takes a run up at a checkpoint that somebody names, or at the newest one of its folder that is whole.
 """
 
 import logging
@@ -16,12 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rsbdali.distributed import collectives
+from rsbdali.distributed.world import World
 from rsbdali.errors import CheckpointError
+from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint import link, read_verified, snapshot, sweep, write
+from rsbdali.runs.folder import BEST, LAST
+from rsbdali.runs.state import Identity, RunState
 
 log = logging.getLogger(__name__)
-
-LAST, BEST = "last.pth.tar", "model_best.pth.tar"
 
 
 class Saver:
@@ -137,3 +142,32 @@ def _place(path: Path, wrong: list[str]) -> tuple[int, int] | None:
 
 def _name(epoch: int) -> str:
     return f"checkpoint-{epoch}.pth.tar"
+
+
+ALONE = World()
+
+
+def resume_from(state: RunState, identity: Identity, resume: str | None, folder: Path, world: World = ALONE) -> None:
+    """Take a run up from `resume`: a path, or 'auto' for the folder's newest whole checkpoint, if there is one.
+
+    Raises:
+        CheckpointError: the file is damaged or of another run; with 'auto', there are checkpoints and none is whole.
+    """
+    path = _newest(folder, world) if resume == "auto" else resume and Path(resume)
+    if not path:
+        return
+    content = collectives.together(lambda: checkpoint.read_verified(path), world)
+    collectives.together(lambda: state.restore(content, identity, path), world)
+    log.info("Goes on from %s: epoch %d, step %d", path, state.epoch + 1, state.step)
+
+
+def _newest(folder: Path, world: World) -> Path | None:
+    """Rank 0's choice, on every rank: the others may see a shared folder as it was some moments ago."""
+    path, wrong = collectives.from_primary(newest_whole(folder) if world.is_primary else (None, []), world)
+    if path is None and wrong:
+        raise CheckpointError(f"no checkpoint in {folder} is whole, and a run does not begin over them: {wrong[0]}")
+    for problem in wrong:
+        log.warning("%s: passed over, %s is the newest whole one", problem, path)
+    if path is None:
+        log.info("Nothing to resume in %s: the run begins anew", folder)
+    return path

@@ -20,8 +20,8 @@ import yaml
 
 from rsbdali.errors import RsbdaliError
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import LAST
 
+LAST, BEST = "last.pth.tar", "model_best.pth.tar"  # of `checkpoint_manager`, which brings torch along
 ARGS = "args.yaml"
 SUMMARY_COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr")
 
@@ -148,3 +148,40 @@ def _csv_line(values: Iterable[Any]) -> str:
     line = StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()
+
+
+def read_args(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Facts and recipe keys of a run; both are empty where it has no `args.yaml`.
+
+    Args:
+        folder: the run's.
+
+    Returns:
+        The comments at the file's head by key, and the recipe as plain values (not checked: another version of rsbdali
+        may have written it).
+
+    Raises:
+        RsbdaliError: the file is damaged.
+    """
+    path = folder / ARGS
+    if not path.is_file():
+        return {}, {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        recipe = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RsbdaliError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(recipe, dict):
+        raise RsbdaliError(f"{path} holds no settings")
+    return _header(text), {str(key): value for key, value in recipe.items()}
+
+
+def _header(text: str) -> dict[str, str]:
+    facts = {}
+    for line in text.splitlines():
+        if not line.startswith("# "):
+            break
+        key, colon, value = line[2:].partition(": ")
+        if colon:
+            facts[key] = value
+    return facts

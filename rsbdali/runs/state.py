@@ -5,22 +5,20 @@ also in the middle of an epoch.
 """
 
 import logging
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from rsbdali import __version__
+from rsbdali.environment import versions
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
-from rsbdali.training.model import load_weights
+from rsbdali.runs.checkpoint import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -141,16 +139,6 @@ class RunState:
         self.loss_sum, self.loss_steps = ours["loss_sum"], ours["loss_steps"]
         self.best_top1, self.best_epoch = ours["best"]["top1"], ours["best"]["epoch"]
         self.history = dict(ours["history"])
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result may depend on."""
-    return {
-        "rsbdali": __version__,
-        "torch": str(torch.__version__),
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def ours_in(content: Mapping[str, Any]) -> Mapping[str, Any] | None:

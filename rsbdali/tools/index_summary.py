@@ -1,16 +1,19 @@
 """What `rsbdali index DIR` prints: counts, sizes, formats, and every file that is no image or needs care."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rsbdali.data.index import Care, Format, ImageIndex
+from rsbdali.data.header import Care, Format
+from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources.location import Location
 from rsbdali.data.splits import find_parts
 from rsbdali.errors import DataError
-from rsbdali.tools.counting import counting
 
 PERCENTILES = (0, 5, 50, 95, 100)
 CARE_TEXT = {
@@ -104,3 +107,16 @@ def report(console: Console, folder: Path, *, threads: int | None = None, rebuil
         with counting(console, part.name) as advance:
             index = ImageIndex.load(part, need_classes=False, threads=threads, rebuild=rebuild, progress=advance)
         print_index(console, index)
+
+
+@contextmanager
+def counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function (done, in all) that moves the bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield advance

@@ -16,10 +16,10 @@ from typing import IO, Any
 
 from PIL import Image
 
-from rsbdali.data.cache import write_atomically
+from rsbdali.atomic import write_atomically
 from rsbdali.data.header import Format
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.sources.folder import is_image_name
+from rsbdali.data.names import is_image_name
 from rsbdali.data.sources.storage import LocalBlob
 from rsbdali.data.sources.tar import walk_tar
 from rsbdali.errors import DataError

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from rsbdali.data.index import ImageIndex, find_images
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.splits import find_images
 from rsbdali.distributed.devices import default_threads
 from rsbdali.errors import DataError, RecipeError
 from rsbdali.loader.train import create_executor

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rsbdali.data.index import ImageIndex, find_split
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.splits import find_split
 from rsbdali.errors import DataError, RecipeError, RsbdaliError
 from rsbdali.loader.train import TrainBatch, TrainLoader
 from rsbdali.recipe import Recipe
-from rsbdali.runs.folder import ARGS
-from rsbdali.runs.run_facts import read_args
+from rsbdali.runs.folder import ARGS, read_args
 from rsbdali.tools.drawing import (
     CROP_COLOURS,
     PAPER,

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.ops.backend import VARIABLE, use_kernels
 from rsbdali.recipe import Recipe

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rsbdali.distributed import process_group as distributed
+from rsbdali.distributed import collectives
 from rsbdali.distributed.async_sum import LateSum
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.errors import DataError
 from rsbdali.training.precision import autocast
 
@@ -79,7 +79,7 @@ def evaluate(
         told = stop.push(torch.full((1,), float(should_stop()), device=device))
         if told and told[0]:
             raise Stopped
-    top1, top5, loss, n = distributed.sum_(total_4, world).tolist()
+    top1, top5, loss, n = collectives.sum_(total_4, world).tolist()
     if not n:
         raise DataError("there is no labelled image to evaluate on")
     return EvalResult(100 * top1 / n, 100 * top5 / n, loss / n, int(n))

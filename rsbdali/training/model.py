@@ -7,7 +7,6 @@ processes nor on whether the run was resumed. It costs some 20 µs and no wait f
 
 import difflib
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import timm
 import torch
 from torch import nn
 
-from rsbdali.errors import CheckpointError, RecipeError
+from rsbdali.errors import RecipeError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
+from rsbdali.runs.checkpoint import _check_fit
 
 log = logging.getLogger(__name__)
 
@@ -111,32 +111,6 @@ def start_from(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(state, strict=False)
     if other_head:
         log.info("%s is for other classes: %s start anew", path, ", ".join(other_head))
-
-
-def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Load a state dict that has to fit exactly.
-
-    Raises:
-        CheckpointError: names the first weights that do not fit.
-    """
-    _check_fit(model.state_dict(), state, [], path)
-    model.load_state_dict(state)
-
-
-def _check_fit(
-    own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], excused: list[str], path: str | Path
-) -> None:
-    missing = [name for name in own if name not in state and name not in excused]
-    unknown = [name for name in state if name not in own]
-    other = [name for name in state if name in own and state[name].shape != own[name].shape]
-    if missing or unknown or other:
-        parts = [("lacks", missing), ("has besides", unknown), ("has of another shape", other)]
-        said = "; ".join(f"{what} {_some(names)}" for what, names in parts if names)
-        raise CheckpointError(f"{path} is of another model: it {said}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _is_head(model: nn.Module, name: str) -> bool:

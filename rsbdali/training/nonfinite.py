@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from rsbdali.distributed import process_group as distributed
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed import collectives
+from rsbdali.distributed.world import World
 from rsbdali.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class LossWatch:
 def _from_all_ranks(groups: list[dict[str, Any]], world: World) -> list[dict[str, Any]]:
     """The mix groups of all ranks in their order, each with its rank."""
     mine = [{"rank": world.rank, **group} for group in groups]
-    everyones = distributed.from_all(mine, world)
+    everyones = collectives.from_all(mine, world)
     return sorted((group for each in everyones for group in each), key=lambda group: int(group["group"]))
 
 
@@ -125,7 +125,7 @@ class UpdateGuard:
         Raises:
             RecipeError: too many in a row were not.
         """
-        total = distributed.sum_(loss.detach().clone(), self._world)
+        total = collectives.sum_(loss.detach().clone(), self._world)
         # DDP has brought the gradients of all ranks together; a norm without a limit changes nothing
         norm = nn.utils.clip_grad_norm_(self._parameters, math.inf)
         if bool(torch.isfinite(total) & torch.isfinite(norm)):

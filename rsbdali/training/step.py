@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rsbdali.distributed.async_sum import LateSum
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError
 from rsbdali.ops.bce import bce_loss, soft_cross_entropy
 from rsbdali.recipe import Recipe

@@ -1,6 +1,6 @@
 """Train a recipe: from a folder of images to a validated checkpoint that a run can go on from.
 
-    TrainOptions ─> train ─> indexes, folder, model, loaders ─> Trainer.run (epochs.py) ─> TrainSummary
+    TrainOptions ─> train ─> indexes, folder, model, loaders ─> Trainer.run (trainer.py) ─> TrainSummary
 
 Under torchrun every process does the same; rank 0 writes and talks.
 """
@@ -17,20 +17,22 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 
-from rsbdali.data.index import ImageIndex, find_split
+from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources.location import Location
-from rsbdali.distributed import process_group as distributed
+from rsbdali.data.splits import load_indexes
+from rsbdali.distributed import collectives, devices, process_group
 from rsbdali.distributed.affinity import pinned
 from rsbdali.distributed.devices import resolve_device
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
+from rsbdali.environment import versions
 from rsbdali.loader import EvalLoader, TrainLoader
+from rsbdali.loader.eval import eval_batch_size
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import BEST, LAST, Saver
-from rsbdali.runs.folder import add_bad_image, choose_folder
+from rsbdali.runs.checkpoint_manager import Saver, resume_from
+from rsbdali.runs.folder import BEST, LAST, add_bad_image, choose_folder
 from rsbdali.runs.loggers import Place, require
 from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
-from rsbdali.runs.resume import resume_from
-from rsbdali.runs.state import Identity, RunState, versions
+from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.acceleration import OFF, Switches
 from rsbdali.training.model import create_model
 from rsbdali.training.nonfinite import OnNan
@@ -94,7 +96,7 @@ class TrainOptions:
     class_map: Path | None = None
     eval_batch_size: int | None = None
     affinity: bool = True
-    rank_timeout: float = distributed.TIMEOUT.total_seconds() / 60
+    rank_timeout: float = process_group.TIMEOUT.total_seconds() / 60
     prepare: Callable[[], object] | None = None
     loggers: tuple[str, ...] = ()
 
@@ -155,13 +157,15 @@ def train(options: TrainOptions) -> TrainSummary:
     require(options.loggers)
     save_every = None if options.checkpoint_every is None else Interval.parse(options.checkpoint_every)
     world = World.from_env()
-    device = resolve_device(distributed.local_device(options.device, world))
+    device = resolve_device(devices.local_device(options.device, world))
     options.switches.check(options.recipe, device, world)
-    together = partial(distributed.together, world=world)
-    with distributed.process_group(world, device, timedelta(minutes=options.rank_timeout)):
+    together = partial(collectives.together, world=world)
+    with process_group.process_group(world, device, timedelta(minutes=options.rank_timeout)):
         together(lambda: _prepare(options, world))
-        train_index, val_index = load_indexes(options, world)
-        folder = distributed.from_primary(together(lambda: _folder(options, world)), world)
+        train_index, val_index = load_indexes(
+            options.data, world, class_map=options.class_map, val_labels=options.val_labels
+        )
+        folder = collectives.from_primary(together(lambda: _folder(options, world)), world)
         place = world, device, folder
         with (
             pinned(world, device, enabled=options.affinity) as threads,
@@ -170,22 +174,8 @@ def train(options: TrainOptions) -> TrainSummary:
             kernel_policy(device, deterministic=options.deterministic),
         ):
             outcome, seconds = _run(options, world, device, folder, loader, eval_loader, save_every)
-        distributed.barrier(world)
+        collectives.barrier(world)
     return TrainSummary(folder, outcome, seconds, world.is_primary)
-
-
-def load_indexes(options: TrainOptions, world: World) -> tuple[ImageIndex, ImageIndex]:
-    """Indexes of the training and the validation images, labels by the training set's class names."""
-    splits = "train", "val"
-    train_root, val_root = distributed.together(lambda: [find_split(options.data, name) for name in splits], world)
-    train_index = distributed.primary_first(
-        lambda first: ImageIndex.load(train_root, class_map=options.class_map, check=first), world
-    )
-    classes, labels = train_index.classes, options.val_labels
-    val_index = distributed.primary_first(
-        lambda first: ImageIndex.load(val_root, classes=classes, labels=labels, check=first), world
-    )
-    return train_index, val_index
 
 
 def make_state(
@@ -202,11 +192,6 @@ def make_state(
         scaler=torch.amp.GradScaler(device.type, enabled=scaled),
         ema=ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None,
     )
-
-
-def eval_batch_size(device: torch.device) -> int:
-    """Rows of an evaluation batch where nobody says otherwise."""
-    return 256 if device.type == "cuda" else 64
 
 
 def _prepare(options: TrainOptions, world: World) -> None:
@@ -264,7 +249,7 @@ def _run(
     state = make_state(recipe, len(classes), device, **start)  # type: ignore[arg-type]
     identity = Identity(recipe, classes, loader.planner.groups, loader.steps_per_epoch)
     resume_from(state, identity, options.resume, folder, world)
-    distributed.barrier(world)  # nobody writes before everybody has read
+    collectives.barrier(world)  # nobody writes before everybody has read
     files = saver = None
     sizes = {"train_images": len(loader.index), "val_images": len(eval_loader.index), "classes": len(classes)}
     facts = {**_facts(options, world, device), **sizes, "steps_per_epoch": loader.steps_per_epoch}
@@ -276,7 +261,7 @@ def _run(
         for bad in (*loader.index.bad, *eval_loader.index.bad):
             _note_bad(folder, "left out", bad.path, bad.reason)
         _introduce(state, identity, world, device)
-    distributed.barrier(world)
+    collectives.barrier(world)
     reporter: Reporter = make_reporter(recipe, loader.steps_per_epoch, epoch=state.epoch) if files else Silent()
     dtype = amp_dtype(recipe.amp_dtype, device)
     with closing(reporter), run_log:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from timm.utils import distribute_bn
 
-from rsbdali.distributed import process_group as distributed
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed import collectives
+from rsbdali.distributed.world import World
 from rsbdali.runs.checkpoint_manager import Saver
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity, RunState
@@ -167,7 +167,7 @@ class Trainer:
                 result, more = self._evaluate()
             except Stopped:  # all ranks are here together
                 row = torch.tensor(self._stop.as_row(), device=self.device)
-                stopped = from_row(distributed.sum_(row, self.world).tolist())
+                stopped = from_row(collectives.sum_(row, self.world).tolist())
         if stopped is None:
             self._finish(result, more)
         elif self.saver is not None:

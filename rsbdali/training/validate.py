@@ -9,19 +9,21 @@ from typing import Any
 import timm
 import torch
 
-from rsbdali.data.index import ImageIndex, find_split
-from rsbdali.distributed import process_group as distributed
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.splits import find_split
+from rsbdali.distributed import collectives, devices, process_group
 from rsbdali.distributed.devices import resolve_device
-from rsbdali.distributed.process_group import World
+from rsbdali.distributed.world import World
 from rsbdali.errors import CheckpointError, RecipeError, RsbdaliError
 from rsbdali.loader import EvalLoader
+from rsbdali.loader.eval import eval_batch_size
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
+from rsbdali.runs.checkpoint import load_weights
 from rsbdali.runs.state import ours_in
 from rsbdali.training.evaluate import EvalResult, evaluate
-from rsbdali.training.model import create_model, load_weights
+from rsbdali.training.model import create_model
 from rsbdali.training.precision import amp_dtype, kernel_policy
-from rsbdali.training.train import eval_batch_size
 
 FALLBACK = "a3"
 
@@ -70,9 +72,9 @@ def validate(options: ValidateOptions) -> EvalResult:
     content = None if options.checkpoint is None else checkpoint.read(options.checkpoint)
     recipe = choose_recipe(options, content)
     world = World.from_env()
-    device = resolve_device(distributed.local_device(options.device, world))
-    with distributed.process_group(world, device), kernel_policy(device, deterministic=False):
-        index = distributed.primary_first(lambda first: _index(options, content, check=first), world)
+    device = resolve_device(devices.local_device(options.device, world))
+    with process_group.process_group(world, device), kernel_policy(device, deterministic=False):
+        index = collectives.primary_first(lambda first: _index(options, content, check=first), world)
         model = _model(options, content, recipe, index.num_classes).to(device)
         dtype = amp_dtype(recipe.amp_dtype, device)
         loader = EvalLoader(

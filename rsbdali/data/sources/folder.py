@@ -1,32 +1,26 @@
-"""Which image files a folder holds: one walk that lists them, and a fingerprint that tells a changed tree.
+"""A folder of image files: one walk that lists them, a fingerprint that tells a changed tree, headers read in threads.
+
+Canonical order: classes by timm's `natural_key`, then relative path by the same key.
 
 Symbolic links to files and folders are followed (data folders often are links); a link back to a folder above it is
 not. Only names are judged here, no file is opened.
 """
 
 import hashlib
+import logging
 import os
-import re
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-# timm's (timm.data.readers.img_extensions) plus .webp
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp")
-
-
-def natural_key(name: str) -> tuple[list[int | str], str]:
-    """Sort key by timm's `natural_key` (numbers count as numbers, case does not); ties go by the name itself."""
-    parts = re.split(r"(\d+)", name.lower())
-    # every second part is a run of digits, so like is always compared with like
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file of that name is taken for an image."""
-    lower = name.lower()
-    return lower.endswith(EXTENSIONS) and lower not in EXTENSIONS
+from rsbdali.data.columns import header_columns
+from rsbdali.data.header import Header, NoImageError, read_header
+from rsbdali.data.names import EXTENSIONS, is_image_name, natural_key
+from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Progress, Scan
+from rsbdali.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -119,3 +113,81 @@ def _stat_all(names: list[str], descriptor: int) -> list[os.stat_result | OSErro
         except OSError as error:
             found.append(error)
     return found
+
+
+log = logging.getLogger(__name__)
+
+
+def scan_tree(root: Path, tree: Tree, threads: int | None = None, progress: Progress | None = None) -> Scan:
+    """Read the header of every file of a tree.
+
+    Args:
+        root: the walked folder.
+        tree: its image files.
+        threads: threads that read headers, 16 by default.
+        progress: called as progress(files done, files in all), from the calling thread.
+
+    Raises:
+        DataError: no file is named like an image.
+    """
+    classes, groups = _by_class(root, tree)
+    files = [file for group in groups for file in sorted(group, key=lambda file: natural_key(file[0]))]
+    label_F = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
+    if not classes:
+        label_F[:] = -1
+    headers = _read_headers(root, files, threads or DEFAULT_THREADS, progress)
+    found = [(name, header) for (name, _), header in zip(files, headers, strict=True) if isinstance(header, str)]
+    return Scan(classes=classes, columns=_columns(files, label_F, headers), bad=(*tree.unreadable, *found))
+
+
+def _by_class(root: Path, tree: Tree) -> tuple[tuple[str, ...], list[list[tuple[str, int]]]]:
+    """Class names in order, and (relative path, size) of the files of each; no names and one group if flat."""
+    by_class: dict[str, list[tuple[str, int]]] = {}
+    for folder in tree.folders:
+        if folder.names:
+            paths = (os.path.join(folder.path, name) for name in folder.names)
+            by_class.setdefault(folder.path.split(os.sep, 1)[0], []).extend(zip(paths, folder.sizes, strict=True))
+    if not by_class:
+        raise DataError(f"{root}: no images: expected files named {', '.join(EXTENSIONS)} in class folders")
+    loose = by_class.pop("", [])
+    if by_class and loose:
+        log.warning("%s: %d images beside the class folders are left out", root, len(loose))
+    classes = tuple(sorted(by_class, key=natural_key))
+    return classes, [by_class[name] for name in classes] or [loose]
+
+
+def _read_headers(
+    root: Path, files: list[tuple[str, int]], threads: int, progress: Progress | None
+) -> list[Header | str]:
+    """Header of each file, or why there is none, in order."""
+    prefix = os.path.join(root, "")
+
+    def read_chunk(start: int) -> list[Header | str]:
+        return [_header_or_reason(prefix + name, nbytes) for name, nbytes in files[start : start + CHUNK]]
+
+    headers: list[Header | str] = []
+    with ThreadPoolExecutor(threads, thread_name_prefix="index") as pool:
+        for chunk in pool.map(read_chunk, range(0, len(files), CHUNK)):
+            headers.extend(chunk)
+            if progress is not None:
+                progress(len(headers), len(files))
+    return headers
+
+
+def _header_or_reason(path: str, nbytes: int) -> Header | str:
+    try:
+        return read_header(path, nbytes)
+    except NoImageError as error:
+        return str(error)
+
+
+def _columns(files: list[tuple[str, int]], label_F: np.ndarray, headers: list[Header | str]) -> dict[str, np.ndarray]:
+    """Columns of the N good ones of F files."""
+    kept_N = np.flatnonzero([not isinstance(header, str) for header in headers])
+    columns = header_columns(
+        [os.fsencode(files[i][0]) for i in kept_N],
+        [files[i][1] for i in kept_N],
+        label_F[kept_N],
+        [header for header in headers if not isinstance(header, str)],
+    )
+    return columns | {"shard_N": np.empty(0, np.int32), "offset_N": np.empty(0, np.int64)}

@@ -4,13 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rsbdali.data.columns import to_scan
 from rsbdali.data.header import Header
-from rsbdali.data.scan import Progress, Scan
-from rsbdali.data.sources.base import Found, Place, UnreadableImage, header_or_reason
-from rsbdali.data.sources.folder import EXTENSIONS, is_image_name
+from rsbdali.data.names import EXTENSIONS, is_image_name
+from rsbdali.data.sources.base import Found, Place, Progress, Scan, header_or_reason
 from rsbdali.data.sources.remote import BlockBlob, RemoteStorage
-from rsbdali.data.sources.storage import FileInfo
-from rsbdali.data.sources.tar import fingerprint_of
-from rsbdali.errors import DataError
+from rsbdali.data.sources.storage import FileInfo, fingerprint_of
+from rsbdali.errors import DataError, UnreadableImage
 
 # most images are smaller: one request for header and end together, where the time goes into waiting
 HEAD_BYTES = 256 << 10

@@ -7,17 +7,14 @@ that are an object each in a store.
 import os
 from collections.abc import Sequence
 
-from rsbdali.data.scan import Scan
-from rsbdali.data.sources.base import Reader, Source
-from rsbdali.data.sources.folder import is_image_name
+from rsbdali.data.names import is_image_name
+from rsbdali.data.sources.base import Reader, Scan, Source
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.objects import ObjectSource
-from rsbdali.data.sources.parquet import ParquetSource
-from rsbdali.data.sources.parquet_reader import ParquetReader
-from rsbdali.data.sources.ranges import RangeReader
+from rsbdali.data.sources.parquet import ParquetReader, ParquetSource
 from rsbdali.data.sources.read_ahead import AheadReader
 from rsbdali.data.sources.remote import RemoteStorage
-from rsbdali.data.sources.storage import FileInfo, LocalStorage, Storage
+from rsbdali.data.sources.storage import FileInfo, LocalStorage, RangeReader, Storage
 from rsbdali.data.sources.table import TableSource
 from rsbdali.data.sources.tar import TarSource
 from rsbdali.errors import DataError

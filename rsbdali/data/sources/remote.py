@@ -13,9 +13,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
-from rsbdali.data.sources.base import SourceError, UnreadableImage
 from rsbdali.data.sources.storage import Blob, FileInfo
-from rsbdali.errors import DataError
+from rsbdali.errors import DataError, SourceError, UnreadableImage
 
 RETRY_WAITS_S = (0.1, 0.5, 2.0)  # between tries, on top of what the store's own client does
 STAMPS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")

@@ -1,13 +1,18 @@
-"""Files that hold many images: listed, and read by offset from any thread. Local ones here, others in `remote.py`."""
+"""Files that hold many images: listed, and read by offset from any thread. Local ones here, others in `remote.py`.
 
+`RangeReader` reads images that lie in shards as they are: bytes from an offset on.
+"""
+
+import hashlib
 import io
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from rsbdali.data.sources.base import UnreadableImage
-from rsbdali.errors import DataError
+from rsbdali.data.sources.base import Place
+from rsbdali.errors import DataError, UnreadableImage
 
 OPEN_FILES = 256  # below the usual limit of 1024 a process
 
@@ -192,3 +197,42 @@ class BlobFile(io.RawIOBase):
         data = self._blob.pread(left if size is None or size < 0 else min(size, left), self._at)
         self._at += len(data)
         return data
+
+
+def fingerprint_of(files: Sequence[FileInfo]) -> bytes:
+    """32 bytes that change when a file comes, goes, or changes its name, size or stamp."""
+    digest = hashlib.blake2b(digest_size=32)
+    for file in files:
+        digest.update("\0".join(map(str, (*file, ""))).encode("utf-8", "surrogateescape"))
+    return digest.digest()
+
+
+class RangeReader:
+    """Images by (shard, offset, length), see `rsbdali.data.sources.base.Reader`; a file of its own where shard is -1.
+
+    Args:
+        storage: where the shards are.
+        shards: their names.
+    """
+
+    def __init__(self, storage: Storage, shards: Sequence[str]) -> None:
+        self._shards, self._storage, self._blobs = shards, storage, OpenBlobs(storage)
+
+    def read(self, place: Place) -> bytes:
+        """See `Reader`."""
+        if place.shard < 0:  # an object is read once and whole: nothing to keep open
+            name, blob = place.path, self._storage.open(place.path)
+        else:
+            name = self._shards[place.shard]
+            blob = self._blobs.get(name)
+        data = blob.pread(place.nbytes, place.offset)
+        if len(data) < place.nbytes:
+            raise UnreadableImage(f"{name} is cut short: {len(data)} of {place.nbytes} bytes are there")
+        return data
+
+    def fetch_ahead(self, places: Sequence[Place]) -> None:
+        """Nothing: the kernel reads ahead."""
+
+    def close(self) -> None:
+        """See `Reader`."""
+        self._blobs.clear()

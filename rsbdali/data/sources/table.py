@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 from rsbdali.data.columns import to_scan
 from rsbdali.data.header import NoImageError, read_header
-from rsbdali.data.scan import CHUNK, DEFAULT_THREADS, Progress, Scan
-from rsbdali.data.sources.base import Found, Place
+from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Found, Place, Progress, Scan
 from rsbdali.errors import DataError
 
 PATH_NAMES = ("path", "filepath", "file_path", "image_path", "file", "filename", "file_name", "image", "name")

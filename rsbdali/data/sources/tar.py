@@ -7,7 +7,6 @@ that it came from; it then gives the order). A tar file within a tar file (ILSVR
 is read as a folder of its name.
 """
 
-import hashlib
 import json
 import re
 import tarfile
@@ -16,11 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from rsbdali.data.columns import to_scan
-from rsbdali.data.scan import DEFAULT_THREADS, Progress, Scan
-from rsbdali.data.sources.base import Found, Place, UnreadableImage, header_or_reason
-from rsbdali.data.sources.folder import is_image_name
-from rsbdali.data.sources.storage import Blob, BlobFile, FileInfo, Storage
-from rsbdali.errors import DataError
+from rsbdali.data.names import is_image_name
+from rsbdali.data.sources.base import DEFAULT_THREADS, Found, Place, Progress, Scan, header_or_reason
+from rsbdali.data.sources.storage import Blob, BlobFile, FileInfo, Storage, fingerprint_of
+from rsbdali.errors import DataError, UnreadableImage
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 SPLIT_FOLDERS = ("train", "val", "validation", "test")
@@ -87,14 +85,6 @@ class TarSource:
             _refuse_two_images_a_sample(found, f"{self._storage.base}/{name}")
             found = [_labelled(f, blob, sidecars.get(split_key(f.place.path)[0], {}), name) for f in found]
         return found, bad
-
-
-def fingerprint_of(files: Sequence[FileInfo]) -> bytes:
-    """32 bytes that change when a file comes, goes, or changes its name, size or stamp."""
-    digest = hashlib.blake2b(digest_size=32)
-    for file in files:
-        digest.update("\0".join(map(str, (*file, ""))).encode("utf-8", "surrogateescape"))
-    return digest.digest()
 
 
 def walk_tar(blob: Blob, name: str, start: int = 0, end: int | None = None) -> Iterator[Member]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rsbdali.errors import RsbdaliError
-from rsbdali.runs.run_facts import read_args
+from rsbdali.runs.folder import BEST, LAST, read_args
 
 MARKS = ("metrics.jsonl", "summary.csv")
-BEST, LAST = "model_best.pth.tar", "last.pth.tar"  # as saver.py, which is not imported since it brings torch along
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,11 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from timm.models import save_for_hf
 
 from rsbdali.errors import RsbdaliError
-from rsbdali.tools.export.export_timm import write_timm
 from rsbdali.tools.export.model_card import card
 from rsbdali.tools.export.onnx import preprocessing, require_onnx, write_onnx
 from rsbdali.tools.export.source import Source, read_source
@@ -97,3 +98,37 @@ def _metadata(source: Source) -> dict[str, str]:
         "versions": json.dumps(dict(source.versions)),
     }
     return {**preprocessing(source), **more, **({} if source.top1 is None else {"top1": f"{source.top1:.4f}"})}
+
+
+def write_timm(source: Source, folder: Path) -> None:
+    """Write config.json and model.safetensors.
+
+    Args:
+        source: model, recipe and classes.
+        folder: exists.
+    """
+    names = source.class_names
+    config: dict[str, Any] = {"label_names": list(names)}
+    if descriptions := source.label_descriptions:
+        config["label_descriptions"] = descriptions
+    # The registered configuration speaks of weights that are not these.
+    config["pretrained_cfg"] = dict.fromkeys(("tag", "origin_url", "paper_ids", "license", "notes"))
+    config["pretrained_cfg"]["crop_mode"] = "center"
+    save_for_hf(
+        source.model, str(folder), model_config=config, safe_serialization=True, data_config=_preprocessing(source)
+    )
+
+
+def _preprocessing(source: Source) -> dict[str, Any]:
+    """In timm's words: `input_size` is that of training, `test_input_size` is used where one asks for test sizes."""
+    recipe = source.recipe
+    config: dict[str, Any] = {
+        "input_size": (3, *recipe.train_size),
+        "mean": recipe.mean,
+        "std": recipe.std,
+        "crop_pct": recipe.crop_pct,
+        "interpolation": recipe.interpolation,
+    }
+    if recipe.test_size != recipe.train_size:
+        config |= {"test_input_size": (3, *recipe.test_size), "test_crop_pct": recipe.crop_pct}
+    return config

@@ -12,9 +12,10 @@ from torch import nn
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
-from rsbdali.runs.run_facts import read_args
+from rsbdali.runs.checkpoint import load_weights
+from rsbdali.runs.folder import read_args
 from rsbdali.runs.state import ours_in
-from rsbdali.training.model import create_model, load_weights
+from rsbdali.training.model import create_model
 
 
 @dataclass(frozen=True, kw_only=True)
