@@ -120,7 +120,7 @@ class Bomb:
 def test_faults_of_a_hostile_checkpoint_in_a_process(tmp_path: Path) -> None:
     path, target = tmp_path / "bomb.pth.tar", tmp_path / "blown"
     torch.save({"arch": "test_resnet", "state_dict": {"a": torch.ones(1)}, "args": Bomb(target)}, path)
-    code = f"from rsbdali import checkpoint; checkpoint.read({str(path)!r})"
+    code = f"from rsbdali.runs import checkpoint; checkpoint.read({str(path)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
     last = done.stderr.splitlines()[-1]

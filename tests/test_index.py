@@ -60,7 +60,7 @@ def test_threads_and_chunks_change_nothing(
 ) -> None:
     root = image_tree(odd=("empty", "png"))
     expected = ImageIndex.scan(root)
-    monkeypatch.setattr("rsbdali.data.sources.base.CHUNK", 3)
+    monkeypatch.setattr("rsbdali.data.sources.folder.CHUNK", 3)
     seen: list[tuple[int, int]] = []
     found = ImageIndex.scan(root, threads=threads, progress=lambda done, total: seen.append((done, total)))
     assert paths(found) == paths(expected)

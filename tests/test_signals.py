@@ -15,7 +15,7 @@ from rsbdali.training.signals import STOP_SIGNALS, StopRequest, exit_code, from_
 
 STUBBORN = """
 import os, signal, sys
-from rsbdali import signals
+from rsbdali.training import signals
 signals.REPEAT_S = {repeat}
 with signals.StopRequest() as stop:
     os.kill(os.getpid(), signal.{first})
