@@ -27,7 +27,8 @@ class FakeExecutor:
         if self.fail & set(plan.tolist()):
             self.fail.clear()
             raise KeyboardInterrupt
-        return DecodedBatch(torch.from_numpy(plan), {row: "bad" for row, i in enumerate(plan.tolist()) if i in self.bad})
+        bad = {row: "bad" for row, i in enumerate(plan.tolist()) if i in self.bad}
+        return DecodedBatch(torch.from_numpy(plan), bad)
 
     def close(self) -> None:
         self.closed = True
