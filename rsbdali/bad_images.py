@@ -21,12 +21,15 @@ class BadImages:
 
     Args:
         on_bad: called once for each with path and reason; by default a warning is logged.
+        fate: what becomes of them, for that warning.
         limit: more bad images than this raise `DataError`; None means no limit.
     """
 
-    def __init__(self, on_bad: Callable[[str, str], None] | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self, on_bad: Callable[[str, str], None] | None = None, *, fate: str = "replaced", limit: int | None = None
+    ) -> None:
         self.reasons: dict[str, str] = {}
-        self._on_bad, self._limit = on_bad or _warn, limit
+        self._on_bad, self._fate, self._limit = on_bad or self._warn, fate, limit
 
     def add(self, path: str, reason: str) -> None:
         """Note one bad image; only its first time is reported."""
@@ -40,9 +43,8 @@ class BadImages:
                 f"{path} ({reason})"
             )
 
-
-def _warn(path: str, reason: str) -> None:
-    log.warning("does not decode, replaced: %s (%s)", path, reason)
+    def _warn(self, path: str, reason: str) -> None:
+        log.warning("does not decode, %s: %s (%s)", self._fate, path, reason)
 
 
 class BadRows:

@@ -67,7 +67,7 @@ class EvalLoader:
     ) -> None:
         self.index, self.recipe, self.dtype = index, recipe, dtype
         self.device = resolve_device(device)
-        self.bad = BadImages(on_bad)
+        self.bad = BadImages(on_bad, fate="skipped")
         count = -(-len(index) // world_size) * world_size if pad else len(index)
         self._sample_N = np.arange(rank, count, world_size) % len(index)
         self._start = 0

@@ -109,7 +109,7 @@ class TrainLoader:
         self.index, self.recipe, self.dtype = index, recipe, dtype
         self.device = resolve_device(device)
         self.planner = Planner(index.width_N, index.height_N, recipe, world_size)
-        self.bad = BadImages(on_bad, max_bad_images)
+        self.bad = BadImages(on_bad, limit=max_bad_images)
         self._groups = range(rank, self.planner.groups, world_size)
         self.mixup_enabled = dtype != torch.uint8
         self._next_epoch, self._next_batch = 0, 0

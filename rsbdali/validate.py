@@ -1,5 +1,6 @@
 """`rsbdali validate`: a checkpoint, or one of timm's published models, on all images of a validation set."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from rsbdali.run_state import ours_in
 from rsbdali.trainer import eval_batch_size
 
 FALLBACK = "a3"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,9 @@ def validate(options: ValidateOptions) -> EvalResult:
     device = resolve_device(distributed.local_device(options.device, world))
     with distributed.process_group(world, device), kernel_policy(device, deterministic=False):
         index = distributed.primary_first(lambda first: _index(options, content, check=first), world)
+        if world.is_primary:
+            for bad in index.bad:
+                log.warning("no image, skipped: %s (%s)", bad.path, bad.reason)
         model = _model(options, content, recipe, index.num_classes).to(device)
         dtype = amp_dtype(recipe.amp_dtype, device)
         loader = EvalLoader(
