@@ -27,6 +27,7 @@ from rsbdali import pace, resume_rules
 from rsbdali.distributed import World
 from rsbdali.epochs import Outcome, Trainer
 from rsbdali.errors import CheckpointError
+from rsbdali.plan import Planner
 from rsbdali.recipe import AT_ONCE, NEXT_EPOCH, REFUSED, OnResume, Recipe
 from rsbdali.trainer import TrainOptions, train
 
@@ -292,6 +293,20 @@ def test_another_value_acts_when_its_rule_says(
         saved.unchanged[look, path] = observe(look, options(saved.data, tmp_path, "same", resume=str(path)))
         assert "other settings" not in caplog.text
     assert resumed != saved.unchanged[look, path]
+
+
+def test_what_acts_at_once_leaves_the_order_of_the_images() -> None:
+    """Else an epoch that goes on with another value repeats some of its images and skips others."""
+    size_N = np.full(600, 64, np.int32)
+
+    def order(**values: Any) -> list[Any]:
+        planner = Planner(size_N, size_N, Recipe.from_dict({**BASE, **values}))
+        return [planner.batch(1, step).sample_N.tolist() for step in range(planner.steps_per_epoch)]
+
+    before = order()
+    for key, (value, look) in KEYS.items():
+        if look is not None:
+            assert (order(**{key: value}) == before) == (RULES[key] is AT_ONCE), key
 
 
 @pytest.mark.parametrize("key", [key for key, rule in RULES.items() if rule is REFUSED])
