@@ -1,8 +1,13 @@
-"""Drive one DALI pipeline as a queue: arrays in by `submit`, torch tensors out by `collect`, in order."""
+"""Drive one DALI pipeline as a queue: arrays in by `submit`, torch tensors out by `collect`, in order.
 
-import contextlib
+A row whose image cannot be read never enters DALI. Where DALI does not decode a batch, it names one row and not all:
+each row is then decoded once by itself, from Pillow's copy where DALI refuses it, and the good ones run once more
+together. The pipeline stays as it is: with the dynamic executor an error costs the one batch.
+"""
+
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,13 +18,31 @@ from torch.utils.dlpack import from_dlpack
 
 from rsbdali.errors import DataError, UnreadableImage
 from rsbdali.pipelines.encoded import PendingImages
-from rsbdali.pipelines.executor import DecodeFailure, close_at_exit
 
-# one entry per input of the graph: an array with the batch first, a list of arrays, or `PendingImages`
+# one entry per input of the graph, images first: `PendingImages` or a list of arrays, then arrays with the batch first
 Fields = Sequence[Any]
 
-
 CALLBACK = "dl_tensor_python_function"  # names the operator in DALI's messages
+
+
+class _DecodeError(RuntimeError):
+    """DALI could not carry out a batch; batches submitted after it are unaffected and come in order."""
+
+
+@dataclass
+class _Job:
+    """A batch: its inputs, the rows of it that DALI sees, why it does not see the others, and how it ended."""
+
+    fields: Fields
+    pending: PendingImages | None
+    rows: int
+    bad: dict[int, str] = field(default_factory=dict)
+    outputs: list[torch.Tensor] | None = None
+    error: RuntimeError | DataError | None = None
+
+    @property
+    def kept_N(self) -> np.ndarray:
+        return np.delete(np.arange(self.rows), list(self.bad))
 
 
 class Runner:
@@ -43,8 +66,8 @@ class Runner:
         self._queue: deque[Fields] = deque()
         if device.type == "cuda":
             torch.cuda.init()  # before DALI's threads hand tensors to torch
-        self._waiting: deque[Fields] = deque()  # submitted, but their images are still being read
-        self._started: deque[DataError | None] = deque()  # batches in DALI (None), or that could not be read
+        self._waiting: deque[_Job] = deque()  # submitted, but their images are still being read
+        self._started: deque[_Job] = deque()  # in DALI, or done
         # DALI refuses a builtin method as source, hence the lambda; conditionals make `if` in the graph act per sample
         self._pipe: Pipeline | None = pipeline_def(define, enable_conditionals=True)(
             lambda: self._queue.popleft(),
@@ -60,52 +83,103 @@ class Runner:
     def submit(self, fields: Fields) -> None:
         """Queue one batch of inputs and start on it, or once its images have been read."""
         assert self._pipe is not None, "closed"
-        self._waiting.append(fields)
+        pending = fields[0] if isinstance(fields[0], PendingImages) else None
+        self._waiting.append(_Job(fields, pending, len(fields[0])))
         self._start_ready()
 
-    def _start_ready(self) -> None:
-        """Hand over to DALI what is ready, in order."""
-        while self._waiting and all(f.ready() for f in self._waiting[0] if isinstance(f, PendingImages)):
-            self._start_next()
-
-    def _start_next(self) -> None:
-        assert self._pipe is not None, "closed"
-        try:
-            self._queue.append([_ready(field) for field in self._waiting.popleft()])
-        except DataError as error:
-            self._started.append(error)
-            return
-        self._pipe.schedule_run()
-        self._started.append(None)
-
-    def collect(self) -> list[torch.Tensor]:
+    def collect(self) -> tuple[list[torch.Tensor], np.ndarray, dict[int, str]]:
         """The graph's outputs for the oldest batch, without a copy; on a GPU the current stream waits for DALI's work.
 
+        Returns:
+            The outputs, none where no row is left; the K rows that they hold, in order; why the others are missing.
+
         Raises:
-            DecodeFailure: DALI could not carry out this batch, or an image of it could not be read.
             DataError: the source of the images does not answer.
-            RuntimeError: a call from the graph into Python failed.
+            RuntimeError: a call from the graph into Python failed, or good images do not decode together.
         """
-        assert self._pipe is not None, "closed"
         self._start_ready()
         if not self._started:
-            self._start_next()
-        unread = self._started.popleft()
-        if isinstance(unread, UnreadableImage):
-            raise DecodeFailure(str(unread)) from unread
-        if unread is not None:
-            raise unread
+            self._start(self._waiting.popleft())
+        job = self._started.popleft()
+        self._finish(job)
+        if isinstance(job.error, _DecodeError):
+            self._decode_singly(job)
+        if job.error is not None:
+            raise job.error
+        assert job.outputs is not None
+        return job.outputs, job.kept_N, job.bad
+
+    def _start_ready(self) -> None:
+        """Hand over to DALI what has been read, in order."""
+        while self._waiting and (self._waiting[0].pending is None or self._waiting[0].pending.ready()):
+            self._start(self._waiting.popleft())
+
+    def _start(self, job: _Job) -> None:
+        self._started.append(job)
+        if job.pending is not None:
+            try:
+                images = job.pending.arrays()
+            except DataError as error:
+                job.error = error
+                return
+            job.bad = {row: image for row, image in enumerate(images) if isinstance(image, str)}
+            job.fields = [images, *job.fields[1:]]
+        self._schedule(job)
+
+    def _schedule(self, job: _Job) -> None:
+        kept_N = job.kept_N
+        if not len(kept_N):
+            job.outputs = []
+            return
+        assert self._pipe is not None, "closed"
+        job.outputs = job.error = None
+        self._queue.append([_rows(field, kept_N, job.rows) for field in job.fields])
+        self._pipe.schedule_run()
+
+    def _finish(self, job: _Job) -> None:
+        """Wait for a batch that is the oldest in DALI."""
+        if job.outputs is not None or job.error is not None:
+            return
+        assert self._pipe is not None, "closed"
         on_gpu = self.device.type == "cuda"
         try:
             outputs = self._pipe.share_outputs(cuda_stream=torch.cuda.current_stream(self.device) if on_gpu else None)
         except RuntimeError as error:
-            if CALLBACK in str(error):  # a fault of ours, not of an image
-                raise
-            raise DecodeFailure(str(error)) from error
+            job.error = error if CALLBACK in str(error) else _DecodeError(str(error))  # a callback's fault is ours
+            return
         # the dynamic executor gives every batch memory of its own, so the tensors outlive the release
-        tensors = [from_dlpack(output.as_tensor()) for output in outputs]
+        job.outputs = [from_dlpack(output.as_tensor()) for output in outputs]
         self._pipe.release_outputs()
-        return tensors
+
+    def _decode_singly(self, job: _Job) -> None:
+        """Find the rows that do not decode, and run the others together."""
+        for behind in self._started:  # DALI's queue is first in, first out
+            self._finish(behind)
+        images = list(job.fields[0])
+        job.fields = [images, *job.fields[1:]]
+        for row in job.kept_N.tolist():
+            reason = None if self._decodes(job, row) else self._try_copy(job, row, images)
+            if reason is not None:
+                job.bad[row] = reason
+        self._schedule(job)
+        self._finish(job)
+
+    def _try_copy(self, job: _Job, row: int, images: list[np.ndarray | str]) -> str | None:
+        """Put Pillow's copy in the place of an image that DALI does not decode; else say why that cannot be."""
+        copy = "does not decode" if job.pending is None else job.pending.copy(row)
+        if isinstance(copy, str):
+            return copy
+        images[row] = copy
+        return None if self._decodes(job, row) else "Pillow's copy of it does not decode"
+
+    def _decodes(self, job: _Job, row: int) -> bool:
+        others = {other: "" for other in range(job.rows) if other != row}
+        single = _Job(job.fields, None, job.rows, others)
+        self._schedule(single)
+        self._finish(single)
+        if single.error is not None and not isinstance(single.error, _DecodeError):
+            raise single.error
+        return single.error is None
 
     def close(self) -> None:
         """Free the pipeline; batches not yet collected are finished first and dropped.
@@ -115,15 +189,15 @@ class Runner:
         """
         self._waiting.clear()
         while self._pipe is not None and self._started:
-            with contextlib.suppress(RuntimeError, DataError):
-                self.collect()
+            self._finish(self._started.popleft())  # its error, if there is one, is nobody's any more
         self._pipe = None
 
 
-def _ready(field: Any) -> Any:
-    if isinstance(field, PendingImages):
-        return field.arrays()
-    return field if isinstance(field, list) else np.ascontiguousarray(field)  # DALI takes no strided arrays
+def _rows(field: Any, kept_N: np.ndarray, rows: int) -> Any:
+    """Some rows of an input, as DALI takes them: a list, or a dense array."""
+    if isinstance(field, list):
+        return [field[row] for row in kept_N.tolist()]
+    return np.ascontiguousarray(field if len(kept_N) == rows else field[kept_N])
 
 
 def _device_id(device: torch.device) -> int | None:

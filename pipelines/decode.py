@@ -1,4 +1,4 @@
-"""Graph pieces that train and eval share: read, decode, the codes of resize filters."""
+"""Graph pieces that train and eval share: decode, resize, the codes of resize filters."""
 
 from typing import Any
 
@@ -18,37 +18,31 @@ def filter_codes(interp_N: np.ndarray) -> np.ndarray:
     return _FILTERS[interp_N]
 
 
-def decode(source: Any, *, device: str, files: bool = True) -> Any:
+def decode(encoded: Any, *, device: str) -> Any:
     """Whole images, uint8 HWC RGB, EXIF orientation not applied (as timm).
 
     Args:
-        source: uint8 node, path of each file, or the encoded images.
+        encoded: uint8 node, the encoded images.
         device: 'cpu' or 'gpu'.
-        files: whether `source` holds paths.
     """
     decoder = "mixed" if device == "gpu" else "cpu"
-    return fn.decoders.image(_encoded(source, files), device=decoder, output_type=types.RGB, adjust_orientation=False)
+    return fn.decoders.image(encoded, device=decoder, output_type=types.RGB, adjust_orientation=False)
 
 
-def _encoded(source: Any, files: bool) -> Any:
-    return fn.io.file.read(source) if files else source
-
-
-def decode_window(source: Any, start: Any, shape: Any, *, device: str, roi: bool, files: bool = True) -> Any:
+def decode_window(encoded: Any, start: Any, shape: Any, *, device: str, roi: bool) -> Any:
     """Exactly the pixels of a window of each image, uint8 HWC RGB.
 
     Args:
-        source: uint8 node, path of each file, or the encoded images.
+        encoded: uint8 node, the encoded images.
         start: int32 node, (y, x) of each window in source pixels.
         shape: int32 node, (h, w) of each window.
         device: 'cpu' or 'gpu'.
         roi: decode only what the window needs; else the whole image, then slice.
-        files: whether `source` holds paths.
     """
     if not roi:
-        return fn.slice(decode(source, device=device, files=files), start=start, shape=shape, axes=(0, 1))
+        return fn.slice(decode(encoded, device=device), start=start, shape=shape, axes=(0, 1))
     return fn.decoders.image_slice(
-        _encoded(source, files),
+        encoded,
         start=start,
         shape=shape,
         axes=(0, 1),

@@ -1,7 +1,4 @@
-"""A batch's encoded images as input of a graph: paths that DALI reads, or bytes that threads here read.
-
-Bytes are read while earlier batches are decoded: the input is a promise, which the runner redeems once it is kept.
-"""
+"""A batch's encoded images, read by threads while earlier batches are decoded: a promise that the queue redeems."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from rsbdali.pipelines.executor import ImageSource
+from rsbdali.sources.base import UnreadableImage
 
 READ_ROWS = 16  # images that a thread reads in a row
 
@@ -17,54 +15,70 @@ class PendingImages:
     """Encoded images that are being read.
 
     Args:
+        index: the images.
+        sample_N: rows of the index.
         parts: what reads them, in order.
     """
 
-    def __init__(self, parts: Sequence["Future[list[np.ndarray]]"]) -> None:
-        self._parts = parts
+    def __init__(
+        self, index: ImageSource, sample_N: np.ndarray, parts: Sequence["Future[list[np.ndarray | str]]"]
+    ) -> None:
+        self._index, self._sample_N, self._parts = index, sample_N, parts
+
+    def __len__(self) -> int:
+        return len(self._sample_N)
 
     def ready(self) -> bool:
-        """Whether all have been read, or one has failed to be."""
+        """Whether all have been read, or reading has failed."""
         return all(part.done() for part in self._parts)
 
-    def arrays(self) -> list[np.ndarray]:
-        """The images, uint8 each; waits for them.
+    def arrays(self) -> list[np.ndarray | str]:
+        """The images, uint8 each, or the reason why one cannot be had; waits for them.
 
         Raises:
-            DataError: what reading one of them raised.
+            DataError: the source does not answer.
         """
         return [array for part in self._parts for array in part.result()]
 
+    def copy(self, row: int) -> np.ndarray | str:
+        """Pillow's copy of one image, or why Pillow does not decode it."""
+        try:
+            return self._index.read_copy(int(self._sample_N[row]))
+        except UnreadableImage as error:
+            return str(error)
+
 
 class EncodedInput:
-    """Makes the input of a batch.
+    """Reads the images of batches.
 
     Args:
         index: the images.
-        num_threads: threads that read bytes; none are made where DALI reads files.
+        num_threads: threads that read.
     """
 
     def __init__(self, index: ImageSource, num_threads: int) -> None:
         self._index = index
-        self._pool = None if index.has_files else ThreadPoolExecutor(num_threads, thread_name_prefix="rsbdali-read")
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="rsbdali-read")
 
-    def __call__(self, sample_N: np.ndarray) -> list[np.ndarray] | PendingImages:
-        """Source paths as uint8 arrays, the form that `fn.io.file.read` takes; or the images to come."""
-        if self._pool is None:
-            return path_arrays(self._index, sample_N)
+    def __call__(self, sample_N: np.ndarray) -> PendingImages:
+        """Start to read the images of a batch."""
         self._index.fetch_ahead(sample_N)
         parts = [sample_N[i : i + READ_ROWS].tolist() for i in range(0, len(sample_N), READ_ROWS)]
-        return PendingImages([self._pool.submit(self._read, part) for part in parts])
+        futures = [self._pool.submit(read_images, self._index, part) for part in parts]
+        return PendingImages(self._index, sample_N, futures)
 
     def close(self) -> None:
         """End the threads; what is not read yet never will be."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def _read(self, samples: list[int]) -> list[np.ndarray]:
-        return [self._index.read_bytes(i) for i in samples]
+        self._pool.shutdown(cancel_futures=True)
 
 
-def path_arrays(index: ImageSource, sample_N: np.ndarray) -> list[np.ndarray]:
-    """Source paths of some images as uint8 arrays."""
-    return [np.frombuffer(index.source_path(int(i)).encode("utf-8", "surrogateescape"), np.uint8) for i in sample_N]
+def read_images(index: ImageSource, samples: Sequence[int]) -> list[np.ndarray | str]:
+    """Encoded images that DALI may see, or the reason why one cannot be had."""
+    return [_read(index, i) for i in samples]
+
+
+def _read(index: ImageSource, i: int) -> np.ndarray | str:
+    try:
+        return index.read_bytes(i)
+    except UnreadableImage as error:
+        return str(error)

@@ -15,8 +15,9 @@ from nvidia.dali import fn
 from rsbdali.pipelines.dali_queue import Fields, Runner
 from rsbdali.pipelines.decode import decode, filter_codes, resize
 from rsbdali.pipelines.encoded import EncodedInput
-from rsbdali.pipelines.executor import ImageSource
-from rsbdali.plan.randaugment import BICUBIC, BILINEAR
+from rsbdali.pipelines.executor import DecodedBatch, ImageSource, scatter
+from rsbdali.pipelines.runner import Fields, Runner
+from rsbdali.policy import BICUBIC, BILINEAR
 from rsbdali.recipe import Recipe
 
 
@@ -45,7 +46,7 @@ class EvalExecutor:
         self.index, self.recipe, self.rows, self.device, self.prefetch = index, recipe, rows, device, prefetch
         self._filter = BICUBIC if recipe.interpolation == "bicubic" else BILINEAR
         where = "gpu" if device.type == "cuda" else "cpu"
-        define = eval_graph(size=recipe.test_size, device=where, files=index.has_files)
+        define = eval_graph(size=recipe.test_size, device=where)
         self._input = EncodedInput(index, num_threads)
         self._runner = Runner(define, rows=rows, device=device, num_threads=num_threads)
 
@@ -58,14 +59,10 @@ class EvalExecutor:
         filters_N = filter_codes(np.full(len(sample_N), self._filter))
         self._runner.submit([self._input(sample_N), resized_N2, offset_N2, filters_N])
 
-    def collect(self) -> torch.Tensor:
-        """The oldest batch: uint8, shape (N, H, W, 3), on `device`.
-
-        Raises:
-            DecodeFailure: an image of this batch did not decode.
-        """
-        (images_NHWC,) = self._runner.collect()
-        return images_NHWC
+    def collect(self) -> DecodedBatch:
+        """The oldest batch (see `pipelines.executor.Executor`)."""
+        outputs, kept_N, bad = self._runner.collect()
+        return scatter(outputs, [kept_N], bad, size=self.recipe.test_size, device=self.device)
 
     def close(self) -> None:
         """Free DALI's threads and buffers."""
@@ -98,14 +95,12 @@ def eval_geometry(
     return resized_N2.astype(np.float32), offset_N2
 
 
-def eval_graph(
-    *, size: tuple[int, int], device: str, files: bool = True
-) -> Callable[[Callable[[], Fields]], Any]:  # fmt: skip
-    """The graph as a function of its source (see `Runner`); `device` is 'cpu' or 'gpu', `files` see `decode`."""
+def eval_graph(*, size: tuple[int, int], device: str) -> Callable[[Callable[[], Fields]], Any]:
+    """The graph as a function of its source (see `Runner`); `device` is 'cpu' or 'gpu'."""
 
     def define(source: Callable[[], Fields]) -> Any:
         encoded, resized, offset, filters = fn.external_source(source=source, num_outputs=4, batch=True)
-        images = resize(decode(encoded, device=device, files=files), resized, filters)
+        images = resize(decode(encoded, device=device), resized, filters)
         return fn.slice(images, start=offset, shape=list(size), axes=(0, 1))
 
     return define

@@ -1,13 +1,7 @@
 """What the loader asks of an executor: plans in, batches of pixels out, first in first out.
 
-Executors still open when the interpreter ends are closed here (`close_at_exit`), before DALI's own exit handler comes:
-a worker whose pipeline DALI takes away under its hands would make itself a new one, and DALI complains about that at
-the end of an otherwise fine program.
-"""
-
-import atexit
-import weakref
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import nvidia.dali  # noqa: F401 - handlers run last in, first out: DALI's must be there before ours
@@ -16,8 +10,38 @@ import torch
 from rsbdali.plan.planner import BatchPlan
 
 
-class DecodeFailure(RuntimeError):
-    """A batch did not decode and is lost; batches submitted after it are unaffected and come in order."""
+class DecodedBatch(NamedTuple):
+    """Pixels of one plan.
+
+    Attributes:
+        images_NHWC: uint8, shape (N, H, W, 3), on the executor's device, rows in the plan's order.
+        bad: row → why neither DALI nor Pillow decodes its image; the pixels of these rows mean nothing.
+    """
+
+    images_NHWC: torch.Tensor
+    bad: dict[int, str]
+
+
+def scatter(
+    parts: Sequence[torch.Tensor], rows_per_part: Sequence[np.ndarray], bad: dict[int, str], *,
+    size: tuple[int, int], device: torch.device,
+) -> DecodedBatch:  # fmt: skip
+    """A batch from parts of its rows.
+
+    Args:
+        parts: uint8 (K, H, W, 3) each; none where all rows are bad.
+        rows_per_part: int (K,) for each part, the rows that it holds; a row in two of them has the same pixels in both.
+        bad: the rows in no part.
+        size: H and W.
+        device: of the batch.
+    """
+    if not bad and len(parts) == 1:
+        return DecodedBatch(parts[0], bad)
+    rows = 1 + max([*bad, *(int(row) for part in rows_per_part for row in part)])
+    images_NHWC = torch.zeros((rows, *size, 3), dtype=torch.uint8, device=device)
+    for part_KHWC, rows_K in zip(parts, rows_per_part, strict=False):
+        images_NHWC.index_copy_(0, torch.as_tensor(rows_K, device=device), part_KHWC)
+    return DecodedBatch(images_NHWC, bad)
 
 
 class ImageSource(Protocol):
@@ -28,17 +52,12 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    @property
-    def has_files(self) -> bool:
-        """Whether images are files, to be read by `source_path`; else they come by `read_bytes`."""
-        ...
-
-    def source_path(self, i: int) -> str:
-        """Path of the file that decodes to the RGB pixels of image i."""
-        ...
-
     def read_bytes(self, i: int) -> np.ndarray:
-        """What decodes to the RGB pixels of image i: uint8, shape (length,). From any thread."""
+        """An encoded image that DALI may see: uint8, shape (length,). From any thread; see `ImageIndex`."""
+        ...
+
+    def read_copy(self, i: int) -> np.ndarray:
+        """Pillow's RGB copy of image i, for what DALI does not decode: uint8, shape (length,)."""
         ...
 
     def fetch_ahead(self, sample_N: np.ndarray) -> None:
@@ -59,14 +78,11 @@ class Executor(Protocol):
         """Queue one batch; the work starts at once, in the background."""
         ...
 
-    def collect(self) -> torch.Tensor:
+    def collect(self) -> DecodedBatch:
         """Wait for the oldest batch submitted.
 
-        Returns:
-            uint8, shape (N, H, W, 3), on the executor's device, rows in the plan's order.
-
         Raises:
-            DecodeFailure: an image of this batch did not decode.
+            DataError: the source of the images does not answer.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 `GraphExecutor` runs it in DALI, on the CPU or on a GPU (decoding included); no number is drawn here.
 
-    path, window ──> decode ──┬─> crop ──> resize ──> flip ──> RandAugment ──> rows of repeat 1
+    bytes, window ──> decode ──┬─> crop ──> resize ──> flip ──> RandAugment ──> rows of repeat 1
                               └─> …                                            rows of repeat 2, …
 
 The branches are one unless the recipe repeats augmentations locally (`aug_repeats_mode: local`): then each image is
@@ -20,7 +20,7 @@ from nvidia.dali import fn
 from rsbdali.pipelines.dali_queue import Fields, Runner
 from rsbdali.pipelines.decode import decode_window, filter_codes, resize
 from rsbdali.pipelines.encoded import EncodedInput
-from rsbdali.pipelines.executor import ImageSource
+from rsbdali.pipelines.executor import DecodedBatch, ImageSource, scatter
 from rsbdali.pipelines.randaugment import LAYER_FIELDS, apply_randaugment, layer_fields
 from rsbdali.pipelines.roi import DecodeMode, use_roi
 from rsbdali.plan.planner import BatchPlan
@@ -28,7 +28,7 @@ from rsbdali.plan.randaugment import RandAugmentPolicy
 from rsbdali.plan.shared_decodes import covering_windows, share_decodes
 from rsbdali.recipe import Recipe
 
-WINDOW_FIELDS = 3  # path or bytes, start and shape of the window to decode
+WINDOW_FIELDS = 3  # encoded image, start and shape of the window to decode
 CROP_FIELDS = 2  # start and shape of a crop within the window, where rows share one
 RESIZE_FIELDS = 2  # filter, flip
 
@@ -72,7 +72,6 @@ class GraphExecutor:
             repeats=self.repeats,
             device="gpu" if device.type == "cuda" else "cpu",
             roi=self.roi,
-            files=index.has_files,
         )
         self._input = EncodedInput(index, num_threads)
         self._runner = Runner(define, rows=rows, device=device, num_threads=num_threads)
@@ -93,21 +92,12 @@ class GraphExecutor:
         self._rows.append(rows_UK)
         self._runner.submit(fields)
 
-    def collect(self) -> torch.Tensor:
-        """The oldest batch: uint8, shape (N, H, W, 3), on `device`.
-
-        Raises:
-            DecodeFailure: an image of this batch did not decode.
-        """
+    def collect(self) -> DecodedBatch:
+        """The oldest batch (see `pipelines.executor.Executor`)."""
         rows_UK = self._rows.popleft()
-        parts = self._runner.collect()
-        if len(parts) == 1:
-            return parts[0]
-        images_NHWC = parts[0].new_empty((int(rows_UK.max()) + 1, *parts[0].shape[1:]))
-        for rows_U, part_UHWC in zip(torch.as_tensor(rows_UK.T, device=self.device), parts, strict=True):
-            # a row that was made twice is written twice, with the same pixels
-            images_NHWC.index_copy_(0, rows_U, part_UHWC)
-        return images_NHWC
+        parts, kept_U, bad_decodes = self._runner.collect()
+        bad = {row: reason for u, reason in bad_decodes.items() for row in rows_UK[u].tolist()}
+        return scatter(parts, list(rows_UK[kept_U].T), bad, size=self.recipe.train_size, device=self.device)
 
     def close(self) -> None:
         """Free DALI's threads and buffers."""
@@ -117,7 +107,7 @@ class GraphExecutor:
 
 
 def train_graph(
-    *, size: tuple[int, int], layers: int, repeats: int, device: str, roi: bool, files: bool = True
+    *, size: tuple[int, int], layers: int, repeats: int, device: str, roi: bool
 ) -> Callable[[Callable[[], Fields]], Any]:
     """The graph as a function of its source (see `Runner`); it has `repeats` outputs.
 
@@ -127,7 +117,6 @@ def train_graph(
         repeats: rows made of one decoded image.
         device: 'cpu' or 'gpu'.
         roi: see `decode_window`.
-        files: see `decode_window`.
     """
     crop = CROP_FIELDS if repeats > 1 else 0
     per_repeat = crop + RESIZE_FIELDS + LAYER_FIELDS * layers
@@ -135,7 +124,7 @@ def train_graph(
     def define(source: Callable[[], Fields]) -> Any:
         fields = fn.external_source(source=source, num_outputs=WINDOW_FIELDS + per_repeat * repeats, batch=True)
         encoded, start, shape = fields[:WINDOW_FIELDS]
-        windows = decode_window(encoded, start, shape, device=device, roi=roi, files=files)
+        windows = decode_window(encoded, start, shape, device=device, roi=roi)
         outputs = []
         for first in range(WINDOW_FIELDS, len(fields), per_repeat):
             mine = fields[first : first + per_repeat]

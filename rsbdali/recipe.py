@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +24,20 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def _range(low: float, high: float = float("inf")) -> dict[str, Any]:
-    return {"low": low, "high": high}
+class OnResume(Enum):
+    """What becomes of another value of a key when a run is resumed with it (`rsbdali.resume_rules`)."""
+
+    AT_ONCE = "acts at once"
+    NEXT_EPOCH = "acts from the next epoch"
+    REFUSED = "refused on resume"
+
+
+AT_ONCE, NEXT_EPOCH, REFUSED = OnResume
+
+
+def _key(on_resume: OnResume, low: float | None = None, high: float = float("inf")) -> dict[str, Any]:
+    """Metadata of a key: what a resume makes of another value, and the bounds of a number."""
+    return {"on_resume": on_resume, "low": low, "high": high}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,65 +60,66 @@ class Recipe:
     """Settings of one run. Names are timm's where timm has them.
 
     Sizes are pixels, either one number (square) or (height, width). `global_batch_size` counts rows over all ranks and
-    accumulation steps; `batch_size` caps the rows of one forward pass on one GPU (none: a whole mix group).
+    accumulation steps; `batch_size` caps the rows of one forward pass on one GPU (none: a whole mix group). Every key
+    declares what becomes of another value when a run is resumed with it (`OnResume`).
     """
 
-    name: str = "custom"
+    name: str = field(default="custom", metadata=_key(AT_ONCE))
     # model
-    model: str = "resnet50"
-    drop: float = field(default=0.0, metadata=_range(0, 0.999))
-    drop_path: float = field(default=0.0, metadata=_range(0, 0.999))
-    zero_init_last: bool = True
+    model: str = field(default="resnet50", metadata=_key(REFUSED))
+    drop: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 0.999))
+    drop_path: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 0.999))
+    zero_init_last: bool = field(default=True, metadata=_key(REFUSED))
     # sizes
-    img_size: int | tuple[int, int] = field(default=224, metadata=_range(1, 8192))
-    test_img_size: int | tuple[int, int] = field(default=224, metadata=_range(1, 8192))
-    crop_pct: float = field(default=0.95, metadata=_range(0.01, 1.0))
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    img_size: int | tuple[int, int] = field(default=224, metadata=_key(AT_ONCE, 1, 8192))
+    test_img_size: int | tuple[int, int] = field(default=224, metadata=_key(AT_ONCE, 1, 8192))
+    crop_pct: float = field(default=0.95, metadata=_key(AT_ONCE, 0.01, 1.0))
+    mean: tuple[float, float, float] = field(default=IMAGENET_MEAN, metadata=_key(AT_ONCE))
+    std: tuple[float, float, float] = field(default=IMAGENET_STD, metadata=_key(AT_ONCE))
     # length and batch
-    epochs: int = field(default=100, metadata=_range(1))
-    global_batch_size: int = field(default=2048, metadata=_range(1))
-    batch_size: int | None = field(default=None, metadata=_range(1))
+    epochs: int = field(default=100, metadata=_key(AT_ONCE, 1))
+    global_batch_size: int = field(default=2048, metadata=_key(NEXT_EPOCH, 1))
+    batch_size: int | None = field(default=None, metadata=_key(AT_ONCE, 1))
     # optimiser and schedule
-    opt: str = "lamb"
-    lr: float = field(default=5e-3, metadata=_range(0))
-    min_lr: float = field(default=1e-6, metadata=_range(0))
-    weight_decay: float = field(default=0.01, metadata=_range(0))
-    warmup_epochs: int = field(default=5, metadata=_range(0))
-    warmup_lr: float = field(default=1e-4, metadata=_range(0))
-    clip_grad: float | None = field(default=None, metadata=_range(0))
+    opt: str = field(default="lamb", metadata=_key(REFUSED))
+    lr: float = field(default=5e-3, metadata=_key(AT_ONCE, 0))
+    min_lr: float = field(default=1e-6, metadata=_key(AT_ONCE, 0))
+    weight_decay: float = field(default=0.01, metadata=_key(AT_ONCE, 0))
+    warmup_epochs: int = field(default=5, metadata=_key(AT_ONCE, 0))
+    warmup_lr: float = field(default=1e-4, metadata=_key(AT_ONCE, 0))
+    clip_grad: float | None = field(default=None, metadata=_key(AT_ONCE, 0))
     # loss
-    smoothing: float = field(default=0.0, metadata=_range(0, 0.999))
-    bce_loss: bool = True
-    bce_target_thresh: float | None = field(default=None, metadata=_range(0, 1))
+    smoothing: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 0.999))
+    bce_loss: bool = field(default=True, metadata=_key(AT_ONCE))
+    bce_target_thresh: float | None = field(default=None, metadata=_key(AT_ONCE, 0, 1))
     # augmentation
-    scale: tuple[float, float] = field(default=(0.08, 1.0), metadata=_range(1e-6, 1))
-    ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), metadata=_range(1e-3, 1e3))
-    hflip: float = field(default=0.5, metadata=_range(0, 1))
-    train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    aa: str | None = None
-    aug_repeats: int = field(default=0, metadata=_range(0, 64))
-    aug_repeats_mode: Literal["spread", "local"] = "spread"
-    reprob: float = field(default=0.0, metadata=_range(0, 0))
+    scale: tuple[float, float] = field(default=(0.08, 1.0), metadata=_key(AT_ONCE, 1e-6, 1))
+    ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), metadata=_key(AT_ONCE, 1e-3, 1e3))
+    hflip: float = field(default=0.5, metadata=_key(AT_ONCE, 0, 1))
+    train_interpolation: Literal["random", "bilinear", "bicubic"] = field(default="random", metadata=_key(AT_ONCE))
+    interpolation: Literal["bilinear", "bicubic"] = field(default="bicubic", metadata=_key(AT_ONCE))
+    aa: str | None = field(default=None, metadata=_key(AT_ONCE))
+    aug_repeats: int = field(default=0, metadata=_key(NEXT_EPOCH, 0, 64))
+    aug_repeats_mode: Literal["spread", "local"] = field(default="spread", metadata=_key(NEXT_EPOCH))
+    reprob: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 0))
     # mixing
-    mixup: float = field(default=0.0, metadata=_range(0))
-    cutmix: float = field(default=0.0, metadata=_range(0))
-    mixup_prob: float = field(default=1.0, metadata=_range(0, 1))
-    mixup_switch_prob: float = field(default=0.5, metadata=_range(0, 1))
-    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
-    mixup_off_epoch: int = field(default=0, metadata=_range(0))
-    mix_groups: int = field(default=4, metadata=_range(1))
+    mixup: float = field(default=0.0, metadata=_key(AT_ONCE, 0))
+    cutmix: float = field(default=0.0, metadata=_key(AT_ONCE, 0))
+    mixup_prob: float = field(default=1.0, metadata=_key(AT_ONCE, 0, 1))
+    mixup_switch_prob: float = field(default=0.5, metadata=_key(AT_ONCE, 0, 1))
+    mixup_mode: Literal["batch", "pair", "elem"] = field(default="batch", metadata=_key(AT_ONCE))
+    mixup_off_epoch: int = field(default=0, metadata=_key(AT_ONCE, 0))
+    mix_groups: int = field(default=4, metadata=_key(REFUSED, 1))
     # running
-    seed: int = field(default=0, metadata=_range(0, 2**31 - 1))
-    amp_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
-    dist_bn: Literal["reduce", "broadcast", "none"] = "reduce"
-    model_ema: bool = False
-    model_ema_decay: float = field(default=0.9998, metadata=_range(0, 1))
-    eval_every: int = field(default=1, metadata=_range(1))
-    checkpoint_hist: int = field(default=10, metadata=_range(1))
-    log_interval: int = field(default=50, metadata=_range(1))
-    reported: Reported = Reported()
+    seed: int = field(default=0, metadata=_key(NEXT_EPOCH, 0, 2**31 - 1))
+    amp_dtype: Literal["auto", "float16", "bfloat16", "float32"] = field(default="auto", metadata=_key(AT_ONCE))
+    dist_bn: Literal["reduce", "broadcast", "none"] = field(default="reduce", metadata=_key(AT_ONCE))
+    model_ema: bool = field(default=False, metadata=_key(AT_ONCE))
+    model_ema_decay: float = field(default=0.9998, metadata=_key(AT_ONCE, 0, 1))
+    eval_every: int = field(default=1, metadata=_key(AT_ONCE, 1))
+    checkpoint_hist: int = field(default=10, metadata=_key(AT_ONCE, 1))
+    log_interval: int = field(default=50, metadata=_key(AT_ONCE, 1))
+    reported: Reported = field(default=Reported(), metadata=_key(AT_ONCE))
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -252,9 +266,9 @@ def _match_number_text(text: str) -> tuple[bool, float]:
 
 
 def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:
-    if "low" not in f.metadata or value is None:
-        return
     low, high = f.metadata["low"], f.metadata["high"]
+    if low is None or value is None:
+        return
     for number in value if isinstance(value, tuple) else (value,):
         if not low <= number <= high:
             what = "only 0 is supported" if low == high == 0 else _bounds(low, high)

@@ -1,4 +1,4 @@
-"""The feed: order, prefetch, jumps, and the repair of a batch that does not decode."""
+"""The feed: order, prefetch, jumps, one plan by itself, and what an exception leaves behind."""
 
 from collections import deque
 
@@ -6,53 +6,58 @@ import numpy as np
 import pytest
 import torch
 
-from rsbdali.errors import DataError
-from rsbdali.loader.bad_images import BadImages
-from rsbdali.loader.prefetcher import Feed
-from rsbdali.pipelines.executor import DecodeFailure
+from rsbdali.errors import RsbdaliError
+from rsbdali.feed import Feed
+from rsbdali.pipelines.executor import DecodedBatch
 
 
 class FakeExecutor:
-    """Plans are int arrays; a batch is the array itself; a plan that holds a bad number does not decode."""
+    """Plans are int arrays; a batch is the array itself; numbers in `bad` do not decode."""
 
-    def __init__(self, bad: set[int]) -> None:
-        self.bad, self.queue, self.submitted = bad, deque[np.ndarray](), 0
+    def __init__(self, bad: set[int], fail: set[int]) -> None:
+        self.bad, self.fail, self.queue, self.submitted, self.closed = bad, fail, deque[np.ndarray](), 0, False
 
     def submit(self, plan: np.ndarray) -> None:
+        assert not self.closed
         self.queue.append(plan)
         self.submitted += 1
 
-    def collect(self) -> torch.Tensor:
+    def collect(self) -> DecodedBatch:
         plan = self.queue.popleft()
-        if self.bad & set(plan.tolist()):
-            raise DecodeFailure("a batch did not decode")
-        return torch.from_numpy(plan)
+        if self.fail & set(plan.tolist()):
+            self.fail.clear()
+            raise KeyboardInterrupt
+        bad = {row: "bad" for row, i in enumerate(plan.tolist()) if i in self.bad}
+        return DecodedBatch(torch.from_numpy(plan), bad)
+
+    def close(self) -> None:
+        self.closed = True
+        self.queue.clear()
 
 
-def make_feed(bad: set[int] = frozenset(), last: int = 10**9, depth: int = 3) -> tuple[Feed, FakeExecutor, list[int]]:  # type: ignore[assignment]
-    executor, mended = FakeExecutor(set(bad)), []
+def make_feed(
+    bad: set[int] = frozenset(), last: int = 10**9, depth: int = 3, fail: set[int] = frozenset()
+) -> tuple[Feed[np.ndarray], list[FakeExecutor]]:  # type: ignore[assignment]
+    opened: list[FakeExecutor] = []
 
-    def mend(plan: np.ndarray, rows: list[int]) -> np.ndarray:
-        mended.extend(plan[rows].tolist())
-        plan = plan.copy()
-        plan[rows] += 1000
-        return plan
+    def open_executor() -> FakeExecutor:
+        opened.append(FakeExecutor(set(bad), set(fail) if not opened else set()))
+        return opened[-1]
 
     def make(tick: int) -> np.ndarray | None:
         return np.arange(8) + 8 * tick if tick < last else None
 
-    feed = Feed(executor, make=make, rows=np.ndarray.__getitem__, mend=mend, depth=depth)
-    return feed, executor, mended
+    return Feed(open_executor, make=make, depth=depth), opened
 
 
-def get(feed: Feed, tick: int) -> list[int]:
-    plan, images = feed.get(tick, len)
+def get(feed: Feed[np.ndarray], tick: int) -> list[int]:
+    plan, (images, _) = feed.get(tick)
     assert plan.tolist() == images.tolist()
     return images.tolist()
 
 
 def test_ticks_come_in_order_and_the_queue_stays_full() -> None:
-    feed, executor, _ = make_feed()
+    feed, (executor,) = make_feed()
     for tick in range(5):
         assert get(feed, tick) == list(range(8 * tick, 8 * tick + 8))
         assert len(executor.queue) == 3
@@ -61,13 +66,13 @@ def test_ticks_come_in_order_and_the_queue_stays_full() -> None:
 
 
 def test_a_jump_drops_the_strays() -> None:
-    feed, _, _ = make_feed()
+    feed, _ = make_feed()
     for tick in (0, 1, 100, 101, 3, 102):
         assert get(feed, tick)[0] == 8 * tick
 
 
 def test_a_short_jump_keeps_what_is_still_wanted() -> None:
-    feed, executor, _ = make_feed()
+    feed, (executor,) = make_feed()
     get(feed, 0)
     submitted = executor.submitted
     assert get(feed, 2)[0] == 16
@@ -75,34 +80,41 @@ def test_a_short_jump_keeps_what_is_still_wanted() -> None:
 
 
 def test_nothing_past_the_last_tick() -> None:
-    feed, executor, _ = make_feed(last=2)
+    feed, (executor,) = make_feed(last=2)
     get(feed, 0)
     get(feed, 1)
     assert executor.submitted == 2
 
 
-@pytest.mark.parametrize("bad", [{3}, {0, 7}, {9}, {2, 11, 12, 20}, set(range(8))])
-def test_bad_rows_are_found_and_mended_and_the_neighbours_come_undisturbed(bad: set[int]) -> None:
-    feed, _, mended = make_feed(bad)
-    for tick in range(4):
-        expected = [i + 1000 if i in bad else i for i in range(8 * tick, 8 * tick + 8)]
-        assert get(feed, tick) == expected
-    assert sorted(mended) == sorted(bad)
+def test_bad_rows_come_with_their_batch() -> None:
+    feed, _ = make_feed({3, 9, 12})
+    assert [sorted(feed.get(tick)[1].bad) for tick in range(3)] == [[3], [1, 4], []]
 
 
-def test_a_mended_row_that_is_bad_again_is_mended_again() -> None:
-    feed, _, mended = make_feed({3, 1003})
-    assert get(feed, 0)[3] == 2003
-    assert mended == [3, 1003]
+def test_one_plan_by_itself_disturbs_nothing() -> None:
+    feed, (executor,) = make_feed()
+    for tick in range(6):
+        assert get(feed, tick)[0] == 8 * tick
+        assert feed.run(np.arange(3) + 1000).images_NHWC.tolist() == [1000, 1001, 1002]
+    assert executor.submitted == 9 + 6
 
 
-def test_bad_images_are_named_once_and_limited() -> None:
-    seen: list[tuple[str, str]] = []
-    bad = BadImages(lambda path, reason: seen.append((path, reason)), limit=2)
-    bad.add("a", "cut")
-    bad.add("a", "cut")
-    bad.add("b", "empty")
-    assert seen == [("a", "cut"), ("b", "empty")]
-    assert bad.reasons == {"a": "cut", "b": "empty"}
-    with pytest.raises(DataError, match="--max-bad-images 2"):
-        bad.add("c", "text")
+def test_an_exception_leaves_a_feed_that_works() -> None:
+    feed, opened = make_feed(fail={16})
+    get(feed, 0)
+    get(feed, 1)
+    with pytest.raises(KeyboardInterrupt):
+        feed.get(2)
+    assert opened[0].closed
+    assert [get(feed, tick)[0] for tick in (2, 3, 9)] == [16, 24, 72]
+    assert len(opened) == 2
+
+
+def test_a_closed_feed_says_so() -> None:
+    feed, (executor,) = make_feed()
+    get(feed, 0)
+    feed.close()
+    feed.close()
+    assert executor.closed
+    with pytest.raises(RsbdaliError, match="the loader is closed"):
+        feed.get(1)

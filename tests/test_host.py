@@ -12,10 +12,9 @@ import torch
 
 from rsbdali.data.index import ImageIndex
 from rsbdali.pipelines.buffers import BufferPool
-from rsbdali.pipelines.executor import DecodeFailure
-from rsbdali.pipelines.host.executor import HostExecutor
-from rsbdali.plan.planner import BatchPlan, Planner
-from rsbdali.plan.randaugment import Op
+from rsbdali.pipelines.host import HostExecutor
+from rsbdali.plan import BatchPlan, Planner
+from rsbdali.policy import Op
 from rsbdali.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -54,7 +53,7 @@ def make(index: ImageIndex, recipe: Recipe) -> Iterator[Make]:
 def _run(executor: HostExecutor, plans: list[BatchPlan]) -> list[torch.Tensor]:
     for plan in plans:
         executor.submit(plan)
-    return [executor.collect() for _ in plans]
+    return [executor.collect().images_NHWC for _ in plans]
 
 
 def _single(plan: BatchPlan, row: int) -> BatchPlan:
@@ -90,9 +89,9 @@ def test_repeats_are_decoded_once_and_equal_rows_done_alone(
 
     original = decode.WindowDecoder.decode
 
-    def spy(self: decode.WindowDecoder, paths: list[str], window_M4: np.ndarray) -> list[torch.Tensor]:
-        decoded.extend(paths)
-        return original(self, paths, window_M4)
+    def spy(self: host_decode.WindowDecoder, encoded: list[np.ndarray], window_M4: np.ndarray) -> list[torch.Tensor]:
+        decoded.extend(image.tobytes() for image in encoded)
+        return original(self, encoded, window_M4)
 
     monkeypatch.setattr(decode.WindowDecoder, "decode", spy)
     (batch,) = _run(make(2), [plan])
@@ -100,31 +99,34 @@ def test_repeats_are_decoded_once_and_equal_rows_done_alone(
     assert len(decoded) == len(set(decoded)) == 8
 
 
-def test_a_failed_batch_is_lost_and_the_next_ones_are_not(make: Make, planner: Planner, index: ImageIndex) -> None:
+@pytest.mark.parametrize("kind", ["cut_header", "truncated", "gone"])
+def test_bad_rows_are_named_and_the_others_are_as_they_were(
+    make: Make, planner: Planner, index: ImageIndex, kind: str
+) -> None:
     plans = [planner.batch(0, 0), planner.batch(0, 1), planner.batch(1, 0)]
     expected = _run(make(2), plans)
     bad = int(plans[1].sample_N[3])
     path = Path(index.path(bad))
     content = path.read_bytes()
-    path.write_bytes(content[:150])
+    # cut in the scan, the image is bad for the windows that reach the cut
+    crop_N4 = np.where((plans[1].sample_N == bad)[:, None], [index.height_N[bad] - 4, 0, 4, 4], plans[1].crop_N4)
+    if kind == "truncated":
+        plans[1] = replace(plans[1], crop_N4=crop_N4.astype(np.int32))
+    if kind == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[: 150 if kind == "cut_header" else len(content) * 6 // 10])
     executor = make(2)
     for plan in plans:
         executor.submit(plan)
     for plan, batch in zip(plans, expected, strict=True):
-        if bad in plan.sample_N:
-            with pytest.raises(DecodeFailure, match="did not decode"):
-                executor.collect()
-        else:
-            assert torch.equal(executor.collect(), batch)
+        images_NHWC, reasons = executor.collect()
+        if plan is plans[1] or kind != "truncated":
+            assert sorted(reasons) == np.flatnonzero(plan.sample_N == bad).tolist()
+        kept_N = np.delete(np.arange(ROWS), list(reasons))
+        assert torch.equal(images_NHWC[kept_N], batch[kept_N])
     path.write_bytes(content)
-    assert torch.equal(_run(executor, plans)[1], expected[1])
-
-
-def test_a_missing_file_is_a_decode_failure(make: Make, planner: Planner, index: ImageIndex) -> None:
-    plan = planner.batch(0, 0)
-    Path(index.path(int(plan.sample_N[0]))).unlink()
-    with pytest.raises(DecodeFailure):
-        _run(make(2), [plan])
+    assert torch.equal(_run(executor, [planner.batch(0, 1)])[0], expected[1])
 
 
 def test_an_error_in_a_worker_reaches_the_caller(make: Make, planner: Planner) -> None:

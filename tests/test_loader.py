@@ -86,19 +86,8 @@ def test_repeats_local_decode_once_equals_one_by_one(index: ImageIndex, executor
     single = train_loader(index, executor, overrides=overrides)
     mixed = [batch.plan.rows(np.array([row])) for row in range(len(batch.plan))]
     for row, plan in enumerate(mixed):
-        single._executor.submit(plan)
-        alone_1HWC = single._executor.collect()
-        loader._executor.submit(batch.plan)
-        assert torch.equal(loader_row(loader, row), alone_1HWC[0])
-
-
-def loader_row(loader: TrainLoader, row: int) -> torch.Tensor:
-    """One row of the batch just submitted (batches still in flight come first, and are dropped)."""
-    while loader._feed._jobs:
-        job = loader._feed._jobs.popleft()
-        if job.result is None:
-            loader._executor.collect()
-    return loader._executor.collect()[row]
+        alone_1HWC = single._feed.run(plan).images_NHWC
+        assert torch.equal(loader._feed.run(batch.plan).images_NHWC[row], alone_1HWC[0])
 
 
 def test_epochs_differ_and_follow_each_other(index: ImageIndex) -> None:

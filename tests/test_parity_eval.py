@@ -48,7 +48,7 @@ def test_parity_eval(
     samples = [np.arange(16), np.arange(16, len(index))]
     for sample_N in samples:
         executor.submit(sample_N)
-    ours_NHWC = np.concatenate([executor.collect().cpu().numpy() for _ in samples])
+    ours_NHWC = np.concatenate([executor.collect().images_NHWC.cpu().numpy() for _ in samples])
     executor.close()
     theirs_NHWC = np.stack([timm_eval(index.path(i), size, crop_pct, interpolation) for i in range(len(index))])
     assert len(index) == 29

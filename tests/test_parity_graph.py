@@ -77,10 +77,11 @@ class Folder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    has_files = True
+    def read_bytes(self, i: int) -> np.ndarray:
+        return np.fromfile(self.paths[i], np.uint8)
 
-    def source_path(self, i: int) -> str:
-        return str(self.paths[i])
+    def fetch_ahead(self, sample_N: np.ndarray) -> None:
+        pass
 
     def rgb(self, i: int) -> Image.Image:
         return Image.open(self.paths[i]).convert("RGB")
@@ -128,7 +129,7 @@ def run(executor: GraphExecutor, plan: BatchPlan) -> np.ndarray:
     starts = range(0, len(plan), executor.rows)
     for start in starts:
         executor.submit(plan.rows(slice(start, start + executor.rows)))
-    return np.concatenate([executor.collect().cpu().numpy() for _ in starts])
+    return np.concatenate([executor.collect().images_NHWC.cpu().numpy() for _ in starts])
 
 
 def apply_timm(image: Image.Image, op: int, arg: float, interp: int) -> Image.Image:

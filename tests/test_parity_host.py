@@ -218,11 +218,11 @@ def test_parity_of_the_whole_chain(image_tree: Callable[..., Path]) -> None:
     plan = Planner(source.width_N, source.height_N, recipe).batch(0, 0)
     executor = HostExecutor(source, recipe, rows=64, device=torch.device("cpu"), num_threads=2)
     executor.submit(plan)
-    images_NHWC = executor.collect().numpy()
+    images_NHWC = executor.collect().images_NHWC.numpy()
     executor.close()
     for row in range(len(plan)):
         y, x, h, w = plan.crop_N4[row].tolist()
-        with Image.open(source.source_path(int(plan.sample_N[row]))) as image:
+        with Image.open(source.path(int(plan.sample_N[row]))) as image:
             crop = image.convert("RGB").crop((x, y, x + w, y + h))
         interp = int(plan.interp_N[row])
         resized = Image.fromarray(_resize(np.asarray(crop), (64, 64), interp))

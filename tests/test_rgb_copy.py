@@ -1,8 +1,8 @@
 """RGB copies of what DALI would not decode as Pillow does; and DALI against Pillow for all that has no copy."""
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,89 +10,117 @@ import pytest
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
-from rsbdali.data import rgb_copy as module
-from rsbdali.data.header import Care
-from rsbdali.data.index import ImageIndex
-from rsbdali.data.rgb_copy import rgb_copy
+from rsbdali.index import Care, ImageIndex
+from rsbdali.rgb_copy import PillowError, copy_path, png_size, rgb_copy
+from rsbdali.sources.base import UnreadableImage
 
 WriteImage = Callable[..., Path]
 GOOD_KINDS = (
     "plain", "grey", "cmyk", "ycck", "rgb", "progressive", "s411", "exif", "restart", "png", "webp", "palette", "alpha",
     "grey16",
 )  # fmt: skip
+PILLOW_ALONE = ("BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF", "ICO")  # formats that never enter DALI
 
 
-def pillow_rgb(path: str | Path) -> np.ndarray:
-    with Image.open(path) as image:
+def pillow_rgb(encoded: bytes) -> np.ndarray:
+    with Image.open(BytesIO(encoded)) as image:
         return np.asarray(image.convert("RGB"))
 
 
 @pipeline_def(batch_size=len(GOOD_KINDS), num_threads=1, device_id=None)
-def decode(paths: list[np.ndarray]) -> object:
-    encoded = fn.io.file.read(fn.external_source(source=lambda: paths))
-    return fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False)
+def decode(encoded: list[np.ndarray]) -> object:
+    return fn.decoders.image(
+        fn.external_source(source=lambda: encoded), output_type=types.RGB, adjust_orientation=False
+    )
 
 
-def test_source_paths_decode_in_dali_as_in_pillow(tmp_path: Path, write_image: WriteImage) -> None:
+def test_bytes_decode_in_dali_as_in_pillow(tmp_path: Path, write_image: WriteImage) -> None:
     for kind in GOOD_KINDS:
         write_image(tmp_path / "data" / f"{kind}.JPEG", kind, 123, 77)
     index = ImageIndex.scan(tmp_path / "data", need_classes=False)
     assert len(index) == len(GOOD_KINDS)
-    pipeline = decode([index.path_array(i) for i in range(len(index))])
-    (images,) = pipeline.run()
+    (images,) = decode([index.read_bytes(i) for i in range(len(index))]).run()
     for i in range(len(index)):
-        found = np.asarray(images[i])
+        found, stored = np.asarray(images[i]), Path(index.path(i)).read_bytes()
         assert found.shape == (index.height_N[i], index.width_N[i], 3)
         # exact: the same libjpeg-turbo arithmetic, or Pillow's own pixels in a lossless copy
-        np.testing.assert_array_equal(found, pillow_rgb(index.path(i)), err_msg=index.path(i))
-        assert (index.source_path(i) != index.path(i)) == bool(index.care_N[i] & Care.CONVERT)
+        np.testing.assert_array_equal(found, pillow_rgb(stored), err_msg=index.path(i))
+        assert (index.read_bytes(i).tobytes() != stored) == bool(index.care_N[i] & Care.CONVERT)
+
+
+@pytest.mark.parametrize("form", PILLOW_ALONE)
+def test_what_only_pillow_reads_comes_as_a_copy(
+    tmp_path: Path, make_photo: Callable[..., Image.Image], form: str
+) -> None:
+    path = tmp_path / "data" / "x.jpg"
+    path.parent.mkdir()
+    make_photo(48, 32).save(path, form)
+    index = ImageIndex.scan(path.parent, need_classes=False)
+    found = index.read_bytes(0)
+    assert found[:4].tobytes() == b"\x89PNG"
+    np.testing.assert_array_equal(pillow_rgb(found.tobytes()), pillow_rgb(path.read_bytes()))
+
+
+def test_a_png_without_its_end_is_refused_by_the_parser_and_read_by_pillow(
+    tmp_path: Path, write_image: WriteImage
+) -> None:
+    path = write_image(tmp_path / "data" / "x.png", "png")
+    index = ImageIndex.scan(path.parent, need_classes=False)
+    whole = pillow_rgb(path.read_bytes())
+    path.write_bytes(path.read_bytes()[:-12])  # IEND
+    assert index.read_bytes(0).tobytes() != path.read_bytes()
+    np.testing.assert_array_equal(pillow_rgb(index.read_bytes(0).tobytes()), whole)
+
+
+def test_a_file_that_changed_is_named_as_such(tmp_path: Path, write_image: WriteImage) -> None:
+    path = write_image(tmp_path / "data" / "x.jpg", "plain", 120, 90)
+    index = ImageIndex.scan(path.parent, need_classes=False)
+    write_image(path, "plain", 60, 90)
+    for read in (index.read_bytes, index.read_copy):
+        with pytest.raises(UnreadableImage, match="changed since it was indexed: 60 x 90 pixels, then 120 x 90"):
+            read(0)
+    path.write_bytes(b"no image")
+    with pytest.raises(UnreadableImage, match="changed since it was indexed: cannot identify image file"):
+        index.read_bytes(0)
+    path.write_bytes(b"")
+    with pytest.raises(UnreadableImage, match="changed since it was indexed: empty file"):
+        index.read_bytes(0)
+    path.unlink()
+    with pytest.raises(UnreadableImage, match="cannot be read: No such file or directory"):
+        index.read_bytes(0)
+    write_image(path, "png", 120, 90)  # another format, the same size: Pillow's pixels of what is there now
+    np.testing.assert_array_equal(pillow_rgb(index.read_bytes(0).tobytes()), pillow_rgb(path.read_bytes()))
 
 
 def test_a_copy_is_made_once(tmp_path: Path, write_image: WriteImage, cache_home: Path) -> None:
-    path = write_image(tmp_path / "x.jpg", "cmyk")
-    copy = Path(rgb_copy(str(path)))
-    assert copy.parent == cache_home / "rsbdali" / "rgb"
+    encoded = write_image(tmp_path / "x.jpg", "cmyk").read_bytes()
+    first = rgb_copy(encoded)
+    (copy,) = (cache_home / "rsbdali" / "rgb").iterdir()
+    assert copy == copy_path(encoded)
+    assert png_size(first) == (120, 90)
     made = copy.stat().st_mtime_ns
-    assert rgb_copy(str(path)) == str(copy)
+    assert rgb_copy(encoded) == first == copy.read_bytes()
     assert copy.stat().st_mtime_ns == made
 
 
-def test_a_changed_source_gets_a_new_copy(tmp_path: Path, write_image: WriteImage) -> None:
-    path = write_image(tmp_path / "x.jpg", "cmyk")
-    first = rgb_copy(str(path))
-    write_image(path, "cmyk", width=130)
-    second = rgb_copy(str(path))
-    assert first != second
-    np.testing.assert_array_equal(pillow_rgb(second), pillow_rgb(path))
-
-
 def test_many_threads_at_once(tmp_path: Path, write_image: WriteImage) -> None:
-    path = str(write_image(tmp_path / "x.jpg", "cmyk"))
+    encoded = write_image(tmp_path / "x.jpg", "cmyk").read_bytes()
     with ThreadPoolExecutor(8) as pool:
-        copies = set(pool.map(lambda _: rgb_copy(path, tmp_path / "cache"), range(32)))
+        copies = set(pool.map(lambda _: rgb_copy(encoded, tmp_path / "cache"), range(32)))
     assert len(copies) == 1
     assert len(list((tmp_path / "cache" / "rgb").iterdir())) == 1
-    np.testing.assert_array_equal(pillow_rgb(copies.pop()), pillow_rgb(path))
+    np.testing.assert_array_equal(pillow_rgb(copies.pop()), pillow_rgb(encoded))
 
 
-def test_what_pillow_cannot_decode_is_left_to_the_decoder(
-    tmp_path: Path, write_image: WriteImage, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = write_image(tmp_path / "x.jpg", "cmyk")
-    path.write_bytes(path.read_bytes()[:-400])
-    with caplog.at_level(logging.WARNING):
-        assert rgb_copy(str(path), tmp_path / "cache") == str(path)
-    assert "no RGB copy" in caplog.text
-    assert rgb_copy(str(tmp_path / "gone.jpg")) == str(tmp_path / "gone.jpg")
+def test_what_pillow_cannot_decode_is_an_error(tmp_path: Path, write_image: WriteImage) -> None:
+    encoded = write_image(tmp_path / "x.jpg", "cmyk").read_bytes()
+    with pytest.raises(PillowError, match="truncated"):
+        rgb_copy(encoded[:-400], tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
-def test_a_cache_folder_that_cannot_be_written(
-    tmp_path: Path, write_image: WriteImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_image(tmp_path / "x.jpg", "cmyk")
+def test_a_cache_folder_that_cannot_be_written(tmp_path: Path, write_image: WriteImage) -> None:
+    encoded = write_image(tmp_path / "x.jpg", "cmyk").read_bytes()
     (tmp_path / "occupied").write_bytes(b"")  # a file where the folder should be (a test may run as root)
-    spare = tmp_path / "spare"
-    monkeypatch.setattr(module, "_temporary_folder", lambda: spare)
-    copy = rgb_copy(str(path), tmp_path / "occupied")
-    assert Path(copy).parent == spare
-    np.testing.assert_array_equal(pillow_rgb(copy), pillow_rgb(path))
+    for _ in range(2):
+        np.testing.assert_array_equal(pillow_rgb(rgb_copy(encoded, tmp_path / "occupied")), pillow_rgb(encoded))

@@ -3,16 +3,17 @@
     read → decode → crop+resize → RandAugment → mix+normalise → on device
 
 A rung runs everything up to and including its stage; what a stage costs is the difference to the rung below it. The
-decode rung alone is the ceiling of any loader that starts from these JPEGs. read and decode are bare DALI graphs with
-the plan's own windows; the rungs above are the executor itself with less asked of it.
+decode rung alone is the ceiling of any loader that starts from these JPEGs. read is the loader's reading threads,
+decode a bare DALI graph behind them with the plan's own windows; the rungs above are the executor itself with less
+asked of it.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
-import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def
+from nvidia.dali import fn
 
 from rsbdali.bench.race.feeds import PREFETCH, Feed, FeedSpec, RsbdaliFeed
 from rsbdali.data.index import ImageIndex
@@ -20,12 +21,13 @@ from rsbdali.distributed.devices import resolve_device
 from rsbdali.loader.train import create_executor
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.decode import decode_window
-from rsbdali.pipelines.roi import use_roi
-from rsbdali.plan.planner import BatchPlan, Planner
+from rsbdali.pipelines.decode_mode import use_roi
+from rsbdali.pipelines.encoded import EncodedInput, PendingImages
+from rsbdali.pipelines.runner import Fields, Runner
+from rsbdali.plan import BatchPlan, Planner
 
 # variants of the decode rung, for `decode_modes`: whole images, with a share of them for the GPU's JPEG engine
 HARDWARE_SHARE = {"decode-full": 0.9, "decode-full-hw0": 0.0, "decode-full-hw65": 0.65, "decode-full-hw100": 1.0}
-WHOLE = {"read", *HARDWARE_SHARE}
 
 
 def build_rung(spec: FeedSpec) -> Feed:
@@ -33,8 +35,10 @@ def build_rung(spec: FeedSpec) -> Feed:
     name = spec.kind.removeprefix("stage:")
     if name == "on device":
         return RsbdaliFeed(spec)
-    if name.startswith(("read", "decode")):
-        return GraphRung(spec, name)
+    if name == "read":
+        return ReadRung(spec)
+    if name.startswith("decode"):
+        return DecodeRung(spec, name)
     if name == "crop+resize":
         spec = spec.as_kind(spec.kind, aa=None)
     return ExecutorRung(spec, mixed=name == "mix+normalise")
@@ -50,59 +54,73 @@ def _plans(spec: FeedSpec, index: ImageIndex) -> Iterator[BatchPlan]:
         epoch += 1
 
 
-class GraphRung:
-    """Reads files, and decodes the plan's crop of each, by DALI's threads alone."""
+class ReadRung:
+    """Reads and checks the encoded images, by the loader's reading threads alone."""
+
+    def __init__(self, spec: FeedSpec) -> None:
+        self.ready, self.note = PREFETCH + 1, ""
+        index = spec.load_index()
+        self._plans, self._input = _plans(spec, index), EncodedInput(index, spec.workers)
+        self._pending = deque[PendingImages]()
+        for _ in range(PREFETCH):
+            self._submit()
+
+    def deliver(self) -> Sized:
+        """The encoded images of the next batch."""
+        self._submit()
+        return self._pending.popleft().arrays()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._input.close()
+
+    def _submit(self) -> None:
+        self._pending.append(self._input(next(self._plans).sample_N))
+
+
+class DecodeRung:
+    """Reads images, and decodes the plan's crop of each, or the whole image, by DALI's threads."""
 
     def __init__(self, spec: FeedSpec, name: str) -> None:
         self.ready, self.note = PREFETCH + 1, ""
-        self._index = spec.load_index()
-        self._plans, self._rows = _plans(spec, self._index), spec.batch_size
-        device = resolve_device(spec.device)
-        on_gpu = device.type == "cuda"
-        source = self._paths if name in WHOLE else self._windows
-        self._pipe = pipeline_def(_graph(name, device))(
-            source, batch_size=spec.batch_size, num_threads=spec.workers,
-            device_id=device.index if on_gpu else None, prefetch_queue_depth=PREFETCH, exec_dynamic=True,
-        )  # fmt: skip
-        self._pipe.build()
+        index, device = spec.load_index(), resolve_device(spec.device)
+        self._plans, self._rows = _plans(spec, index), spec.batch_size
+        self._input = EncodedInput(index, spec.workers)
+        self._runner = Runner(_graph(name, device), rows=spec.batch_size, device=device, num_threads=spec.workers)
+        for _ in range(PREFETCH):
+            self._submit()
 
     def deliver(self) -> Sized:
-        """The images' numbers; their bytes or pixels are dropped."""
-        self._pipe.run()
+        """As many numbers as the next batch has images; its pixels are dropped."""
+        self._submit()
+        self._runner.collect()
         return range(self._rows)
 
     def close(self) -> None:
-        """Let go of the pipeline."""
-        del self._pipe
+        """Let go of the pipeline and the threads."""
+        self._runner.close()
+        self._input.close()
 
-    def _paths(self) -> list[np.ndarray]:
-        return self._paths_of(next(self._plans))
-
-    def _windows(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    def _submit(self) -> None:
         plan = next(self._plans)
-        return self._paths_of(plan), plan.crop_N4[:, :2].copy(), plan.crop_N4[:, 2:].copy()
-
-    def _paths_of(self, plan: BatchPlan) -> list[np.ndarray]:
-        return [self._index.path_array(int(i)) for i in plan.sample_N]
+        self._runner.submit([self._input(plan.sample_N), plan.crop_N4[:, :2], plan.crop_N4[:, 2:]])
 
 
-def _graph(name: str, device: torch.device) -> Callable[[Callable[[], Any]], Any]:
-    """The DALI graph of a bare rung, as a function of its source: paths, or paths and windows."""
+def _graph(name: str, device: torch.device) -> Callable[[Callable[[], Fields]], Any]:
+    """The DALI graph of a decode rung, as a function of its source: encoded images and windows."""
     place = "gpu" if device.type == "cuda" else "cpu"
 
-    def whole(source: Callable[[], Any]) -> Any:
-        encoded = fn.io.file.read(fn.external_source(source=source, batch=True))
-        if name == "read":
-            return encoded
-        decoder, load = ("mixed", HARDWARE_SHARE[name]) if place == "gpu" else ("cpu", None)
-        return fn.decoders.image(encoded, device=decoder, adjust_orientation=False, hw_decoder_load=load)
+    def define(source: Callable[[], Fields]) -> Any:
+        encoded, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
+        if name not in HARDWARE_SHARE:
+            roi = name == "decode-roi" or use_roi("auto", device)
+            images = decode_window(encoded, start, shape, device=place, roi=roi)
+        else:
+            decoder, load = ("mixed", HARDWARE_SHARE[name]) if place == "gpu" else ("cpu", None)
+            images = fn.decoders.image(encoded, device=decoder, adjust_orientation=False, hw_decoder_load=load)
+        return images.shape()  # alike for all images, so that they make a dense batch
 
-    def windows(source: Callable[[], Any]) -> Any:
-        path, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
-        roi = name == "decode-roi" or use_roi("auto", device)
-        return decode_window(path, start, shape, device=place, roi=roi)
-
-    return whole if name in WHOLE else windows
+    return define
 
 
 class ExecutorRung:
@@ -122,7 +140,7 @@ class ExecutorRung:
 
     def deliver(self) -> Sized:
         """The next batch: uint8 (N, H, W, 3), or mixed (N, 3, H, W) float32."""
-        images_NHWC = self._executor.collect()
+        images_NHWC, _ = self._executor.collect()
         plan = self._queue.pop(0)
         self._submit()
         if not self._mixed:

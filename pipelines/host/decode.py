@@ -1,19 +1,23 @@
-"""Reads images and decodes one window of each, by a DALI pipeline of a single thread.
+"""Decodes one window of each of some encoded images, by a DALI pipeline of a single thread.
 
 A worker of the host executor owns one: DALI's thread decodes while the worker waits, so that together they keep one
 core busy and what was just decoded is still in its cache when the worker goes on with it.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali import fn, pipeline_def, types
 
-from rsbdali.pipelines.executor import DecodeFailure
-from rsbdali.plan.randaugment import BICUBIC
+from rsbdali.pipelines.encoded import read_images
+from rsbdali.pipelines.executor import ImageSource
+from rsbdali.sources.base import UnreadableImage
+
+
+class _DecodeError(RuntimeError):
+    """One of the images is broken, or smaller than its window. DALI names one and not all."""
 
 
 class WindowDecoder:
@@ -24,54 +28,71 @@ class WindowDecoder:
 
     Args:
         rows: most windows of one call.
-        files: whether images are given as paths; else as encoded bytes.
     """
 
-    def __init__(self, rows: int, *, files: bool = True) -> None:
-        self._rows, self._files = rows, files
-        self._pipe = _build(rows, files)
+    def __init__(self, rows: int) -> None:
+        self._pipe = _graph(batch_size=rows, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_dynamic=True)
+        self._pipe.build()
 
-    def decode(self, sources: Sequence[str | np.ndarray], window_M4: np.ndarray) -> list[torch.Tensor]:
-        """Decode M windows.
+    def read(self, index: ImageSource, sample_M: Sequence[int], window_M4: np.ndarray) -> list[torch.Tensor | str]:
+        """Read M images and decode a window of each.
+
+        Where DALI refuses one of them, each is decoded by itself, from Pillow's copy where that is what it takes.
 
         Args:
-            sources: M file names, or M encoded images (uint8).
+            index: the images.
+            sample_M: rows of the index.
             window_M4: int32 (y, x, h, w) in source pixels, within each image.
 
         Returns:
-            M tensors uint8 (h, w, 3) on the CPU; they share DALI's memory and stay valid while they are held.
+            M tensors uint8 (h, w, 3) on the CPU, or the reason why neither DALI nor Pillow decodes an image; the
+            tensors share DALI's memory and stay valid while they are held.
 
         Raises:
-            DecodeFailure: one of the files is missing, no image, broken, or smaller than its window.
+            DataError: the source of the images does not answer.
         """
-        window_M4 = np.ascontiguousarray(window_M4, dtype=np.int32)
+        found: list[Any] = read_images(index, sample_M)
+        kept_K = [k for k, encoded in enumerate(found) if not isinstance(encoded, str)]
+        if not kept_K:
+            return found
         try:
-            self._pipe.feed_input("source", [_as_array(source) for source in sources])
-            self._pipe.feed_input("start", np.ascontiguousarray(window_M4[:, :2]))
-            self._pipe.feed_input("shape", np.ascontiguousarray(window_M4[:, 2:]))
-            (windows,) = self._pipe.run()
-        except RuntimeError as error:  # DALI knows no finer class for what a file can do to it
-            self._pipe = _build(self._rows, self._files)  # what the failed run left in its queues is not worth knowing
-            raise DecodeFailure(f"one of {len(sources)} images did not decode: {error}") from error
+            windows = self.decode([found[k] for k in kept_K], window_M4[kept_K])
+        except _DecodeError:
+            windows = [self._read_one(index, sample_M[k], found[k], window_M4[k : k + 1]) for k in kept_K]
+        for k, window in zip(kept_K, windows, strict=True):
+            found[k] = window
+        return found
+
+    def decode(self, encoded: Sequence[np.ndarray], window_M4: np.ndarray) -> list[Any]:
+        """Windows of M encoded images, as `read` returns them."""
+        window_M4 = np.ascontiguousarray(window_M4, dtype=np.int32)
+        self._pipe.feed_input("source", list(encoded))
+        self._pipe.feed_input("start", np.ascontiguousarray(window_M4[:, :2]))
+        self._pipe.feed_input("shape", np.ascontiguousarray(window_M4[:, 2:]))
+        try:
+            (windows,) = self._pipe.run()  # an error costs this batch; the pipeline goes on with the next
+        except RuntimeError as error:  # DALI knows no finer class for what an image can do to it
+            raise _DecodeError(str(error)) from error
         # by the buffer protocol, at a quarter of what DLPack costs
-        return [torch.from_numpy(np.asarray(windows[i])) for i in range(len(sources))]
+        return [torch.from_numpy(np.asarray(windows[i])) for i in range(len(encoded))]
 
-
-def _as_array(source: str | np.ndarray) -> np.ndarray:
-    return np.frombuffer(os.fsencode(source), np.uint8) if isinstance(source, str) else source
-
-
-def _build(rows: int, files: bool) -> Pipeline:
-    pipe = _graph(files, batch_size=rows, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_dynamic=True)
-    pipe.build()
-    return pipe
+    def _read_one(
+        self, index: ImageSource, sample: int, encoded: np.ndarray, window_14: np.ndarray
+    ) -> torch.Tensor | str:
+        try:
+            return self.decode([encoded], window_14)[0]
+        except _DecodeError:
+            try:
+                return self.decode([index.read_copy(sample)], window_14)[0]
+            except UnreadableImage as error:
+                return str(error)
 
 
 @pipeline_def
-def _graph(files: bool) -> Any:
+def _graph() -> Any:
     source, start, shape = (fn.external_source(name=name) for name in ("source", "start", "shape"))
     return fn.decoders.image_slice(
-        fn.io.file.read(source) if files else source,
+        source,
         start,
         shape,
         axes=(0, 1),

@@ -1,9 +1,7 @@
 """The CPU's executor: each worker thread reads, decodes, resizes, flips and augments whole images, cache-warm.
 
-    submit(plan) ──> images of the batch, in chunks ──> worker: DALI reads + decodes windows ──> resize ──> flip ──>
+    submit(plan) ──> images of the batch, in chunks ──> worker: read ──> DALI decodes windows ──> resize ──> flip ──>
     RandAugment ──> row of the batch's buffer        (num_threads workers)             collect() <── batches in order
-
-Images that are no files are read by the worker, and DALI decodes their bytes.
 
 An image that a batch holds several times (repeated augmentation) is decoded once, in the window that covers all its
 crops. Batches overlap: workers go on with the next one while the last images of one are still under way.
@@ -20,14 +18,18 @@ import torch
 
 from rsbdali.errors import UnreadableImage
 from rsbdali.pipelines.buffers import BufferPool
-from rsbdali.pipelines.executor import DecodeFailure, ImageSource, close_at_exit
-from rsbdali.pipelines.host.augment import augment
-from rsbdali.pipelines.host.decode import WindowDecoder, flipped, resize_into
-from rsbdali.plan.planner import BatchPlan
-from rsbdali.plan.randaugment import Op
+from rsbdali.pipelines.executor import DecodedBatch, ImageSource
+from rsbdali.pipelines.host_augment import augment
+from rsbdali.pipelines.host_decode import WindowDecoder
+from rsbdali.pipelines.host_resize import flipped, resize_into
+from rsbdali.plan import BatchPlan
+from rsbdali.policy import Op
 from rsbdali.recipe import Recipe
 
-CHUNK = 64  # images a worker decodes at a time: the cost of a call to DALI is spread, a batch still splits evenly
+# Images a worker decodes at a time: the cost of a call to DALI is spread, a batch still splits evenly. From 32 on DALI
+# 2.4 shares out the parsing of headers among its threads, and that is where one which does not parse kills the process;
+# none should come so far (`rsbdali.image_parser`), but a second wall costs nothing.
+CHUNK = 31
 
 
 @dataclass
@@ -42,6 +44,7 @@ class _Batch:
     op_NL: list[list[int]] = field(init=False)
     arg_NL: list[list[float]] = field(init=False)
     op_interp_NL: list[list[int]] = field(init=False)
+    bad: dict[int, str] = field(default_factory=dict)
     error: BaseException | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     done: threading.Event = field(default_factory=threading.Event)
@@ -60,11 +63,11 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Images of one batch: M paths or numbers, the window to decode of each, and the rows that each of them fills."""
+    """M images of one batch, the window to decode of each, and the rows that each of them fills."""
 
     batch: _Batch
     index: ImageSource
-    images: list[str] | list[int]
+    sample_M: list[int]
     window_M4: np.ndarray
     rows: list[np.ndarray]
 
@@ -82,9 +85,6 @@ class HostExecutor:
         device: where batches are handed out; a GPU gets them by a copy from pinned memory.
         num_threads: threads that work.
         prefetch: how many batches the caller means to keep submitted; nothing waits here, so it is only kept.
-
-    Raises:
-        DecodeFailure: from `collect`, see `Executor`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class HostExecutor:
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._batches: deque[_Batch] = deque()
         self._chunk_images = max(1, min(CHUNK, -(-rows // num_threads)))
-        self._workers = _start_workers(num_threads, self._chunks, self._chunk_images, index.has_files)
+        self._workers = _start_workers(num_threads, self._chunks, self._chunk_images)
         self._close = weakref.finalize(self, _stop_workers, self._workers, self._chunks)
         close_at_exit(self)
 
@@ -110,20 +110,18 @@ class HostExecutor:
         batch = _Batch(plan, self._buffer(len(plan)), len(parts))
         self._batches.append(batch)
         sample_M = plan.sample_N[[image_rows[0] for image_rows in rows_by_image]]
-        if not self._index.has_files:
-            self._index.fetch_ahead(sample_M)
+        self._index.fetch_ahead(sample_M)
         for part in parts:
             samples = sample_M[part].tolist()
-            images = [self._index.source_path(i) for i in samples] if self._index.has_files else samples
-            self._chunks.put(_Chunk(batch, self._index, images, window_M4[part], rows_by_image[part]))
+            self._chunks.put(_Chunk(batch, self._index, samples, window_M4[part], rows_by_image[part]))
 
-    def collect(self) -> torch.Tensor:
-        """The oldest batch: uint8, shape (N, H, W, 3), on the device."""
+    def collect(self) -> DecodedBatch:
+        """The oldest batch (see `Executor`)."""
         batch = self._batches.popleft()
         batch.done.wait()
         if batch.error is not None:
             raise batch.error
-        return batch.images_NHWC.to(self._device, non_blocking=True)
+        return DecodedBatch(batch.images_NHWC.to(self._device, non_blocking=True), batch.bad)
 
     def close(self) -> None:
         """End the workers; what is not collected is dropped."""
@@ -147,10 +145,10 @@ def _by_image(plan: BatchPlan) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def _start_workers(
-    count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int, files: bool
+    count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int
 ) -> list[threading.Thread]:
     """Start workers whose torch ops are single-threaded, and leave the setting of everybody else as it was."""
-    decoders = [WindowDecoder(chunk_images, files=files) for _ in range(count)]  # here, where an error is seen
+    decoders = [WindowDecoder(chunk_images) for _ in range(count)]  # here, where an error is seen
     threads_before = torch.get_num_threads()
     ready = threading.Barrier(count + 1)
     workers = [
@@ -190,13 +188,12 @@ def _work(decoder: WindowDecoder, chunks: "queue.SimpleQueue[_Chunk | None]", re
 
 def _fill(decoder: WindowDecoder, chunk: _Chunk) -> None:
     """Read and decode a chunk, and fill its rows."""
-    try:
-        sources = [i if isinstance(i, str) else chunk.index.read_bytes(i) for i in chunk.images]
-    except UnreadableImage as error:
-        raise DecodeFailure(str(error)) from error
-    windows = decoder.decode(sources, chunk.window_M4)
+    windows = decoder.read(chunk.index, chunk.sample_M, chunk.window_M4)
     for window_HWC, (top, left, _, _), rows in zip(windows, chunk.window_M4.tolist(), chunk.rows, strict=True):
         for row in rows.tolist():
+            if isinstance(window_HWC, str):
+                chunk.batch.bad[row] = window_HWC
+                continue
             y, x, h, w = chunk.batch.plan.crop_N4[row].tolist()
             y, x = y - top, x - left
             _augment_row(chunk.batch, row, window_HWC[y : y + h, x : x + w])

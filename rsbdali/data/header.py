@@ -36,7 +36,7 @@ class Care(IntFlag):
 
     CMYK: four ink components. OTHER_FORMAT: the content is not what the name says. NO_EOI: a JPEG without end-of-image
     marker, most likely cut off; only decoding tells how much is missing. CONVERT: DALI may decode it to other RGB
-    values than Pillow's `convert("RGB")`, so pipelines read a copy (`ImageIndex.source_path`).
+    values than Pillow's `convert("RGB")`, so pipelines read a copy (`ImageIndex.read_bytes`).
     """
 
     NONE = 0

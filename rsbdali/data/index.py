@@ -14,15 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from rsbdali.data import cache
-from rsbdali.data.header import Care
-from rsbdali.data.labels import labels_of, read_class_map
-from rsbdali.data.rgb_copy import rgb_copy, rgb_copy_of
-from rsbdali.data.sources.base import Place, Progress, Reader, Scan, Source
-from rsbdali.data.sources.folder import Tree, scan_tree, walk
-from rsbdali.data.sources.location import Location
-from rsbdali.data.sources.registry import image_root, open_source, reader_of
-from rsbdali.errors import DataError, UnreadableImage
+from rsbdali import index_cache
+from rsbdali.errors import DataError
+from rsbdali.header import Care, Format
+from rsbdali.image_parser import parse
+from rsbdali.labelling import labels_of
+from rsbdali.labels import read_class_map
+from rsbdali.rgb_copy import PillowError, png_size, rgb_copy
+from rsbdali.scan import Progress, Scan, scan_tree
+from rsbdali.sources.base import Place, Reader, Source, UnreadableImage
+from rsbdali.sources.forms import image_root, open_source, reader_of
+from rsbdali.sources.location import Location
+from rsbdali.splits import find_images, find_split
+from rsbdali.tree import Tree, walk
+
+__all__ = ["BadFile", "Care", "Format", "ImageIndex", "find_images", "find_split"]
 
 
 @dataclass(frozen=True)
@@ -114,33 +120,55 @@ class ImageIndex:
         location = Location.parse(self.name)
         return location.join(f"{self.shards[self.shard_N[i]]}::{path}" if len(self.shard_N) else path)
 
-    def source_path(self, i: int) -> str:
-        """Absolute path to decode image i from: the file, or an RGB PNG copy where `Care.CONVERT` asks for one.
-
-        The copy is made on first use (`rgb_copy`). Only where `has_files`.
-        """
-        assert self.has_files, f"{self.name}: images are no files: use read_bytes"
-        if self.care_N[i] & Care.CONVERT:
-            return rgb_copy(self.path(i), self.cache_dir)
-        return self.path(i)
-
-    def path_array(self, i: int) -> np.ndarray:
-        """`source_path(i)` as uint8, shape (length,), as `fn.io.file.read` takes it."""
-        return np.frombuffer(os.fsencode(self.source_path(i)), np.uint8)
-
     def read_bytes(self, i: int) -> np.ndarray:
-        """The encoded image to decode image i from, of any source: uint8, shape (length,); from any thread.
+        """Encoded image that decodes to the RGB pixels of image i: uint8, shape (length,); from any thread.
 
-        As `source_path` it is an RGB PNG where `Care.CONVERT` asks for one.
+        It is a JPEG, PNG or WebP of the index's size, checked by the parser that DALI uses: the stored bytes where they
+        are that, else Pillow's RGB copy (`read_copy`).
 
         Raises:
-            UnreadableImage: its bytes are not there (any more).
+            UnreadableImage: its bytes are not there (any more), have changed, or Pillow does not read them either.
             SourceError: the source does not answer.
         """
-        encoded = self.read_stored(i)
-        if self.care_N[i] & Care.CONVERT:
-            encoded = rgb_copy_of(encoded, self.path(i), self.cache_dir)
-        return np.frombuffer(encoded, np.uint8)
+        stored = self.read_stored(i)
+        if not self.care_N[i] & Care.CONVERT and self._parses(i, stored):
+            return np.frombuffer(stored, np.uint8)
+        return self._copy(i, stored)
+
+    def read_copy(self, i: int) -> np.ndarray:
+        """PNG of Pillow's RGB pixels of image i, for what DALI does not decode: uint8, shape (length,).
+
+        Raises:
+            UnreadableImage, SourceError: as `read_bytes`; Pillow does not decode the image either.
+        """
+        return self._copy(i, self.read_stored(i))
+
+    def _parses(self, i: int, stored: bytes) -> bool:
+        """Whether DALI may see the stored bytes.
+
+        Raises:
+            UnreadableImage: the image now has another size, so that no crop fits it any more.
+        """
+        parsed = parse(stored)
+        if parsed is not None:
+            self._check_size(i, parsed.width, parsed.height)
+        return parsed is not None and parsed.format == self.format_N[i]
+
+    def _copy(self, i: int, stored: bytes) -> np.ndarray:
+        try:
+            png = rgb_copy(stored, self.cache_dir)
+        except PillowError as error:
+            changed = "changed since it was indexed: " if len(stored) != self.nbytes_N[i] else ""
+            reason = str(error) if stored else "empty file"
+            raise UnreadableImage(changed + reason) from error
+        self._check_size(i, *png_size(png))
+        return np.frombuffer(png, np.uint8)
+
+    def _check_size(self, i: int, width: int, height: int) -> None:
+        if (width, height) != (self.width_N[i], self.height_N[i]):
+            raise UnreadableImage(
+                f"changed since it was indexed: {width} x {height} pixels, then {self.width_N[i]} x {self.height_N[i]}"
+            )
 
     def read_stored(self, i: int) -> bytes:
         """The bytes of image i as its source holds them; from any thread.
@@ -154,7 +182,7 @@ class ImageIndex:
             with open(self.path(i), "rb") as file:
                 return file.read()
         except OSError as error:
-            raise UnreadableImage(f"{self.path(i)}: cannot be read: {error.strerror}") from error
+            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 
     def fetch_ahead(self, sample_N: np.ndarray) -> None:
         """Say that these images will be read soon, in that order; a source that is far away starts on them."""

@@ -1,9 +1,17 @@
-"""The images that did not decode: named once, counted, and more than allowed is an error."""
+"""The images that do not decode: named once, counted, replaced by the plan's draws; too many are an error."""
 
 import logging
 from collections.abc import Callable
 
+import numpy as np
+
 from rsbdali.errors import DataError
+from rsbdali.feed import Feed
+from rsbdali.index import ImageIndex
+from rsbdali.pipelines.executor import DecodedBatch
+from rsbdali.plan import BatchPlan, Planner
+
+MAX_ATTEMPTS = 100  # images tried for one row before giving up
 
 log = logging.getLogger(__name__)
 
@@ -13,12 +21,15 @@ class BadImages:
 
     Args:
         on_bad: called once for each with path and reason; by default a warning is logged.
+        fate: what becomes of them, for that warning.
         limit: more bad images than this raise `DataError`; None means no limit.
     """
 
-    def __init__(self, on_bad: Callable[[str, str], None] | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self, on_bad: Callable[[str, str], None] | None = None, *, fate: str = "replaced", limit: int | None = None
+    ) -> None:
         self.reasons: dict[str, str] = {}
-        self._on_bad, self._limit = on_bad or _warn, limit
+        self._on_bad, self._fate, self._limit = on_bad or self._warn, fate, limit
 
     def add(self, path: str, reason: str) -> None:
         """Note one bad image; only its first time is reported."""
@@ -32,6 +43,39 @@ class BadImages:
                 f"{path} ({reason})"
             )
 
+    def _warn(self, path: str, reason: str) -> None:
+        log.warning("does not decode, %s: %s (%s)", self._fate, path, reason)
 
-def _warn(path: str, reason: str) -> None:
-    log.warning("does not decode, replaced: %s (%s)", path, reason)
+
+class BadRows:
+    """Replaces the rows of training batches whose image does not decode, by other images that the seed draws.
+
+    What is bad depends on the plan alone, and so does what takes its place: a resume makes the same batch.
+
+    Args:
+        index: the images.
+        planner: draws.
+        bad: where each is noted.
+    """
+
+    def __init__(self, index: ImageIndex, planner: Planner, bad: BadImages) -> None:
+        self._index, self._planner, self._bad = index, planner, bad
+
+    def replace(self, plan: BatchPlan, batch: DecodedBatch, feed: Feed[BatchPlan]) -> tuple[BatchPlan, DecodedBatch]:
+        """The plan and its pixels without bad rows; only the rows replaced are made anew.
+
+        Raises:
+            DataError: 100 images in a row do not decode, or more are bad than allowed.
+        """
+        images_NHWC, bad = batch
+        for attempt in range(MAX_ATTEMPTS):
+            if not bad:
+                return plan, DecodedBatch(images_NHWC, {})
+            for row, reason in sorted(bad.items()):
+                self._bad.add(self._index.path(int(plan.sample_N[row])), reason)
+                plan = self._planner.spare(plan, row, attempt)
+            row_K = np.array(sorted(bad))
+            new_KHWC, still_bad = feed.run(plan.rows(row_K))
+            images_NHWC[row_K] = new_KHWC
+            bad = {int(row_K[k]): reason for k, reason in still_bad.items()}
+        raise DataError(f"{MAX_ATTEMPTS} images in a row do not decode: is {self._index.name} damaged?")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ from rsbdali.loader.bad_images import BadImages
 from rsbdali.loader.prefetcher import Feed
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.eval import EvalExecutor
-from rsbdali.pipelines.probe import image_decodes
 from rsbdali.recipe import Recipe
 
 
@@ -67,17 +67,18 @@ class EvalLoader:
     ) -> None:
         self.index, self.recipe, self.dtype = index, recipe, dtype
         self.device = resolve_device(device)
-        self.bad = BadImages(on_bad)
+        self.bad = BadImages(on_bad, fate="skipped")
         count = -(-len(index) // world_size) * world_size if pad else len(index)
         self._sample_N = np.arange(rank, count, world_size) % len(index)
         self._start = 0
         self._length = -(-len(index) // (world_size * batch_size))
         self.batch_size = batch_size
         self.num_threads = num_threads or default_threads()
-        self._executor = EvalExecutor(
-            index, recipe, rows=batch_size, device=self.device, num_threads=self.num_threads, prefetch=prefetch
-        )
-        self._feed = Feed(self._executor, make=self._plan, rows=np.ndarray.__getitem__, mend=self._mend, depth=prefetch)
+        open_executor = partial(
+            EvalExecutor, index, recipe, rows=batch_size, device=self.device, num_threads=self.num_threads,
+            prefetch=prefetch,
+        )  # fmt: skip
+        self._feed: Feed[np.ndarray] = Feed(open_executor, make=self._plan, depth=prefetch)
 
     def __len__(self) -> int:
         return self._length
@@ -92,7 +93,7 @@ class EvalLoader:
 
     def close(self) -> None:
         """Stop the executor's threads."""
-        self._executor.close()
+        self._feed.close()
 
     def _rows(self, tick: int) -> np.ndarray:
         return self._sample_N[tick * self.batch_size : (tick + 1) * self.batch_size]
@@ -104,7 +105,9 @@ class EvalLoader:
     def _batch(self, tick: int) -> EvalBatch:
         if not len(self._rows(tick)):
             return self._empty()
-        sample_N, images_NHWC = self._feed.get(tick, len)
+        sample_N, (images_NHWC, bad) = self._feed.get(tick)
+        if bad:
+            sample_N, images_NHWC = self._without(bad, sample_N, images_NHWC)
         if not len(sample_N):
             return self._empty()
         label_N = self.index.label_N[sample_N].astype(np.int64)
@@ -122,14 +125,10 @@ class EvalLoader:
         images = empty_NHWC.permute(0, 3, 1, 2)
         return EvalBatch(images, torch.empty(0, dtype=torch.int64, device=self.device))
 
-    def _mend(self, sample_N: np.ndarray, bad_rows: list[int]) -> np.ndarray:
-        for row in bad_rows:
-            path = self.index.path(int(sample_N[row]))
-            reason = image_decodes(self.index, int(sample_N[row]))
-            self.bad.add(path, reason or "does not decode")
-        return np.delete(sample_N, bad_rows)
-
-
-def eval_batch_size(device: torch.device) -> int:
-    """Rows of an evaluation batch where nobody says otherwise."""
-    return 256 if device.type == "cuda" else 64
+    def _without(
+        self, bad: dict[int, str], sample_N: np.ndarray, images_NHWC: torch.Tensor
+    ) -> tuple[np.ndarray, torch.Tensor]:
+        for row, reason in bad.items():
+            self.bad.add(self.index.path(int(sample_N[row])), reason)
+        kept_N = np.delete(np.arange(len(sample_N)), list(bad))
+        return sample_N[kept_N], images_NHWC[kept_N]

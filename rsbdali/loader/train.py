@@ -8,26 +8,25 @@ takes `groups_per_step` batches. Prefetching runs across the ends of epochs: not
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from rsbdali.data.index import ImageIndex
-from rsbdali.distributed.devices import default_threads, resolve_device, to_device
-from rsbdali.errors import DataError, RecipeError
-from rsbdali.loader.bad_images import BadImages
-from rsbdali.loader.prefetcher import Feed
+from rsbdali.bad_images import BadImages, BadRows
+from rsbdali.devices import default_threads, resolve_device, to_device
+from rsbdali.errors import RecipeError
+from rsbdali.feed import Feed
+from rsbdali.index import ImageIndex
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import Executor
-from rsbdali.pipelines.host.executor import HostExecutor
-from rsbdali.pipelines.probe import image_decodes
+from rsbdali.pipelines.host import HostExecutor
 from rsbdali.pipelines.train import GraphExecutor
 from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.recipe import Recipe
 
 EXECUTORS = ("auto", "graph", "host")
-MAX_SPARES = 100  # tries to replace one bad image before giving up
 
 
 @dataclass(frozen=True)
@@ -110,17 +109,18 @@ class TrainLoader:
         self.index, self.recipe, self.dtype = index, recipe, dtype
         self.device = resolve_device(device)
         self.planner = Planner(index.width_N, index.height_N, recipe, world_size)
-        self.bad = BadImages(on_bad, max_bad_images)
+        self.bad = BadImages(on_bad, limit=max_bad_images)
         self._groups = range(rank, self.planner.groups, world_size)
         self.mixup_enabled = dtype != torch.uint8
         self._next_epoch, self._next_batch = 0, 0
         self.num_threads = num_threads or default_threads()
         self._pool = BufferPool((self.planner.group_rows, *recipe.train_size, 3), dtype)
-        self._executor = create_executor(
-            executor, index, recipe, rows=self.planner.group_rows, device=self.device,
+        open_executor = partial(
+            create_executor, executor, index, recipe, rows=self.planner.group_rows, device=self.device,
             num_threads=self.num_threads, prefetch=prefetch,
         )  # fmt: skip
-        self._feed = Feed(self._executor, make=self._plan, rows=BatchPlan.rows, mend=self._mend, depth=prefetch)
+        self._feed: Feed[BatchPlan] = Feed(open_executor, make=self._plan, depth=prefetch)
+        self._bad_rows = BadRows(index, self.planner, self.bad)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -160,14 +160,14 @@ class TrainLoader:
 
     def close(self) -> None:
         """Stop the executor's threads."""
-        self._executor.close()
+        self._feed.close()
 
     def _plan(self, tick: int) -> BatchPlan:
         batch, k = divmod(tick, self.groups_per_step)
         return self.planner.group(*divmod(batch, self.steps_per_epoch), self._groups[k])
 
     def _batch(self, tick: int) -> TrainBatch:
-        plan, images_NHWC = self._feed.get(tick, len)
+        plan, (images_NHWC, _) = self._bad_rows.replace(*self._feed.get(tick), self._feed)
         if not self.mixup_enabled:
             plan = _unmixed(plan)
         label_N = self.index.label_N[plan.sample_N].astype(np.int64)
@@ -191,26 +191,6 @@ class TrainLoader:
     def _memory(self) -> torch.Tensor | None:
         """Memory for a batch's images: on the CPU that of a batch which nobody holds any more, on a GPU torch's own."""
         return None if self.device.type == "cuda" else self._pool.take().permute(0, 3, 1, 2)
-
-    def _mend(self, plan: BatchPlan, bad_rows: list[int]) -> BatchPlan:
-        """Replace bad rows by the seed's spare draws. What is bad depends on the plan alone, so a resume replays it."""
-        for row in bad_rows:
-            self._note(plan, row)
-            plan = self._spare(plan, row)
-        return plan
-
-    def _note(self, plan: BatchPlan, row: int) -> None:
-        path = self.index.path(int(plan.sample_N[row]))
-        reason = image_decodes(self.index, int(plan.sample_N[row]))
-        self.bad.add(path, reason or "does not decode within its crop")
-
-    def _spare(self, plan: BatchPlan, row: int) -> BatchPlan:
-        for attempt in range(MAX_SPARES):
-            candidate = self.planner.spare(plan, row, attempt)
-            if image_decodes(self.index, int(candidate.sample_N[row])) is None:
-                return candidate
-            self._note(candidate, row)
-        raise DataError(f"{MAX_SPARES} images in a row do not decode: is {self.index.name} damaged?")
 
 
 def _unmixed(plan: BatchPlan) -> BatchPlan:

@@ -14,7 +14,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from rsbdali.environment import versions
+from rsbdali import __version__, checkpoint, resume_rules
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 TIMM_VERSION = 2  # of the layout: `epoch` is the last one completed
 OURS = "rsbdali"
-FREE_TO_CHANGE = {"name", "reported", "log_interval", "checkpoint_hist", "eval_every", "batch_size"}
 
 
 @dataclass(frozen=True)
@@ -152,37 +151,45 @@ def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Mappi
     ours = ours_in(content)
     if ours is None or "optimizer" not in content:
         raise CheckpointError(f"{path} is not of rsbdali train: use --initial-checkpoint to start from its weights")
-    if content["arch"] != identity.recipe.model:
-        raise CheckpointError(f"{path} is of model {content['arch']}, this run is of {identity.recipe.model}")
     if tuple(ours["class_names"]) != identity.class_names:
         counts = f"{len(ours['class_names'])} there, {len(identity.class_names)} here"
         raise CheckpointError(f"{path} is of other classes ({counts}): --initial-checkpoint starts from its weights")
-    if ours["mix_groups"] != identity.mix_groups:
-        raise CheckpointError(
-            f"{path} was made with {ours['mix_groups']} mix groups, this run has {identity.mix_groups}: "
-            f"set mix_groups={ours['mix_groups']} and use a number of processes that divides it"
-        )
+    changed = _changes(content, ours, identity)
+    resume_rules.refuse(changed, **ours["position"], path=path)
     if ours["position"]["step"] and ours["steps_per_epoch"] != identity.steps_per_epoch:
         raise CheckpointError(
             f"{path} stands in the middle of an epoch of {ours['steps_per_epoch']} steps, here an epoch has "
             f"{identity.steps_per_epoch}: the images or the global batch changed"
         )
-    before = ours["recipe"].get("opt")
-    if before != identity.recipe.opt:
-        raise CheckpointError(f"{path} was made with opt={before}, this run has opt={identity.recipe.opt}")
-    _tell_changes(ours["recipe"], identity.recipe.to_dict())
+    if changed:
+        said = resume_rules.describe(changed, ours["position"]["epoch"])
+        log.warning("The run goes on with other settings: %s", said)
     return ours
 
 
-def _tell_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [key for key in now if key not in FREE_TO_CHANGE and before.get(key) != now[key]]
-    if changed:
-        said = ", ".join(f"{key} {before.get(key)} → {now[key]}" for key in changed)
-        log.warning("The run goes on with other settings than it began with: %s", said)
+def _changes(content: Mapping[str, Any], ours: Mapping[str, Any], identity: Identity) -> list[resume_rules.Change]:
+    groups = content["optimizer"]["param_groups"]
+    before = {
+        **ours["recipe"],
+        "mix_groups": ours["mix_groups"],  # the effective number: what counts for a run
+        # what the optimizer ran with: a run that 0.1.0 resumed with another value recorded that one and kept the old
+        "lr": groups[0].get("initial_lr", groups[0]["lr"]),
+        "weight_decay": max(group["weight_decay"] for group in groups),
+    }
+    return resume_rules.changes(before, identity.recipe, mix_groups=identity.mix_groups)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any], path: Path) -> None:
+    """Load moments and step counts. Hyperparameters stay as they were built from the recipe.
+
+    What a group has gained since it was built is state: LAMB's step count. The schedule's `initial_lr` is not, it is
+    the rate of the earlier recipe.
+    """
+    built = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(content["optimizer"])
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: its optimizer state does not fit this run's ({error})") from error
+    for group, own in zip(optimizer.param_groups, built, strict=True):
+        group.update(own)
+        group.pop("initial_lr", None)

@@ -5,6 +5,7 @@ numbers, an executor's pixels), each with its ops and arguments; below, a row of
 """
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ from rsbdali.tools.drawing import (
     put,
     write_title,
 )
+from rsbdali.plan import BatchPlan, Planner
+from rsbdali.recipe import Recipe
 
 
 def preview(
@@ -94,13 +97,13 @@ def _draw(
     runner = create_executor(
         executor, index, asked, rows=len(plan), device=device, num_threads=default_threads(), prefetch=1
     )
-    try:
+    with closing(runner):
         runner.submit(plan)
-        return plan, runner.collect()
-    except DecodeFailure as failure:
-        raise DataError(f"{index.name}: an image does not decode (training would replace it): {failure}") from failure
-    finally:
-        runner.close()
+        images_NHWC, bad = runner.collect()
+    for row, reason in bad.items():
+        path = index.path(int(plan.sample_N[row]))
+        raise DataError(f"{path} does not decode (training would replace it): {reason}")
+    return plan, images_NHWC
 
 
 def _rows_by_image(plan: BatchPlan) -> list[np.ndarray]:

@@ -52,6 +52,12 @@ def create_model(
     return model.to(memory_format=torch.channels_last)
 
 
+def has_fixed_size(name: str) -> bool:
+    """Whether a timm model is built for one image size, as those with position embeddings are."""
+    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    return config is not None and bool(config.fixed_input_size)
+
+
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """Keyword arguments for timm; None means the model's own default (models without the setting refuse it)."""
     settings: dict[str, Any] = {
@@ -59,8 +65,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "drop_path_rate": recipe.drop_path or None,
         "zero_init_last": recipe.zero_init_last,
     }
-    config = timm.models.get_pretrained_cfg(recipe.model, allow_unregistered=True)
-    if config is not None and config.fixed_input_size:
+    if has_fixed_size(recipe.model):
         settings["img_size"] = recipe.train_size
         # position embeddings are interpolated for any other size
         settings["dynamic_img_size"] = True if recipe.test_size != recipe.train_size else None

@@ -6,9 +6,10 @@ decay and with it no trust ratio.
 """
 
 import difflib
+from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
@@ -28,10 +29,19 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         close = difflib.get_close_matches(recipe.opt.lower(), known, n=3)
         near = f"; near: {', '.join(close)}" if close else ""
         raise RecipeError(f"opt={recipe.opt!r}: timm has no such optimizer{near}")
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay
-    )
+    groups = _parameter_groups(model, recipe.weight_decay)
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, opt=recipe.opt, lr=recipe.lr)
     return Lamb.of(optimizer) if recipe.opt.lower() == "lamb" else optimizer
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups as timm makes them, without and with weight decay, for any value of it.
+
+    timm makes one group where the value is 0. Two in that case as well, so that a run can be resumed with or without.
+    """
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()
+    groups = param_groups_weight_decay(model, weight_decay=1.0, no_weight_decay_list=exempt)
+    return [{**group, "weight_decay": group["weight_decay"] * weight_decay} for group in groups]
 
 
 class Schedule:

@@ -1,5 +1,6 @@
 """`rsbdali validate`: a checkpoint, or one of timm's published models, on all images of a validation set."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from rsbdali.training.model import create_model
 from rsbdali.training.precision import amp_dtype, kernel_policy
 
 FALLBACK = "a3"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +74,12 @@ def validate(options: ValidateOptions) -> EvalResult:
     content = None if options.checkpoint is None else checkpoint.read(options.checkpoint)
     recipe = choose_recipe(options, content)
     world = World.from_env()
-    device = resolve_device(devices.local_device(options.device, world))
-    with process_group.process_group(world, device), kernel_policy(device, deterministic=False):
-        index = collectives.primary_first(lambda first: _index(options, content, check=first), world)
+    device = resolve_device(distributed.local_device(options.device, world))
+    with distributed.process_group(world, device), kernel_policy(device, deterministic=False):
+        index = distributed.primary_first(lambda first: _index(options, content, check=first), world)
+        if world.is_primary:
+            for bad in index.bad:
+                log.warning("no image, skipped: %s (%s)", bad.path, bad.reason)
         model = _model(options, content, recipe, index.num_classes).to(device)
         dtype = amp_dtype(recipe.amp_dtype, device)
         loader = EvalLoader(

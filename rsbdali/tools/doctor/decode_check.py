@@ -34,11 +34,11 @@ def main(device: str, folder: str) -> None:
 
 
 def _by_dali(path: Path, device: str) -> np.ndarray:
-    encoded_path = np.frombuffer(str(path).encode(), np.uint8)
+    encoded = np.fromfile(path, np.uint8)
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=0 if device == "gpu" else None)
     def graph() -> object:
-        return decode(fn.external_source(source=lambda: [encoded_path], batch=True), device=device)
+        return decode(fn.external_source(source=lambda: [encoded], batch=True), device=device)
 
     pipe = graph()
     pipe.build()
