@@ -16,8 +16,9 @@ from nvidia.dali import pipeline_def
 from nvidia.dali.pipeline import Pipeline
 from torch.utils.dlpack import from_dlpack
 
-from rsbdali.errors import DataError, UnreadableImage
+from rsbdali.errors import DataError
 from rsbdali.pipelines.encoded import PendingImages
+from rsbdali.pipelines.executor import close_at_exit
 
 # one entry per input of the graph, images first: `PendingImages` or a list of arrays, then arrays with the batch first
 Fields = Sequence[Any]

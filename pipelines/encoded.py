@@ -5,8 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from rsbdali.errors import UnreadableImage
 from rsbdali.pipelines.executor import ImageSource
-from rsbdali.sources.base import UnreadableImage
 
 READ_ROWS = 16  # images that a thread reads in a row
 

@@ -16,8 +16,7 @@ from rsbdali.pipelines.dali_queue import Fields, Runner
 from rsbdali.pipelines.decode import decode, filter_codes, resize
 from rsbdali.pipelines.encoded import EncodedInput
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, scatter
-from rsbdali.pipelines.runner import Fields, Runner
-from rsbdali.policy import BICUBIC, BILINEAR
+from rsbdali.plan.randaugment import BICUBIC, BILINEAR
 from rsbdali.recipe import Recipe
 
 

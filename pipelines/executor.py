@@ -1,5 +1,12 @@
 """What the loader asks of an executor: plans in, batches of pixels out, first in first out.
 
+Executors still open when the interpreter ends are closed here (`close_at_exit`), before DALI's own exit handler comes:
+a worker whose pipeline DALI takes away under its hands would make itself a new one, and DALI complains about that at
+the end of an otherwise fine program.
+"""
+
+import atexit
+import weakref
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 

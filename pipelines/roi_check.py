@@ -15,8 +15,7 @@ from PIL import Image
 
 from rsbdali.pipelines.dali_queue import Fields, Runner
 from rsbdali.pipelines.decode import decode_window, filter_codes, resize
-from rsbdali.pipelines.runner import Fields, Runner
-from rsbdali.policy import BILINEAR
+from rsbdali.plan.randaugment import BILINEAR
 
 SIZES = ((500, 375), (375, 500), (1200, 801), (64, 47))  # (width, height)
 BATCHES = 4

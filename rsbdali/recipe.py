@@ -25,7 +25,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class OnResume(Enum):
-    """What becomes of another value of a key when a run is resumed with it (`rsbdali.resume_rules`)."""
+    """What becomes of another value of a key when a run is resumed with it (`rsbdali.runs.resume_rules`)."""
 
     AT_ONCE = "acts at once"
     NEXT_EPOCH = "acts from the next epoch"

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from rsbdali.bad_images import BadImages
+from rsbdali.data.index import ImageIndex
 from rsbdali.errors import DataError
-from rsbdali.index import ImageIndex
 from rsbdali.loader import EvalLoader, TrainLoader
+from rsbdali.loader.bad_images import BadImages
 from rsbdali.recipe import Recipe
 
 SMALL = {"img_size": 32, "test_img_size": 32, "global_batch_size": 8, "mix_groups": 1}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rsbdali.errors import RsbdaliError
-from rsbdali.feed import Feed
+from rsbdali.loader.prefetcher import Feed
 from rsbdali.pipelines.executor import DecodedBatch
 
 

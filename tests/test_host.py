@@ -12,9 +12,9 @@ import torch
 
 from rsbdali.data.index import ImageIndex
 from rsbdali.pipelines.buffers import BufferPool
-from rsbdali.pipelines.host import HostExecutor
-from rsbdali.plan import BatchPlan, Planner
-from rsbdali.policy import Op
+from rsbdali.pipelines.host.executor import HostExecutor
+from rsbdali.plan.planner import BatchPlan, Planner
+from rsbdali.plan.randaugment import Op
 from rsbdali.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def test_repeats_are_decoded_once_and_equal_rows_done_alone(
 
     original = decode.WindowDecoder.decode
 
-    def spy(self: host_decode.WindowDecoder, encoded: list[np.ndarray], window_M4: np.ndarray) -> list[torch.Tensor]:
+    def spy(self: decode.WindowDecoder, encoded: list[np.ndarray], window_M4: np.ndarray) -> list[torch.Tensor]:
         decoded.extend(image.tobytes() for image in encoded)
         return original(self, encoded, window_M4)
 

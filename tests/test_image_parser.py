@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsbdali.header import Format
-from rsbdali.image_parser import ParsedImage, parse
+from rsbdali.data.header import Format
+from rsbdali.data.image_parser import ParsedImage, parse
 
 WriteImage = Callable[..., Path]
 
@@ -46,6 +46,6 @@ def test_many_threads(tmp_path: Path, write_image: WriteImage) -> None:
 
 def test_a_refusal_prints_nothing(tmp_path: Path) -> None:
     png = b"\x89PNG\r\n\x1a\n" + b"x" * 40
-    code = f"from rsbdali.image_parser import parse; print(parse(b'junk' * 100), parse({png!r}))"
+    code = f"from rsbdali.data.image_parser import parse; print(parse(b'junk' * 100), parse({png!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("None None\n", "")

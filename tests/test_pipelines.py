@@ -17,7 +17,7 @@ from rsbdali.data.index import ImageIndex
 from rsbdali.errors import DeviceError
 from rsbdali.pipelines import randaugment, roi, roi_check
 from rsbdali.pipelines.eval import EvalExecutor, eval_graph
-from rsbdali.pipelines.repeats import covering_windows, share_decodes
+from rsbdali.pipelines.roi import self_test_failure, use_roi
 from rsbdali.pipelines.train import GraphExecutor, train_graph
 from rsbdali.plan.planner import Planner
 from rsbdali.plan.randaugment import Op

@@ -23,13 +23,14 @@ import torch
 from PIL import Image
 from timm.layers import DropPath
 
-from rsbdali import pace, resume_rules
-from rsbdali.distributed import World
-from rsbdali.epochs import Outcome, Trainer
+from rsbdali.distributed.world import World
 from rsbdali.errors import CheckpointError
-from rsbdali.plan import Planner
+from rsbdali.plan.planner import Planner
 from rsbdali.recipe import AT_ONCE, NEXT_EPOCH, REFUSED, OnResume, Recipe
-from rsbdali.trainer import TrainOptions, train
+from rsbdali.runs import resume_rules
+from rsbdali.training import throughput
+from rsbdali.training.train import TrainOptions, train
+from rsbdali.training.trainer import Outcome, Trainer
 
 BASE = {
     "name": "toy", "model": "test_resnet", "img_size": 32, "test_img_size": 32, "epochs": 4, "global_batch_size": 8,
@@ -106,7 +107,7 @@ def shared(t: Trainer) -> list[bool]:
     seen: list[bool] = []
     t.world = World(size=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rsbdali.epochs.distribute_bn", lambda model, size, reduce: seen.append(reduce))
+        patch.setattr("rsbdali.training.trainer.distribute_bn", lambda model, size, reduce: seen.append(reduce))
         t._share_statistics()
     return seen
 
@@ -129,8 +130,8 @@ def files(t: Trainer) -> dict[str, Any]:
 
 def projected(t: Trainer) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pace, "_shipped_epochs", lambda name: t.recipe.epochs)
-        return pace.projection(t.recipe, 3600)
+        patch.setattr(throughput, "_shipped_epochs", lambda name: t.recipe.epochs)
+        return throughput.projection(t.recipe, 3600)
 
 
 def drop_paths(t: Trainer) -> list[float]:

@@ -10,9 +10,10 @@ import pytest
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
-from rsbdali.index import Care, ImageIndex
-from rsbdali.rgb_copy import PillowError, copy_path, png_size, rgb_copy
-from rsbdali.sources.base import UnreadableImage
+from rsbdali.data.header import Care
+from rsbdali.data.index import ImageIndex
+from rsbdali.data.rgb_copy import PillowError, copy_path, png_size, rgb_copy
+from rsbdali.errors import UnreadableImage
 
 WriteImage = Callable[..., Path]
 GOOD_KINDS = (

@@ -20,11 +20,11 @@ from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import resolve_device
 from rsbdali.loader.train import create_executor
 from rsbdali.ops.mix import mix_normalize
+from rsbdali.pipelines.dali_queue import Fields, Runner
 from rsbdali.pipelines.decode import decode_window
-from rsbdali.pipelines.decode_mode import use_roi
 from rsbdali.pipelines.encoded import EncodedInput, PendingImages
-from rsbdali.pipelines.runner import Fields, Runner
-from rsbdali.plan import BatchPlan, Planner
+from rsbdali.pipelines.roi import use_roi
+from rsbdali.plan.planner import BatchPlan, Planner
 
 # variants of the decode rung, for `decode_modes`: whole images, with a share of them for the GPU's JPEG engine
 HARDWARE_SHARE = {"decode-full": 0.9, "decode-full-hw0": 0.0, "decode-full-hw65": 0.65, "decode-full-hw100": 1.0}

@@ -1,7 +1,10 @@
-"""Decodes one window of each of some encoded images, by a DALI pipeline of a single thread.
+"""Decodes one window of each of some encoded images, by a DALI pipeline of a single thread; resizes and flips it.
 
 A worker of the host executor owns one: DALI's thread decodes while the worker waits, so that together they keep one
 core busy and what was just decoded is still in its cache when the worker goes on with it.
+
+torch's uint8 kernels (AVX2) do what Pillow's antialiased `resize` does, four to six times as fast and nearly to the
+bit: bilinear is off by at most 1; bicubic, which keeps its weights with fewer bits, by a few levels in few places.
 """
 
 from collections.abc import Sequence
@@ -11,9 +14,13 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
+from rsbdali.errors import UnreadableImage
 from rsbdali.pipelines.encoded import read_images
 from rsbdali.pipelines.executor import ImageSource
-from rsbdali.sources.base import UnreadableImage
+from rsbdali.plan.randaugment import BICUBIC
+
+_KERNELS = (torch.ops.aten._upsample_bilinear2d_aa.out, torch.ops.aten._upsample_bicubic2d_aa.out)
+assert BICUBIC == 1
 
 
 class _DecodeError(RuntimeError):
@@ -101,10 +108,6 @@ def _graph() -> Any:
         adjust_orientation=False,
         output_type=types.RGB,
     )
-
-
-_KERNELS = (torch.ops.aten._upsample_bilinear2d_aa.out, torch.ops.aten._upsample_bicubic2d_aa.out)
-assert BICUBIC == 1
 
 
 def resize_into(out_HWC: torch.Tensor, image_HWC: torch.Tensor, interp: int) -> None:

@@ -16,19 +16,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from rsbdali.errors import UnreadableImage
 from rsbdali.pipelines.buffers import BufferPool
-from rsbdali.pipelines.executor import DecodedBatch, ImageSource
-from rsbdali.pipelines.host_augment import augment
-from rsbdali.pipelines.host_decode import WindowDecoder
-from rsbdali.pipelines.host_resize import flipped, resize_into
-from rsbdali.plan import BatchPlan
-from rsbdali.policy import Op
+from rsbdali.pipelines.executor import DecodedBatch, ImageSource, close_at_exit
+from rsbdali.pipelines.host.augment import augment
+from rsbdali.pipelines.host.decode import WindowDecoder, flipped, resize_into
+from rsbdali.plan.planner import BatchPlan
+from rsbdali.plan.randaugment import Op
 from rsbdali.recipe import Recipe
 
 # Images a worker decodes at a time: the cost of a call to DALI is spread, a batch still splits evenly. From 32 on DALI
 # 2.4 shares out the parsing of headers among its threads, and that is where one which does not parse kills the process;
-# none should come so far (`rsbdali.image_parser`), but a second wall costs nothing.
+# none should come so far (`rsbdali.data.image_parser`), but a second wall costs nothing.
 CHUNK = 31
 
 

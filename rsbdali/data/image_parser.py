@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rsbdali.header import Format
+from rsbdali.data.header import Format
 
 CODECS = {"jpeg": Format.JPEG, "png": Format.PNG, "webp": Format.WEBP}  # what may enter DALI
 

@@ -14,21 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from rsbdali import index_cache
-from rsbdali.errors import DataError
-from rsbdali.header import Care, Format
-from rsbdali.image_parser import parse
-from rsbdali.labelling import labels_of
-from rsbdali.labels import read_class_map
-from rsbdali.rgb_copy import PillowError, png_size, rgb_copy
-from rsbdali.scan import Progress, Scan, scan_tree
-from rsbdali.sources.base import Place, Reader, Source, UnreadableImage
-from rsbdali.sources.forms import image_root, open_source, reader_of
-from rsbdali.sources.location import Location
-from rsbdali.splits import find_images, find_split
-from rsbdali.tree import Tree, walk
-
-__all__ = ["BadFile", "Care", "Format", "ImageIndex", "find_images", "find_split"]
+from rsbdali.data import cache
+from rsbdali.data.header import Care
+from rsbdali.data.image_parser import parse
+from rsbdali.data.labels import labels_of, read_class_map
+from rsbdali.data.rgb_copy import PillowError, png_size, rgb_copy
+from rsbdali.data.sources.base import Place, Progress, Reader, Scan, Source
+from rsbdali.data.sources.folder import Tree, scan_tree, walk
+from rsbdali.data.sources.location import Location
+from rsbdali.data.sources.registry import image_root, open_source, reader_of
+from rsbdali.errors import DataError, UnreadableImage
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from rsbdali.data.index import ImageIndex
 from rsbdali.errors import DataError
-from rsbdali.feed import Feed
-from rsbdali.index import ImageIndex
+from rsbdali.loader.prefetcher import Feed
 from rsbdali.pipelines.executor import DecodedBatch
-from rsbdali.plan import BatchPlan, Planner
+from rsbdali.plan.planner import BatchPlan, Planner
 
 MAX_ATTEMPTS = 100  # images tried for one row before giving up
 

@@ -13,15 +13,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from rsbdali.bad_images import BadImages, BadRows
-from rsbdali.devices import default_threads, resolve_device, to_device
+from rsbdali.data.index import ImageIndex
+from rsbdali.distributed.devices import default_threads, resolve_device, to_device
 from rsbdali.errors import RecipeError
-from rsbdali.feed import Feed
-from rsbdali.index import ImageIndex
+from rsbdali.loader.bad_images import BadImages, BadRows
+from rsbdali.loader.prefetcher import Feed
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import Executor
-from rsbdali.pipelines.host import HostExecutor
+from rsbdali.pipelines.host.executor import HostExecutor
 from rsbdali.pipelines.train import GraphExecutor
 from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.recipe import Recipe

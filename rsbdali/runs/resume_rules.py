@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rsbdali.errors import CheckpointError
-from rsbdali.model import has_fixed_size
 from rsbdali.recipe import AT_ONCE, NEXT_EPOCH, REFUSED, OnResume, Recipe
+from rsbdali.training.model import has_fixed_size
 
 ALSO = {"mix_groups": " and use a number of processes that divides it"}
 

@@ -14,10 +14,10 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from rsbdali import __version__, checkpoint, resume_rules
+from rsbdali.environment import versions
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import Recipe
-from rsbdali.runs import checkpoint
+from rsbdali.runs import checkpoint, resume_rules
 from rsbdali.runs.checkpoint import load_weights
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,6 @@ from rsbdali.data.splits import find_images
 from rsbdali.distributed.devices import default_threads
 from rsbdali.errors import DataError, RecipeError
 from rsbdali.loader.train import create_executor
-from rsbdali.pipelines.executor import DecodeFailure
 from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.recipe import Recipe
 from rsbdali.tools.drawing import (
@@ -36,8 +35,6 @@ from rsbdali.tools.drawing import (
     put,
     write_title,
 )
-from rsbdali.plan import BatchPlan, Planner
-from rsbdali.recipe import Recipe
 
 
 def preview(

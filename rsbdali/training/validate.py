@@ -74,9 +74,9 @@ def validate(options: ValidateOptions) -> EvalResult:
     content = None if options.checkpoint is None else checkpoint.read(options.checkpoint)
     recipe = choose_recipe(options, content)
     world = World.from_env()
-    device = resolve_device(distributed.local_device(options.device, world))
-    with distributed.process_group(world, device), kernel_policy(device, deterministic=False):
-        index = distributed.primary_first(lambda first: _index(options, content, check=first), world)
+    device = resolve_device(devices.local_device(options.device, world))
+    with process_group.process_group(world, device), kernel_policy(device, deterministic=False):
+        index = collectives.primary_first(lambda first: _index(options, content, check=first), world)
         if world.is_primary:
             for bad in index.bad:
                 log.warning("no image, skipped: %s (%s)", bad.path, bad.reason)
