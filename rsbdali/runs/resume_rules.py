@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
+
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import AT_ONCE, NEXT_EPOCH, REFUSED, OnResume, Recipe
-from rsbdali.training.model import has_fixed_size
 
 ALSO = {"mix_groups": " and use a number of processes that divides it"}
 
@@ -102,3 +103,9 @@ def _list(changed: list[Change]) -> str:
 
 def _set_back(changed: list[Change]) -> str:
     return "set " + ", ".join(f"{change.key}={change.old}{ALSO.get(change.key, '')}" for change in changed)
+
+
+def has_fixed_size(name: str) -> bool:
+    """Whether a timm model is built for one image size, as those with position embeddings are."""
+    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    return config is not None and bool(config.fixed_input_size)

@@ -19,6 +19,7 @@ from rsbdali.errors import RecipeError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint import _check_fit
+from rsbdali.runs.resume_rules import has_fixed_size
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +51,6 @@ def create_model(
     if initial_checkpoint is not None:
         start_from(model, initial_checkpoint)
     return model.to(memory_format=torch.channels_last)
-
-
-def has_fixed_size(name: str) -> bool:
-    """Whether a timm model is built for one image size, as those with position embeddings are."""
-    config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    return config is not None and bool(config.fixed_input_size)
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
