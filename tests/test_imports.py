@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"errors", "atomic", "distributed"},
     "plan": {"errors", "recipe"},
     # an op carries out what the plan drew, so both use its op numbers and the fill color
-    "ops": {"errors", "plan"},
+    "ops": {"errors", "plan", "distributed"},
     "runs": {"__init__", "errors", "atomic", "recipe", "environment", "distributed"},
     "pipelines": {"errors", "recipe", "data", "plan", "ops"},
     "loader": {"errors", "recipe", "distributed", "data", "plan", "ops", "pipelines"},
