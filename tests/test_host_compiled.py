@@ -1,11 +1,14 @@
 """Compiled code: where it is cached, and that nothing about the cache or Numba can stop a run or change a pixel."""
 
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rsbdali.pipelines.host import compiled
 
 # prints which ways were found, and a checksum of an image that went through both
 PROGRAM = """
@@ -90,16 +93,23 @@ def test_a_damaged_cache_is_said_and_left_aside(cached: tuple[Path, str, list[st
     assert found == cached[2]
 
 
-def test_processes_that_start_together_wait_for_the_one_that_compiles(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PROGRAM.format(before="")]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    texts = [process.communicate()[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    assert len({text.splitlines()[-1] for text in texts}) == 1
-    indexes = list(tmp_path.rglob("*.nbi"))
-    assert indexes
-    assert len(list(tmp_path.rglob("*.nbc"))) == len(indexes)  # a function compiled twice would have two
+def test_one_process_at_a_time_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a module of kernels is imported no other process gets the cache's lock; afterwards it does."""
+
+    def try_lock() -> bool:
+        with (tmp_path / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    free = []
+    monkeypatch.setattr(compiled, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(compiled.importlib, "import_module", lambda _name: free.append(try_lock()))
+    compiled.kernels("a.module")
+    assert free == [False]
+    assert try_lock()
 
 
 def test_numba_is_imported_with_the_host_executor_only() -> None:

@@ -146,6 +146,16 @@ def check_every_size() -> None:
         assert_exact(random_images(len(op_NL), height, width), rows)
 
 
+def check_order_of_operations() -> None:
+    """Shifts by tenths of a pixel: many values are whole numbers but for rounding errors, whose order then shows."""
+    moves = [(op, share) for op in (Op.TRANSLATE_X, Op.TRANSLATE_Y) for share in (0.01, -0.03, 0.085)]
+    moves += [(op, shear) for op in (Op.SHEAR_X, Op.SHEAR_Y) for shear in (0.2, -0.1)]
+    op_N, arg_N = (np.repeat(column, 2) for column in zip(*moves, strict=True))
+    noise_NHWC = np.random.default_rng(0).integers(0, 256, (len(op_N), 20, 20, 3), dtype=np.uint8)
+    rows = (np.zeros(len(op_N), bool), op_N[:, None], arg_N[:, None], np.arange(len(op_N))[:, None] % 2)
+    assert_exact(noise_NHWC, rows)
+
+
 def check_posterize_to_no_bits_is_black() -> None:
     rows = (np.zeros(3, bool), np.full((3, 1), Op.POSTERIZE), np.array([[0.0], [-2.0], [0.9]]), np.zeros((3, 1), int))
     assert_exact(random_images(3, 4, 5), rows)
@@ -236,7 +246,8 @@ def check_launches() -> None:
 
 
 CHECKS: list[Callable[[], None]] = [
-    check_every_op, check_every_size, check_posterize_to_no_bits_is_black, check_layers_and_fills, check_blocks,
+    check_every_op, check_every_size, check_order_of_operations, check_posterize_to_no_bits_is_black,
+    check_layers_and_fills, check_blocks,
     check_random_batches, check_planned_rows_three_ways, check_memory_and_rows_of_any_kind, check_launches,
 ]  # fmt: skip
 
