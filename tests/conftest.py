@@ -163,6 +163,12 @@ def fakes() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def zoo() -> ModuleType:
+    """The module tests/zoo.py: broken and misnamed images."""
+    return _module("zoo")
+
+
+@pytest.fixture(scope="session")
 def triton_tools() -> ModuleType:
     """The module tests/triton_tools.py: kernels interpreted, and compiled for any GPU."""
     return _module("triton_tools")

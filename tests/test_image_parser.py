@@ -37,6 +37,20 @@ def test_a_png_parses_only_whole(tmp_path: Path, write_image: WriteImage) -> Non
     assert all(parse(encoded[:size]) is None for size in range(0, len(encoded) - 12, 97))
 
 
+@pytest.mark.parametrize("bits", [17, 135, 255])
+def test_samples_that_dali_has_no_type_for(tmp_path: Path, write_image: WriteImage, bits: int) -> None:
+    encoded = bytearray(write_image(tmp_path / "x").read_bytes())
+    at = encoded.index(b"\xff\xc0") + 4
+    assert encoded[at] == 8
+    encoded[at] = bits
+    assert parse(bytes(encoded)) is None
+
+
+def test_a_size_that_overflows(tmp_path: Path, write_image: WriteImage) -> None:
+    encoded = write_image(tmp_path / "x", "png").read_bytes()
+    assert parse(encoded[:16] + b"\xe3\0\0\0" + encoded[20:]) is None
+
+
 def test_many_threads(tmp_path: Path, write_image: WriteImage) -> None:
     encoded = write_image(tmp_path / "x").read_bytes()
     with ThreadPoolExecutor(8) as pool:
