@@ -4,13 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := rsbdali pipelines recipes bench tests
 
-.PHONY: demo test lint clean
+# Two processes, one OpenMP thread each: more only fight for the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2
+
+.PHONY: demo test coverage lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rsbdali train --recipe a3 --demo
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST)
+
+# Apart from `test`, since tracing every line slows the tests down.
+coverage: $(VENV)/.installed-test
+	$(PYTEST) --cov=rsbdali --cov-report=term:skip-covered
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check $(SOURCES)
@@ -30,4 +37,4 @@ $(VENV)/.installed-test: setup.cfg pyproject.toml | $(BIN)/python
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

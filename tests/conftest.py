@@ -10,10 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 # Idle OpenMP threads spin by default, which starves the others when tests share few cores (seen: 10 × slower steps).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# An example takes as long as a busy machine lets it. In CI the examples are the same at every run.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if "CI" in os.environ else "default")
 
 JPEG_KINDS = ("plain", "grey", "cmyk", "ycck", "rgb", "progressive", "s411", "exif", "restart")
 BAD_KINDS = ("empty", "text", "cut_header")  # no image by the header

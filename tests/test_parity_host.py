@@ -94,7 +94,7 @@ def test_posterize_to_no_bits_is_black() -> None:
     assert not augment(image_HWC, [Op.POSTERIZE], [0.0], [0]).any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     op=st.sampled_from(sorted(GEOMETRIC | {Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR, Op.SHARPNESS, Op.AUTO_CONTRAST})),
     level=st.floats(0, 10),
