@@ -1,17 +1,18 @@
 """Shared fixtures: folders of small real JPEGs, and files that need care, made on the spot with Pillow."""
 
-import importlib.util
 import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+from helpers import fakes
+from helpers.sitting import Run
 
 # Idle OpenMP threads spin by default, which starves the others when tests share few cores (seen: 10 × slower steps).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -143,33 +144,11 @@ def image_tree(tmp_path: Path, write_image: Callable[..., Path]) -> Callable[...
     return make
 
 
-def _module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def fakes() -> ModuleType:
-    """The module tests/fakes.py: loaders of a toy problem, without files."""
-    return _module("fakes")
-
-
-@pytest.fixture(scope="session")
-def triton_tools() -> ModuleType:
-    """The module tests/triton_tools.py: kernels interpreted, and compiled for any GPU."""
-    return _module("triton_tools")
-
-
 @pytest.fixture
-def toy(fakes: ModuleType, tmp_path: Path) -> Callable[..., Any]:
-    """`toy(folder="run", steps=3, more=None, **recipe)`: a sitting (sitting.py) that resumes what is in its folder."""
-    sitting = _module("sitting")
+def toy(tmp_path: Path) -> Callable[..., Run]:
+    """`toy(folder="run", steps=3, more=None, **recipe)`: a run (helpers.sitting) that resumes its folder's state."""
 
-    def make(folder: str = "run", steps: int = 3, more: dict[str, Any] | None = None, **values: object) -> Any:
-        return sitting.Run(fakes, tmp_path / folder, fakes.recipe(**values), steps=steps, **(more or {}))
+    def make(folder: str = "run", steps: int = 3, more: dict[str, Any] | None = None, **values: object) -> Run:
+        return Run(tmp_path / folder, fakes.recipe(**values), steps=steps, **(more or {}))
 
     return make
