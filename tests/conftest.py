@@ -27,10 +27,20 @@ BAD_KINDS = ("empty", "text", "cut_header")  # no image by the header
 KINDS = (*JPEG_KINDS, "no_eoi", "truncated", "png", "webp", "palette", "alpha", "grey16", *BAD_KINDS)
 
 
+@pytest.fixture(scope="session")
+def compiled_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the processes of all tests keep code compiled by Numba, which takes seconds."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture(autouse=True)
-def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has an XDG cache folder of its own."""
+def cache_home(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, compiled_code: Path
+) -> Path:
+    """Every test has an XDG cache folder of its own, but for the compiled code in it."""
     folder = tmp_path_factory.mktemp("xdg-cache")
+    (folder / "rsbdali").mkdir()
+    (folder / "rsbdali" / "compiled").symlink_to(compiled_code)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
 

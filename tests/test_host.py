@@ -89,7 +89,7 @@ def test_repeats_are_decoded_once_and_equal_rows_done_alone(
 
     original = decode.WindowDecoder.decode
 
-    def spy(self: decode.WindowDecoder, encoded: list[np.ndarray], window_M4: np.ndarray) -> list[torch.Tensor]:
+    def spy(self: decode.WindowDecoder, encoded: list[np.ndarray], window_M4: np.ndarray) -> list[np.ndarray]:
         decoded.extend(image.tobytes() for image in encoded)
         return original(self, encoded, window_M4)
 

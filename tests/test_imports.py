@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # an op carries out what the plan drew, so both use its op numbers and the fill color
     "ops": {"errors", "plan"},
     "runs": {"__init__", "errors", "atomic", "recipe", "environment", "distributed"},
-    "pipelines": {"errors", "recipe", "plan", "ops"},
+    "pipelines": {"errors", "recipe", "data", "plan", "ops"},
     "loader": {"errors", "recipe", "distributed", "data", "plan", "ops", "pipelines"},
     "training": {"errors", "recipe", "environment", "distributed", "data", "ops", "runs", "loader"},
     "integrations": {"errors", "recipe", "distributed", "data", "plan", "ops", "loader"},

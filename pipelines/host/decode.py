@@ -1,26 +1,18 @@
-"""Decodes one window of each of some encoded images, by a DALI pipeline of a single thread; resizes and flips it.
+"""Decodes one window of each of some encoded images, by a DALI pipeline of a single thread.
 
 A worker of the host executor owns one: DALI's thread decodes while the worker waits, so that together they keep one
 core busy and what was just decoded is still in its cache when the worker goes on with it.
-
-torch's uint8 kernels (AVX2) do what Pillow's antialiased `resize` does, four to six times as fast and nearly to the
-bit: bilinear is off by at most 1; bicubic, which keeps its weights with fewer bits, by a few levels in few places.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from rsbdali.errors import UnreadableImage
 from rsbdali.pipelines.encoded import read_images
 from rsbdali.pipelines.executor import ImageSource
-from rsbdali.plan.randaugment import BICUBIC
-
-_KERNELS = (torch.ops.aten._upsample_bilinear2d_aa.out, torch.ops.aten._upsample_bicubic2d_aa.out)
-assert BICUBIC == 1
 
 
 class _DecodeError(RuntimeError):
@@ -41,7 +33,7 @@ class WindowDecoder:
         self._pipe = _graph(batch_size=rows, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_dynamic=True)
         self._pipe.build()
 
-    def read(self, index: ImageSource, sample_M: Sequence[int], window_M4: np.ndarray) -> list[torch.Tensor | str]:
+    def read(self, index: ImageSource, sample_M: Sequence[int], window_M4: np.ndarray) -> list[np.ndarray | str]:
         """Read M images and decode a window of each.
 
         Where DALI refuses one of them, each is decoded by itself, from Pillow's copy where that is what it takes.
@@ -52,8 +44,8 @@ class WindowDecoder:
             window_M4: int32 (y, x, h, w) in source pixels, within each image.
 
         Returns:
-            M tensors uint8 (h, w, 3) on the CPU, or the reason why neither DALI nor Pillow decodes an image; the
-            tensors share DALI's memory and stay valid while they are held.
+            M arrays uint8 (h, w, 3), or the reason why neither DALI nor Pillow decodes an image; the
+            arrays share DALI's memory and stay valid while they are held.
 
         Raises:
             DataError: the source of the images does not answer.
@@ -80,12 +72,11 @@ class WindowDecoder:
             (windows,) = self._pipe.run()  # an error costs this batch; the pipeline goes on with the next
         except RuntimeError as error:  # DALI knows no finer class for what an image can do to it
             raise _DecodeError(str(error)) from error
-        # by the buffer protocol, at a quarter of what DLPack costs
-        return [torch.from_numpy(np.asarray(windows[i])) for i in range(len(encoded))]
+        return [np.asarray(windows[i]) for i in range(len(encoded))]
 
     def _read_one(
         self, index: ImageSource, sample: int, encoded: np.ndarray, window_14: np.ndarray
-    ) -> torch.Tensor | str:
+    ) -> np.ndarray | str:
         try:
             return self.decode([encoded], window_14)[0]
         except _DecodeError:
@@ -108,22 +99,3 @@ def _graph() -> Any:
         adjust_orientation=False,
         output_type=types.RGB,
     )
-
-
-def resize_into(out_HWC: torch.Tensor, image_HWC: torch.Tensor, interp: int) -> None:
-    """Antialiased resize of `image_HWC` to the size of `out_HWC`; both uint8, channels last, on the CPU.
-
-    Args:
-        out_HWC: receives the result; contiguous.
-        image_HWC: source; its rows may lie apart (a window of a larger image).
-        interp: `plan.BILINEAR` or `plan.BICUBIC`.
-    """
-    # the batch dimension must come first: only then do the strides say channels last, and no copy is made
-    source = image_HWC[None].permute(0, 3, 1, 2)
-    size = [out_HWC.shape[0], out_HWC.shape[1]]
-    _KERNELS[interp](source, size, False, None, None, out=out_HWC[None].permute(0, 3, 1, 2))
-
-
-def flipped(image_HWC: torch.Tensor) -> torch.Tensor:
-    """The image mirrored left to right, in memory of its own (uint8, H, W, 3)."""
-    return image_HWC[None].permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)[0]

@@ -1,6 +1,6 @@
 """The CPU's executor: each worker thread reads, decodes, resizes, flips and augments whole images, cache-warm.
 
-    submit(plan) ──> images of the batch, in chunks ──> worker: read ──> DALI decodes windows ──> resize ──> flip ──>
+    submit(plan) ──> images of the batch, in chunks ──> worker: read ──> DALI decodes windows ──> resize, flip ──>
     RandAugment ──> row of the batch's buffer        (num_threads workers)             collect() <── batches in order
 
 An image that a batch holds several times (repeated augmentation) is decoded once, in the window that covers all its
@@ -18,10 +18,10 @@ import torch
 
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, close_at_exit
-from rsbdali.pipelines.host.augment import augment
-from rsbdali.pipelines.host.decode import WindowDecoder, flipped, resize_into
+from rsbdali.pipelines.host.augment import find_augment
+from rsbdali.pipelines.host.decode import WindowDecoder
+from rsbdali.pipelines.host.resize import find_resize
 from rsbdali.plan.planner import BatchPlan
-from rsbdali.plan.randaugment import Op
 from rsbdali.recipe import Recipe
 
 # Images a worker decodes at a time: the cost of a call to DALI is spread, a batch still splits evenly. From 32 on DALI
@@ -37,6 +37,7 @@ class _Batch:
     plan: BatchPlan
     images_NHWC: torch.Tensor
     open_chunks: int
+    pixels_NHWC: np.ndarray = field(init=False)
     flip_N: list[bool] = field(init=False)
     interp_N: list[int] = field(init=False)
     op_NL: list[list[int]] = field(init=False)
@@ -48,6 +49,7 @@ class _Batch:
     done: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        self.pixels_NHWC = self.images_NHWC.numpy()
         for name in ("flip_N", "interp_N", "op_NL", "arg_NL", "op_interp_NL"):
             setattr(self, name, getattr(self.plan, name).tolist())
 
@@ -74,7 +76,7 @@ class HostExecutor:
     """Carries out plans on the CPU by `num_threads` worker threads (see `pipelines.executor.Executor`).
 
     Each worker has a DALI thread that decodes for it while it waits, so no more than `num_threads` threads work at a
-    time. Pixels equal Pillow's and timm's but for the resize (`host_resize`).
+    time. Pixels equal Pillow's and timm's to the bit.
 
     Args:
         index: the images.
@@ -145,18 +147,15 @@ def _by_image(plan: BatchPlan) -> tuple[list[np.ndarray], np.ndarray]:
 def _start_workers(
     count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int
 ) -> list[threading.Thread]:
-    """Start workers whose torch ops are single-threaded, and leave the setting of everybody else as it was."""
-    decoders = [WindowDecoder(chunk_images) for _ in range(count)]  # here, where an error is seen
-    threads_before = torch.get_num_threads()
-    ready = threading.Barrier(count + 1)
+    find_resize(), find_augment()  # compiled here, once, where an error is seen
     workers = [
-        threading.Thread(target=_work, args=(decoder, chunks, ready), name=f"rsbdali-host-{i}", daemon=True)
-        for i, decoder in enumerate(decoders)
+        threading.Thread(
+            target=_work, args=(WindowDecoder(chunk_images), chunks), name=f"rsbdali-host-{i}", daemon=True
+        )
+        for i in range(count)
     ]
     for worker in workers:
         worker.start()
-    ready.wait()
-    torch.set_num_threads(threads_before)
     return workers
 
 
@@ -169,10 +168,7 @@ def _stop_workers(workers: list[threading.Thread], chunks: "queue.SimpleQueue[_C
         worker.join()
 
 
-def _work(decoder: WindowDecoder, chunks: "queue.SimpleQueue[_Chunk | None]", ready: threading.Barrier) -> None:
-    # the count holds for the calling thread; it is also what threads started later begin with, so it is put back
-    torch.set_num_threads(1)
-    ready.wait()
+def _work(decoder: WindowDecoder, chunks: "queue.SimpleQueue[_Chunk | None]") -> None:
     while (chunk := chunks.get()) is not None:
         error: BaseException | None = None
         if chunk.batch.error is None:
@@ -187,24 +183,13 @@ def _work(decoder: WindowDecoder, chunks: "queue.SimpleQueue[_Chunk | None]", re
 def _fill(decoder: WindowDecoder, chunk: _Chunk) -> None:
     """Read and decode a chunk, and fill its rows."""
     windows = decoder.read(chunk.index, chunk.sample_M, chunk.window_M4)
+    batch, resize, augment = chunk.batch, find_resize(), find_augment()
     for window_HWC, (top, left, _, _), rows in zip(windows, chunk.window_M4.tolist(), chunk.rows, strict=True):
         for row in rows.tolist():
             if isinstance(window_HWC, str):
-                chunk.batch.bad[row] = window_HWC
+                batch.bad[row] = window_HWC
                 continue
-            y, x, h, w = chunk.batch.plan.crop_N4[row].tolist()
-            y, x = y - top, x - left
-            _augment_row(chunk.batch, row, window_HWC[y : y + h, x : x + w])
-
-
-def _augment_row(batch: _Batch, row: int, crop_HWC: torch.Tensor) -> None:
-    out_HWC = batch.images_NHWC[row]
-    resize_into(out_HWC, crop_HWC, batch.interp_N[row])
-    image_HWC = flipped(out_HWC) if batch.flip_N[row] else out_HWC
-    array_HWC = image_HWC.numpy()
-    op_L = batch.op_NL[row]
-    if any(op != Op.NONE for op in op_L):
-        array_HWC = augment(array_HWC, op_L, batch.arg_NL[row], batch.op_interp_NL[row])
-    elif image_HWC is out_HWC:
-        return
-    np.copyto(out_HWC.numpy(), array_HWC)
+            y, x, h, w = batch.plan.crop_N4[row].tolist()
+            box = (y - top, x - left, h, w)
+            resize(window_HWC, box, batch.pixels_NHWC[row], batch.interp_N[row], mirror=batch.flip_N[row])
+            augment(batch.pixels_NHWC[row], batch.op_NL[row], batch.arg_NL[row], batch.op_interp_NL[row])

@@ -1,0 +1,479 @@
+"""RandAugment's ops on one image by compiled loops, bit for bit what timm gets from Pillow.
+
+Images are uint8 (H, W, 3), contiguous, and changed in place. Each loop is the C that it equals: `Point.c` (tables),
+`Blend.c` (float32, truncated), `Filter.c` (the 3 × 3 smoothing), `Geometry.c` (affine transform in doubles).
+
+Shapes: P pixels of a line, X = 3 × W interleaved values of a row, C channels, V levels.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rsbdali.pipelines.host.compiled import inner, kernel
+from rsbdali.plan.randaugment import BICUBIC, FILL_RGB, Op
+
+FILL_C = np.array(FILL_RGB, np.uint8)
+NEAR_WHOLE = 1e-9  # pixels; a shift this near a whole number may round to either side of it along one line
+LEVELS = 256
+
+
+def augment(image_HWC: np.ndarray, op_L: Sequence[int], arg_L: Sequence[float], interp_L: Sequence[int]) -> None:
+    """Apply one image's layers in turn, in place; as `augment_pillow.augment`."""
+    for op, arg, interp in zip(op_L, arg_L, interp_L, strict=True):
+        if op != Op.NONE:
+            OPS[op](image_HWC, arg, interp)
+
+
+# ---------------------------------------------------------------- ops that map a level to a level
+
+
+@inner("void(u1[:, :, ::1], u1[:, ::1])")
+def _look_up(image_HWC: np.ndarray, table_VC: np.ndarray) -> None:
+    pixel_PC = image_HWC.reshape(image_HWC.size // 3, 3)
+    for p in range(len(pixel_PC)):
+        pixel_PC[p, 0] = table_VC[pixel_PC[p, 0], 0]
+        pixel_PC[p, 1] = table_VC[pixel_PC[p, 1], 1]
+        pixel_PC[p, 2] = table_VC[pixel_PC[p, 2], 2]
+
+
+@inner("i8[:, ::1](u1[:, :, ::1])")
+def _histogram(image_HWC: np.ndarray) -> np.ndarray:
+    count_CV = np.zeros((3, LEVELS), np.int64)
+    pixel_PC = image_HWC.reshape(image_HWC.size // 3, 3)
+    for p in range(len(pixel_PC)):
+        count_CV[0, pixel_PC[p, 0]] += 1
+        count_CV[1, pixel_PC[p, 1]] += 1
+        count_CV[2, pixel_PC[p, 2]] += 1
+    return count_CV
+
+
+@kernel("void(u1[:, :, ::1])")
+def _auto_contrast(image_HWC: np.ndarray) -> None:
+    """`ImageOps.autocontrast`: each channel stretched to 0..255."""
+    count_CV = _histogram(image_HWC)
+    table_VC = np.empty((LEVELS, 3), np.uint8)
+    for c in range(3):
+        low, high = 0, LEVELS - 1
+        while low < high and count_CV[c, low] == 0:
+            low += 1
+        while high > low and count_CV[c, high] == 0:
+            high -= 1
+        scale = 255.0 / (high - low)
+        offset = -low * scale
+        for v in range(LEVELS):
+            table_VC[v, c] = v if high == low else min(max(int(v * scale + offset), 0), 255)
+    _look_up(image_HWC, table_VC)
+
+
+@kernel("void(u1[:, :, ::1])")
+def _equalize(image_HWC: np.ndarray) -> None:
+    """`ImageOps.equalize`: each channel's levels spread so that they are equally frequent."""
+    count_CV = _histogram(image_HWC)
+    table_VC = np.empty((LEVELS, 3), np.uint8)
+    for c in range(3):
+        last = LEVELS - 1
+        while count_CV[c, last] == 0:
+            last -= 1
+        step = (image_HWC.size // 3 - count_CV[c, last]) // 255  # 0 where there is but one level, too
+        below = step // 2
+        for v in range(LEVELS):
+            table_VC[v, c] = v if step == 0 else min(below // step, 255)
+            below += count_CV[c, v]
+    _look_up(image_HWC, table_VC)
+
+
+@kernel("void(u1[:, :, ::1])")
+def _invert(image_HWC: np.ndarray) -> None:
+    value_X = image_HWC.reshape(image_HWC.size)
+    for x in range(value_X.size):
+        value_X[x] = 255 - value_X[x]
+
+
+@kernel("void(u1[:, :, ::1], i8)")
+def _posterize(image_HWC: np.ndarray, bits: int) -> None:
+    mask = np.uint8(255 - ((1 << (8 - bits)) - 1))
+    value_X = image_HWC.reshape(image_HWC.size)
+    for x in range(value_X.size):
+        value_X[x] = value_X[x] & mask
+
+
+@kernel("void(u1[:, :, ::1], i8)")
+def _solarize(image_HWC: np.ndarray, threshold: int) -> None:
+    value_X = image_HWC.reshape(image_HWC.size)
+    for x in range(value_X.size):
+        value_X[x] = value_X[x] if value_X[x] < threshold else 255 - value_X[x]
+
+
+@kernel("void(u1[:, :, ::1], i8)")
+def _solarize_add(image_HWC: np.ndarray, addend: int) -> None:
+    """Timm's `solarize_add`: levels below 128 are raised."""
+    value_X = image_HWC.reshape(image_HWC.size)
+    for x in range(value_X.size):
+        value_X[x] = min(value_X[x] + addend, 255) if value_X[x] < 128 else value_X[x]
+
+
+# ---------------------------------------------------------------- enhancements: blends of the image and another
+
+
+@inner("u1(f4, f4, f4)")
+def _blend(other: np.float32, value: np.float32, factor: np.float32) -> np.uint8:
+    """`ImagingBlend`: from the other's value (factor 0) to the image's (1) and beyond, clipped, truncated."""
+    blended = other + factor * (value - other)
+    return np.uint8(np.int32(min(max(blended, np.float32(0)), np.float32(255))))
+
+
+@inner("i4(i4, i4, i4)")
+def _luma(red: int, green: int, blue: int) -> np.int32:
+    """`convert("L")`."""
+    return np.int32((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16)
+
+
+@kernel("void(u1[:, :, ::1], f4)")
+def _brightness(image_HWC: np.ndarray, factor: float) -> None:
+    value_X = image_HWC.reshape(image_HWC.size)
+    for x in range(value_X.size):
+        value_X[x] = _blend(np.float32(0), np.float32(value_X[x]), factor)
+
+
+@kernel("void(u1[:, :, ::1], f4)")
+def _contrast(image_HWC: np.ndarray, factor: float) -> None:
+    """The other image is grey all over, as light as this one is on average."""
+    pixel_PC = image_HWC.reshape(image_HWC.size // 3, 3)
+    total = 0
+    for p in range(len(pixel_PC)):
+        total += _luma(pixel_PC[p, 0], pixel_PC[p, 1], pixel_PC[p, 2])
+    mean = np.float32(int(total / len(pixel_PC) + 0.5))
+    value_X = image_HWC.reshape(image_HWC.size)
+    for x in range(value_X.size):
+        value_X[x] = _blend(mean, np.float32(value_X[x]), factor)
+
+
+@kernel("void(u1[:, :, ::1], f4)")
+def _color(image_HWC: np.ndarray, factor: float) -> None:
+    height, width, _ = image_HWC.shape
+    grey_X = np.empty(3 * width, np.float32)
+    for y in range(height):
+        image_WC = image_HWC[y]
+        for x in range(width):
+            grey = np.float32(_luma(image_WC[x, 0], image_WC[x, 1], image_WC[x, 2]))
+            grey_X[3 * x] = grey
+            grey_X[3 * x + 1] = grey
+            grey_X[3 * x + 2] = grey
+        image_X = image_WC.reshape(3 * width)
+        for x in range(3 * width):
+            image_X[x] = _blend(grey_X[x], np.float32(image_X[x]), factor)
+
+
+@kernel("void(u1[:, :, ::1], f4)")
+def _sharpness(image_HWC: np.ndarray, factor: float) -> None:
+    """The other image is smoothed by `ImageFilter.SMOOTH`, which leaves border pixels as they are.
+
+    Pillow sums nine products of float32 and rounds. No sum of 13ths is a tie and the nearest is 1/26 away from one, far
+    more than the error of float32: the order of the sum does not matter.
+    """
+    height, width, _ = image_HWC.shape
+    if height < 3 or width < 3:
+        return
+    source_HX = image_HWC.copy().reshape(height, 3 * width)
+    out_HX = image_HWC.reshape(height, 3 * width)
+    column_X = np.empty(3 * width, np.float32)
+    thirteenth, half = np.float32(1 / 13), np.float32(0.5)
+    for y in range(1, height - 1):
+        above_X, own_X, below_X = source_HX[y - 1], source_HX[y], source_HX[y + 1]
+        for x in range(3 * width):
+            column_X[x] = np.int32(above_X[x] + own_X[x] + below_X[x])
+        left_X, middle_X, right_X = column_X[:-6], column_X[3:-3], column_X[6:]
+        own_X, out_X = own_X[3:-3], out_HX[y][3:-3]
+        for x in range(len(out_X)):
+            own = np.float32(own_X[x])
+            total = left_X[x] + middle_X[x] + right_X[x] + np.float32(4) * own
+            out_X[x] = _blend(np.float32(np.int32(total * thirteenth + half)), own, factor)
+
+
+# ---------------------------------------------------------------- warps: output pixel (x, y) reads (x + ½, y + ½) moved
+
+
+@inner("f8(f8, f8, f8)")
+def _bilinear(v1: float, v2: float, d: float) -> float:
+    return v1 + (v2 - v1) * d
+
+
+@inner("f8(f8, f8, f8, f8, f8)")
+def _bicubic(v1: float, v2: float, v3: float, v4: float, d: float) -> float:
+    p2 = v3 - v1
+    p3 = 2.0 * (v1 - v2) + v3 - v4
+    p4 = v2 - v1 - v3 + v4
+    return v2 + d * (p2 + d * (p3 + d * p4))
+
+
+@inner("u1(f8)")
+def _clip(value: float) -> np.uint8:
+    return np.uint8(np.int32(min(max(value, 0.0), 255.0)))
+
+
+@inner("void(u1[:, ::1], i8, i8, f8, f8[::1], f8[::1], i8)")
+def _move_row_slowly(
+    image_HX: np.ndarray, y: int, start: int, shift: float, tap_X: np.ndarray, center_X: np.ndarray, interp: int
+) -> None:
+    """`_move_rows` for a row whose shift is all but whole: where each pixel reads is found out one by one."""
+    row_X = image_HX[y]
+    for x in range(len(row_X)):
+        position = center_X[x] + shift
+        if not 0.0 <= position < len(row_X) // 3:
+            row_X[x] = FILL_C[x % 3]
+            continue
+        place = math.floor(position - 0.5)
+        d = position - 0.5 - place
+        i = int(place) * 3 + x % 3 + start
+        if interp == 0:
+            row_X[x] = _clip(_bilinear(tap_X[i], tap_X[i + 3], d))
+        else:
+            row_X[x] = _clip(_bicubic(tap_X[i - 3], tap_X[i], tap_X[i + 3], tap_X[i + 6], d))
+
+
+@inner("b1(f8)")
+def _all_but_whole(shift: float) -> bool:
+    """Whether rounding may change which pixel is read; a shift that is whole is exact in all sums."""
+    distance = abs(shift - np.rint(shift))
+    return 0.0 < distance < NEAR_WHOLE
+
+
+@kernel("void(u1[:, :, ::1], f8, f8, i8)")
+def _move_rows(image_HWC: np.ndarray, shear: float, pixels: float, interp: int) -> None:
+    """Move each row along itself by `shear · (y + ½) + pixels`: of Pillow's taps those of one line are not 0."""
+    height, width, _ = image_HWC.shape
+    image_HX = image_HWC.reshape(height, 3 * width)
+    center_X = np.empty(3 * width, np.float64)
+    for x in range(3 * width):
+        center_X[x] = x // 3 + 0.5
+    start = 6  # two pixels before the row, two behind it: its edges repeated
+    tap_X = np.empty(3 * (width + 4), np.float64)
+    for y in range(height):
+        row_X = image_HX[y]
+        for x in range(3 * width):
+            tap_X[start + x] = row_X[x]
+        for x in range(6):
+            tap_X[x] = row_X[x % 3]
+            tap_X[start + 3 * width + x] = row_X[3 * width - 3 + x % 3]
+        shift = shear * (y + 0.5) + pixels
+        if _all_but_whole(shift):
+            _move_row_slowly(image_HX, y, start, shift, tap_X, center_X, interp)
+            continue
+        first, stop = 0, 3 * width
+        while first < stop and center_X[first] + shift < 0.0:
+            first += 3
+        while stop > first and center_X[stop - 1] + shift >= width:
+            stop -= 3
+        for x in range(first):
+            row_X[x] = FILL_C[x % 3]
+        for x in range(stop, 3 * width):
+            row_X[x] = FILL_C[x % 3]
+        whole = math.floor(shift)
+        out_X, at_X = row_X[first:stop], center_X[first:stop]
+        v1_X = tap_X[start + first + 3 * int(whole) - 3 :]
+        v2_X = tap_X[start + first + 3 * int(whole) :]
+        v3_X = v2_X[3:]
+        if interp == 0:
+            for x in range(len(out_X)):
+                d = at_X[x] + shift - 0.5 - (at_X[x] - 0.5 + whole)
+                out_X[x] = _clip(_bilinear(v2_X[x], v3_X[x], d))
+        else:
+            v4_X = v2_X[6:]
+            for x in range(len(out_X)):
+                d = at_X[x] + shift - 0.5 - (at_X[x] - 0.5 + whole)
+                out_X[x] = _clip(_bicubic(v1_X[x], v2_X[x], v3_X[x], v4_X[x], d))
+
+
+@inner("void(u1[:, ::1], u1[:, ::1], i8, f8, i8)")
+def _move_column_slowly(source_HX: np.ndarray, out_HX: np.ndarray, x: int, shift: float, interp: int) -> None:
+    """`_move_columns` for a column whose shift is all but whole: where each pixel reads is found out one by one."""
+    last = len(source_HX) - 1
+    for y in range(len(source_HX)):
+        position = y + 0.5 + shift
+        if not 0.0 <= position < len(source_HX):
+            out_HX[y, x] = FILL_C[x % 3]
+            continue
+        place = math.floor(position - 0.5)
+        d = position - 0.5 - place
+        i = int(place)
+        v1, v2 = float(source_HX[max(i - 1, 0), x]), float(source_HX[max(i, 0), x])
+        v3, v4 = float(source_HX[min(i + 1, last), x]), float(source_HX[min(i + 2, last), x])
+        out_HX[y, x] = _clip(_bilinear(v2, v3, d) if interp == 0 else _bicubic(v1, v2, v3, v4, d))
+
+
+@inner("void(u1[:, :, ::1], f8[::1], u1[:, :, ::1])")
+def _move_columns_wholly(image_HWC: np.ndarray, whole_X: np.ndarray, moved_RWC: np.ndarray) -> None:
+    """Move each column by whole pixels, with a pixel more before it and two behind; R = H + 3. Edges are repeated."""
+    height, width, _ = image_HWC.shape
+    for r in range(height + 3):
+        for x in range(width):
+            y = min(max(r - 1 + int(whole_X[3 * x]), 0), height - 1)
+            moved_RWC[r, x, 0] = image_HWC[y, x, 0]
+            moved_RWC[r, x, 1] = image_HWC[y, x, 1]
+            moved_RWC[r, x, 2] = image_HWC[y, x, 2]
+
+
+@kernel("void(u1[:, :, ::1], f8, f8, i8)")
+def _move_columns(image_HWC: np.ndarray, shear: float, pixels: float, interp: int) -> None:
+    """Move each column along itself by `shear · (x + ½) + pixels`."""
+    height, width, _ = image_HWC.shape
+    source_HWC = image_HWC.copy()
+    out_HX = image_HWC.reshape(height, 3 * width)
+    shift_X, whole_X = np.empty(3 * width, np.float64), np.empty(3 * width, np.float64)
+    fill_X = np.empty(3 * width, np.uint8)
+    for x in range(3 * width):
+        shift_X[x] = shear * (x // 3 + 0.5) + pixels
+        whole_X[x] = math.floor(shift_X[x])
+        fill_X[x] = FILL_C[x % 3]
+    moved_RWC = np.empty((height + 3, width, 3), np.uint8)
+    _move_columns_wholly(source_HWC, whole_X, moved_RWC)
+    moved_RX = moved_RWC.reshape(height + 3, 3 * width)
+    for y in range(height):
+        center = y + 0.5
+        out_X, v1_X, v2_X, v3_X, v4_X = out_HX[y], moved_RX[y], moved_RX[y + 1], moved_RX[y + 2], moved_RX[y + 3]
+        if interp == 0:
+            for x in range(3 * width):
+                d = center + shift_X[x] - 0.5 - (y + whole_X[x])
+                out_X[x] = _clip(_bilinear(v2_X[x], v3_X[x], d))
+        else:
+            for x in range(3 * width):
+                d = center + shift_X[x] - 0.5 - (y + whole_X[x])
+                out_X[x] = _clip(_bicubic(v1_X[x], v2_X[x], v3_X[x], v4_X[x], d))
+        for x in range(3 * width):
+            position = center + shift_X[x]
+            out_X[x] = out_X[x] if position >= 0.0 and position < height else fill_X[x]
+    source_HX = source_HWC.reshape(height, 3 * width)
+    for x in range(3 * width):
+        if _all_but_whole(shift_X[x]):
+            _move_column_slowly(source_HX, out_HX, x, shift_X[x], interp)
+
+
+BLOCK = 64  # pixels that are computed together, by vector instructions
+
+
+@inner("u4[:, ::1](u1[:, :, ::1])")
+def _padded_words(image_HWC: np.ndarray) -> np.ndarray:
+    """Each pixel as one word, with its edges repeated by two pixels on all sides: (H + 4, W + 4)."""
+    height, width, _ = image_HWC.shape
+    word_HW = np.empty((height + 4, width + 4), np.uint32)
+    for y in range(height):
+        image_WC, word_W = image_HWC[y], word_HW[y + 2]
+        for x in range(width):
+            green, blue = np.uint32(image_WC[x, 1]), np.uint32(image_WC[x, 2])
+            word_W[x + 2] = np.uint32(image_WC[x, 0]) | green << np.uint32(8) | blue << np.uint32(16)
+        word_W[0] = word_W[1] = word_W[2]
+        word_W[width + 2] = word_W[width + 3] = word_W[width + 1]
+    word_HW[0] = word_HW[1] = word_HW[2]
+    word_HW[height + 2] = word_HW[height + 3] = word_HW[height + 1]
+    return word_HW
+
+
+@inner("void(u4[::1], i8[::1], i8, u4[::1], f8[::1])")
+def _gather(word_P: np.ndarray, first_B: np.ndarray, offset: int, tap_B: np.ndarray, level_X: np.ndarray) -> None:
+    """One tap of each pixel of a block, then its channels one behind the other: X = 3 × BLOCK."""
+    for b in range(BLOCK):
+        tap_B[b] = word_P[np.uint64(first_B[b] + offset)]
+    for b in range(BLOCK):
+        level_X[b] = np.int32(tap_B[b] & np.uint32(255))
+        level_X[BLOCK + b] = np.int32(tap_B[b] >> np.uint32(8) & np.uint32(255))
+        level_X[2 * BLOCK + b] = np.int32(tap_B[b] >> np.uint32(16))
+
+
+@inner("void(f8[:, ::1], f8[::1], i8, f8[::1])")
+def _interpolate(tap_4X: np.ndarray, d_X: np.ndarray, interp: int, out_X: np.ndarray) -> None:
+    v1_X, v2_X, v3_X, v4_X = tap_4X[0], tap_4X[1], tap_4X[2], tap_4X[3]
+    if interp == 0:
+        for x in range(3 * BLOCK):
+            out_X[x] = _bilinear(v1_X[x], v2_X[x], d_X[x])
+    else:
+        for x in range(3 * BLOCK):
+            out_X[x] = _bicubic(v1_X[x], v2_X[x], v3_X[x], v4_X[x], d_X[x])
+
+
+@inner("void(u4[:, ::1], i8[::1], f8[:, ::1], i8[::1], i8, i8, u1[:, ::1])")
+def _compute_block(
+    word_HW: np.ndarray, first_B: np.ndarray, d_2X: np.ndarray, pixel_B: np.ndarray, count: int, interp: int,
+    out_PC: np.ndarray,
+) -> None:  # fmt: skip
+    """Pixels from their 2 × 2 or 4 × 4 taps: along the rows, then across."""
+    tap_4X, row_4X = np.empty((4, 3 * BLOCK), np.float64), np.empty((4, 3 * BLOCK), np.float64)
+    reach, word_P = 2 if interp == 0 else 4, word_HW.reshape(word_HW.size)
+    tap_B = np.empty(BLOCK, np.uint32)
+    for r in range(reach):
+        for k in range(reach):
+            _gather(word_P, first_B, r * word_HW.shape[1] + k, tap_B, tap_4X[k])
+        _interpolate(tap_4X, d_2X[0], interp, row_4X[r])
+    level_X = tap_4X[0]
+    _interpolate(row_4X, d_2X[1], interp, level_X)
+    for b in range(count):
+        for c in range(3):
+            out_PC[pixel_B[b], c] = _clip(level_X[c * BLOCK + b])
+
+
+@kernel("void(u1[:, :, ::1], f8, f8, f8, f8, f8, f8, i8)")
+def _warp(
+    image_HWC: np.ndarray, a0: float, a1: float, a2: float, a3: float, a4: float, a5: float, interp: int
+) -> None:
+    """`ImagingTransformAffine`: find where each pixel reads, and compute those that read the image block by block."""
+    height, width, _ = image_HWC.shape
+    word_HW = _padded_words(image_HWC)
+    out_PC = image_HWC.reshape(height * width, 3)
+    d_2X = np.zeros((2, 3 * BLOCK), np.float64)
+    first_B, pixel_B = np.zeros(BLOCK, np.int64), np.zeros(BLOCK, np.int64)
+    pad = 2 if interp == 0 else 1  # from the padding's edge to the first tap
+    b = 0
+    for y in range(height):
+        for x in range(width):
+            x_in = a0 * (x + 0.5) + a1 * (y + 0.5) + a2
+            y_in = a3 * (x + 0.5) + a4 * (y + 0.5) + a5
+            if x_in >= 0.0 and x_in < width and y_in >= 0.0 and y_in < height:
+                x_at, y_at = np.floor(x_in - 0.5), np.floor(y_in - 0.5)
+                for c in range(3):
+                    d_2X[0, c * BLOCK + b], d_2X[1, c * BLOCK + b] = x_in - 0.5 - x_at, y_in - 0.5 - y_at
+                first_B[b] = (int(y_at) + pad) * (width + 4) + int(x_at) + pad
+                pixel_B[b] = y * width + x
+                b += 1
+            else:
+                for c in range(3):
+                    out_PC[y * width + x, c] = FILL_C[c]
+            if b == BLOCK or (y == height - 1 and x == width - 1):
+                _compute_block(word_HW, first_B, d_2X, pixel_B, b, interp, out_PC)
+                b = 0
+
+
+# ---------------------------------------------------------------- the ops by the plan's numbers
+
+
+def _rotate(image_HWC: np.ndarray, degrees: float, interp: int) -> None:
+    """`Image.rotate` about the middle, whose matrix is rounded to 15 digits."""
+    height, width, _ = image_HWC.shape
+    if degrees % 360.0 == 0.0:
+        return
+    angle = -math.radians(degrees % 360.0)
+    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    middle_x, middle_y = width / 2, height / 2
+    x = cos * -middle_x + sin * -middle_y + 0.0 + middle_x
+    y = round(-math.sin(angle), 15) * -middle_x + cos * -middle_y + 0.0 + middle_y
+    _warp(image_HWC, cos, sin, x, round(-math.sin(angle), 15), cos, y, interp)
+
+
+OPS: dict[int, Callable[[np.ndarray, float, int], None]] = {
+    Op.AUTO_CONTRAST: lambda image, _arg, _interp: _auto_contrast(image),
+    Op.EQUALIZE: lambda image, _arg, _interp: _equalize(image),
+    Op.INVERT: lambda image, _arg, _interp: _invert(image),
+    Op.ROTATE: _rotate,
+    Op.POSTERIZE: lambda image, bits, _interp: _posterize(image, int(bits)),
+    Op.SOLARIZE: lambda image, threshold, _interp: _solarize(image, int(threshold)),
+    Op.SOLARIZE_ADD: lambda image, addend, _interp: _solarize_add(image, int(addend)),
+    Op.COLOR: lambda image, factor, _interp: _color(image, factor),
+    Op.CONTRAST: lambda image, factor, _interp: _contrast(image, factor),
+    Op.BRIGHTNESS: lambda image, factor, _interp: _brightness(image, factor),
+    Op.SHARPNESS: lambda image, factor, _interp: _sharpness(image, factor),
+    Op.SHEAR_X: lambda image, shear, interp: _move_rows(image, shear, 0.0, interp),
+    Op.SHEAR_Y: lambda image, shear, interp: _move_columns(image, shear, 0.0, interp),
+    Op.TRANSLATE_X: lambda image, share, interp: _move_rows(image, 0.0, share * image.shape[1], interp),
+    Op.TRANSLATE_Y: lambda image, share, interp: _move_columns(image, 0.0, share * image.shape[0], interp),
+}
+assert BICUBIC == 1  # the kernels' code of the filters

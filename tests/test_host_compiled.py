@@ -1,0 +1,107 @@
+"""Compiled code: where it is cached, and that nothing about the cache or Numba can stop a run or change a pixel."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# prints which ways were found, and a checksum of an image that went through both
+PROGRAM = """
+import logging, sys, zlib
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
+{before}
+import numpy as np
+from rsbdali.pipelines.host.augment import find_augment
+from rsbdali.pipelines.host.resize import find_resize
+image = np.random.default_rng(0).integers(0, 256, (150, 97, 3), dtype=np.uint8)
+out = np.empty((64, 64, 3), np.uint8)
+resize, augment = find_resize(), find_augment()
+resize(image, (3, 5, 140, 80), out, 1, mirror=True)
+for op in range(15):
+    augment(out, [op], [{{3: 12.0, 4: 5.0, 5: 200.0}}.get(op, 0.3)], [op % 2])
+print("found", resize.__module__.rpartition(".")[2], augment.__module__.rpartition(".")[2], zlib.crc32(out))
+"""
+
+
+def _run(before: str = "", **environment: str) -> tuple[str, list[str]]:
+    """All output, and what `found` printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(before=before)], capture_output=True, text=True, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr, next(line for line in done.stdout.splitlines() if "found" in line).split()[1:]
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[str]]:
+    """A cache folder that one process has filled, what it logged, and what it found."""
+    home = tmp_path_factory.mktemp("cache")
+    text, found = _run(XDG_CACHE_HOME=str(home))
+    return home, text, found
+
+
+def test_code_is_compiled_once_and_then_loaded(cached: tuple[Path, str, list[str]]) -> None:
+    home, text, found = cached
+    (folder,) = (home / "rsbdali" / "compiled").iterdir()
+    assert f"cache: {folder}" in text
+    assert found[1] == "augment_numba"
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*.nb[ic]")}
+    assert len(files) > 20
+    _, again = _run(XDG_CACHE_HOME=str(home))
+    assert again == found
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.nb[ic]")} == files
+
+
+def test_without_numba_pillow_gives_the_same_bytes(cached: tuple[Path, str, list[str]]) -> None:
+    text, found = _run("sys.modules['numba'] = None")
+    assert found[:2] == ["resize", "augment_pillow"]
+    assert found[2] == cached[2][2]
+    assert text.count("WARNING Pillow resizes") == text.count("WARNING Pillow augments") == 1
+
+
+def test_with_numba_switched_off_pillow_gives_the_same_bytes(cached: tuple[Path, str, list[str]]) -> None:
+    text, found = _run(NUMBA_DISABLE_JIT="1")
+    assert "NUMBA_DISABLE_JIT" in text
+    assert found[1:] == ["augment_pillow", cached[2][2]]
+
+
+def test_a_home_that_cannot_be_written_to_costs_the_cache_and_nothing_else(
+    cached: tuple[Path, str, list[str]], tmp_path: Path
+) -> None:
+    """A file where the folder should be stops root, too; Numba's own `cache=True` would try HOME and the package."""
+    (tmp_path / "file").write_text("no folder")
+    where = {"XDG_CACHE_HOME": str(tmp_path / "file"), "HOME": str(tmp_path / "file")}
+    text, found = _run(**where)
+    assert "compiled code cannot be cached" in text
+    assert found == cached[2]
+
+
+def test_a_damaged_cache_is_said_and_left_aside(cached: tuple[Path, str, list[str]], tmp_path: Path) -> None:
+    home = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(cached[0]), str(home)], check=True)
+    for path in home.rglob("*"):
+        if path.suffix in (".nbi", ".nbc") and ("look_up" in path.name or "weigh4" in path.name):
+            path.write_bytes(path.read_bytes()[:40])
+    text, found = _run(XDG_CACHE_HOME=str(home))
+    assert "cannot be used for _look_up" in text
+    assert found == cached[2]
+
+
+def test_processes_that_start_together_wait_for_the_one_that_compiles(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM.format(before="")]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    texts = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert len({text.splitlines()[-1] for text in texts}) == 1
+    indexes = list(tmp_path.rglob("*.nbi"))
+    assert indexes
+    assert len(list(tmp_path.rglob("*.nbc"))) == len(indexes)  # a function compiled twice would have two
+
+
+def test_numba_is_imported_with_the_host_executor_only() -> None:
+    code = "import sys, rsbdali, rsbdali.pipelines.host.executor; assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
