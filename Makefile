@@ -7,10 +7,14 @@ SOURCES := rsbdali pipelines recipes bench tests
 # Two processes, one OpenMP thread each: more only fight for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2
 
-.PHONY: demo test coverage lint clean
+.PHONY: demo check test coverage lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rsbdali train --recipe a3 --demo
+
+# While you work: no process, no test that takes a second.
+check: $(VENV)/.installed-test lint
+	$(PYTEST) -q --durations=3 $(addprefix tests/,$(shell cat tests/fast.txt))
 
 test: $(VENV)/.installed-test lint
 	$(PYTEST)

@@ -1,6 +1,8 @@
 """Shared fixtures: folders of small real JPEGs, and files that need care, made on the spot with Pillow."""
 
+import multiprocessing.process
 import os
+import subprocess
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if "CI" in os.environ else "default")
+
+FAST = set(Path(__file__).with_name("fast.txt").read_text(encoding="utf-8").split())  # what `make check` runs
 
 JPEG_KINDS = ("plain", "grey", "cmyk", "ycck", "rgb", "progressive", "s411", "exif", "restart")
 BAD_KINDS = ("empty", "text", "cut_header")  # no image by the header
@@ -43,6 +47,25 @@ def cache_home(
     (folder / "rsbdali" / "compiled").symlink_to(compiled_code)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+def forbid_processes(patch: pytest.MonkeyPatch) -> None:
+    """Let every way by which Python starts a process fail."""
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        pytest.fail("starts a process: take its module out of tests/fast.txt")
+
+    patch.setattr(subprocess.Popen, "__init__", refuse)
+    patch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    for name in ("fork", "posix_spawn", "system"):
+        patch.setattr(os, name, refuse)
+
+
+@pytest.fixture(autouse=True)
+def no_process_in_fast_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules that `make check` runs start no process."""
+    if request.path.name in FAST:
+        forbid_processes(monkeypatch)
 
 
 def _photo(width: int, height: int, seed: int = 0) -> Image.Image:
