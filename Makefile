@@ -4,13 +4,24 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := rsbdali pipelines recipes bench tests
 
-.PHONY: demo test lint clean
+# Two processes, one OpenMP thread each: more only fight for the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2
+
+.PHONY: demo check test coverage lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rsbdali train --recipe a3 --demo
 
+# While you work: no process, no test that takes a second.
+check: $(VENV)/.installed-test lint
+	$(PYTEST) -q --durations=3 $(addprefix tests/,$(shell cat tests/fast.txt))
+
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST)
+
+# Apart from `test`, since tracing every line slows the tests down.
+coverage: $(VENV)/.installed-test
+	$(PYTEST) --cov=rsbdali --cov-report=term:skip-covered
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check $(SOURCES)
@@ -30,4 +41,4 @@ $(VENV)/.installed-test: setup.cfg pyproject.toml | $(BIN)/python
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

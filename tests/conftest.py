@@ -1,19 +1,30 @@
 """Shared fixtures: folders of small real JPEGs, and files that need care, made on the spot with Pillow."""
 
-import importlib.util
+import multiprocessing.process
 import os
+import subprocess
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+from helpers import fakes
+from helpers.sitting import Run
 
 # Idle OpenMP threads spin by default, which starves the others when tests share few cores (seen: 10 × slower steps).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# An example takes as long as a busy machine lets it. In CI the examples are the same at every run.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if "CI" in os.environ else "default")
+
+FAST = set(Path(__file__).with_name("fast.txt").read_text(encoding="utf-8").split())  # what `make check` runs
 
 JPEG_KINDS = ("plain", "grey", "cmyk", "ycck", "rgb", "progressive", "s411", "exif", "restart")
 BAD_KINDS = ("empty", "text", "cut_header")  # no image by the header
@@ -36,6 +47,25 @@ def cache_home(
     (folder / "rsbdali" / "compiled").symlink_to(compiled_code)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+def forbid_processes(patch: pytest.MonkeyPatch) -> None:
+    """Let every way by which Python starts a process fail."""
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        pytest.fail("starts a process: take its module out of tests/fast.txt")
+
+    patch.setattr(subprocess.Popen, "__init__", refuse)
+    patch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    for name in ("fork", "posix_spawn", "system"):
+        patch.setattr(os, name, refuse)
+
+
+@pytest.fixture(autouse=True)
+def no_process_in_fast_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules that `make check` runs start no process."""
+    if request.path.name in FAST:
+        forbid_processes(monkeypatch)
 
 
 def _photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -147,39 +177,11 @@ def image_tree(tmp_path: Path, write_image: Callable[..., Path]) -> Callable[...
     return make
 
 
-def _module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def fakes() -> ModuleType:
-    """The module tests/fakes.py: loaders of a toy problem, without files."""
-    return _module("fakes")
-
-
-@pytest.fixture(scope="session")
-def zoo() -> ModuleType:
-    """The module tests/zoo.py: broken and misnamed images."""
-    return _module("zoo")
-
-
-@pytest.fixture(scope="session")
-def triton_tools() -> ModuleType:
-    """The module tests/triton_tools.py: kernels interpreted, and compiled for any GPU."""
-    return _module("triton_tools")
-
-
 @pytest.fixture
-def toy(fakes: ModuleType, tmp_path: Path) -> Callable[..., Any]:
-    """`toy(folder="run", steps=3, more=None, **recipe)`: a sitting (sitting.py) that resumes what is in its folder."""
-    sitting = _module("sitting")
+def toy(tmp_path: Path) -> Callable[..., Run]:
+    """`toy(folder="run", steps=3, more=None, **recipe)`: a run (helpers.sitting) that resumes its folder's state."""
 
-    def make(folder: str = "run", steps: int = 3, more: dict[str, Any] | None = None, **values: object) -> Any:
-        return sitting.Run(fakes, tmp_path / folder, fakes.recipe(**values), steps=steps, **(more or {}))
+    def make(folder: str = "run", steps: int = 3, more: dict[str, Any] | None = None, **values: object) -> Run:
+        return Run(tmp_path / folder, fakes.recipe(**values), steps=steps, **(more or {}))
 
     return make

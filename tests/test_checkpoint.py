@@ -4,7 +4,6 @@ import os
 import pickle
 import threading
 from pathlib import Path
-from types import ModuleType
 from unittest.mock import Mock
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import timm
 import torch
 
+from helpers import fakes
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
@@ -39,7 +39,7 @@ def identity(recipe: Recipe, classes: int = 4, groups: int = 2, steps: int = 3) 
 
 
 @pytest.fixture
-def recipe(fakes: ModuleType) -> Recipe:
+def recipe() -> Recipe:
     return fakes.recipe(model_ema=True)
 
 
@@ -143,7 +143,7 @@ def test_other_contents(tmp_path: Path) -> None:
         checkpoint.weights({"state_dict": {"a": "text"}})
 
 
-def test_a_run_does_not_go_on_from_what_does_not_fit(saved: Path, recipe: Recipe, fakes: ModuleType) -> None:
+def test_a_run_does_not_go_on_from_what_does_not_fit(saved: Path, recipe: Recipe) -> None:
     content = checkpoint.read(saved)
 
     def refuse(chosen: Recipe, match: str, classes: int = 4, groups: int = 2, steps: int = 3) -> None:
@@ -159,7 +159,7 @@ def test_a_run_does_not_go_on_from_what_does_not_fit(saved: Path, recipe: Recipe
         make_state(recipe, 4, CPU).restore({"state_dict": content["state_dict"]}, identity(recipe), saved)
 
 
-def test_changed_settings_are_told(saved: Path, fakes: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_settings_are_told(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     changed = fakes.recipe(model_ema=True, epochs=5, log_interval=9)
     make_state(changed, 4, CPU).restore(checkpoint.read(saved), identity(changed), saved)
     assert "goes on with other settings: epochs 2 → 5 (acts at once), log_interval 1 → 9 (acts at once)" in caplog.text

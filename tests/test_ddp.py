@@ -1,6 +1,5 @@
 """Several ranks train as one does: the same batches, the same losses; one that is lost or told to stop ends all."""
 
-import importlib
 import json
 import os
 import signal
@@ -9,26 +8,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from helpers import ranks, run_toy
+from helpers.scripts import environment
 from rsbdali.data.index import ImageIndex
 from rsbdali.errors import LostRankError
 from rsbdali.loader import TrainLoader
 from rsbdali.recipe import Recipe
 
-TESTS = Path(__file__).parent
 TOY = ("epochs=2", "opt=sgd", "lr=0.1", "mix_groups=4", "clip_grad=1.0", "dist_bn=reduce")
 GROUPS, STEPS = 4, 2
-
-
-@pytest.fixture
-def ranks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(TESTS)
-    return importlib.import_module("ranks")
 
 
 def losses(folder: Path) -> list[float]:
@@ -54,13 +47,13 @@ def compare_states(alone: dict[str, Any], shared: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def alone(tmp_path: Path, ranks: ModuleType) -> Path:
+def alone(tmp_path: Path) -> Path:
     """Folder of the toy's run by one process."""
-    assert importlib.import_module("run_toy").main(tmp_path / "one", 2, *TOY) == 0
+    assert run_toy.main(tmp_path / "one", 2, *TOY) == 0
     return tmp_path / "one"
 
 
-def test_two_ranks_train_as_one_does(tmp_path: Path, ranks: ModuleType, alone: Path) -> None:
+def test_two_ranks_train_as_one_does(tmp_path: Path, alone: Path) -> None:
     folder = tmp_path / "two"
     with ranks.Ranks(tmp_path, 2, ranks.toy, folder, 2, *TOY) as two:
         assert two.codes() == [0, 0], two.texts()
@@ -77,8 +70,8 @@ def test_a_restart_by_torchrun_goes_on(tmp_path: Path, alone: Path) -> None:
     folder = tmp_path / "restarted"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     done = subprocess.run(
-        [*torchrun, str(TESTS / "run_restart.py"), str(folder), "2", *TOY], capture_output=True, text=True,
-        timeout=200, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*torchrun, "-m", "helpers.run_restart", str(folder), "2", *TOY], capture_output=True, text=True,
+        timeout=200, check=False, env={**environment(), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("rank 1 ends itself") == 1  # which rank's end torchrun then reports is a matter of moments
@@ -87,7 +80,7 @@ def test_a_restart_by_torchrun_goes_on(tmp_path: Path, alone: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(
-    tmp_path: Path, ranks: ModuleType, number: signal.Signals
+    tmp_path: Path, number: signal.Signals
 ) -> None:
     with ranks.Ranks(tmp_path, 2, ranks.toy, tmp_path, 100_000, "epochs=1") as two:
         wait_for_steps(tmp_path, two.processes[0])
@@ -98,7 +91,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     assert position["step"] > 0
 
 
-def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path, ranks: ModuleType) -> None:
+def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path) -> None:
     with ranks.Ranks(tmp_path, 2, ranks.toy, tmp_path, 100_000, "epochs=1") as two:
         wait_for_steps(tmp_path, two.processes[0])
         two.send(1, signal.SIGKILL)
@@ -110,7 +103,7 @@ def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path, ranks: ModuleType
 
 
 @pytest.fixture
-def told(tmp_path: Path, ranks: ModuleType) -> list[dict[str, Any]]:
+def told(tmp_path: Path) -> list[dict[str, Any]]:
     """What two ranks found in `ranks.collectives`, and rank 0's last words."""
     with ranks.Ranks(tmp_path, 2, ranks.collectives, tmp_path) as two:
         two.processes[0].join(60)

@@ -1,12 +1,13 @@
 """Evaluation counts every labelled image once, whatever the batches."""
 
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers import fakes
 from rsbdali.errors import DataError
 from rsbdali.training.evaluate import Stopped, evaluate
 
@@ -57,7 +58,7 @@ def test_a_stop_ends_it() -> None:
         evaluate(Scores(), batches(torch.eye(9), torch.arange(9), 1), device=CPU, should_stop=lambda: True)
 
 
-def test_the_same_figures_at_every_call(fakes: ModuleType) -> None:
+def test_the_same_figures_at_every_call() -> None:
     from rsbdali.training.model import create_model
 
     recipe = fakes.recipe()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.scripts import script
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import load_indexes
 from rsbdali.errors import CheckpointError, RecipeError, RsbdaliError
@@ -25,19 +26,11 @@ from rsbdali.runs.folder import LAST, RunFolder
 from rsbdali.training.nonfinite import MAX_IN_A_ROW
 from rsbdali.training.train import TrainOptions, train
 
-HERE = Path(__file__).parent
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1  # of linux/prctl.h and linux/capability.h
 
 
-def script(name: str, *arguments: object) -> str:
-    command = [sys.executable, "-W", "error", str(HERE / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_faults_of_thirty_kills_while_saving_lose_no_complete_save(tmp_path: Path) -> None:
-    found = json.loads(script("saves.py", "kills", tmp_path, 30, int.from_bytes(os.urandom(4))))
+    found = json.loads(script("saves", "kills", tmp_path, 30, int.from_bytes(os.urandom(4))))
     assert found["completed"] >= 30
     assert found["in_midst"] > 0, "no kill hit a save: the test tests nothing"
     assert found["newest"] >= 30
@@ -66,11 +59,11 @@ def check_full(found: dict[str, Any], path: Path, reason: str) -> None:
 
 
 def test_faults_of_a_full_disk(small_disk: Path) -> None:
-    check_full(json.loads(script("saves.py", "full", small_disk, 0)), small_disk / LAST, "No space left on device")
+    check_full(json.loads(script("saves", "full", small_disk, 0)), small_disk / LAST, "No space left on device")
 
 
 def test_faults_of_a_file_over_its_limit(tmp_path: Path) -> None:
-    check_full(json.loads(script("saves.py", "full", tmp_path, 700_000)), tmp_path / LAST, "File too large")
+    check_full(json.loads(script("saves", "full", tmp_path, 700_000)), tmp_path / LAST, "File too large")
 
 
 def test_faults_of_a_failed_save_end_the_run_in_one_line(
@@ -325,7 +318,7 @@ def test_faults_of_a_gradient_that_is_not_finite_are_skipped(toy: Callable[..., 
 
 
 def test_faults_of_one_ranks_loss_are_decided_by_all_ddp_ranks_alike(tmp_path: Path) -> None:
-    said = script("forked_ranks.py", tmp_path, 3, 2, "stop", "skip").splitlines()
+    said = script("forked_ranks", tmp_path, 3, 2, "stop", "skip").splitlines()
     stopped, skipped = said[::2], said[1::2]  # rank after rank
     assert len(set(skipped)) == 1
     assert skipped[0].startswith("epochs 1 weights ")

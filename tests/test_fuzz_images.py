@@ -9,7 +9,7 @@ COUNT = 2000
 
 
 def test_no_image_that_parses_ends_the_process() -> None:
-    command = [sys.executable, str(Path(__file__).with_name("fuzz_images.py")), str(COUNT), "12"]
+    command = [sys.executable, str(Path(__file__).parent / "helpers" / "fuzz_images.py"), str(COUNT), "12"]
     child = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert child.returncode == 0, child.stderr[-2000:]
     assert f"decoded {COUNT} " in child.stdout

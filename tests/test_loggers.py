@@ -6,7 +6,6 @@ import logging
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -257,7 +256,7 @@ def test_ids_are_kept(tmp_path: Path) -> None:
             read_id(tmp_path, "wandb")
 
 
-def test_a_real_run_and_its_resume(image_tree: Callable[..., Path], tmp_path: Path, fakes: ModuleType) -> None:
+def test_a_real_run_and_its_resume(image_tree: Callable[..., Path], tmp_path: Path) -> None:
     """`rsbdali train --log …` with all three: the services hold what metrics.jsonl holds."""
     data = image_tree(per_class=4).parent
     image_tree(per_class=2, split="val")

@@ -5,7 +5,7 @@ The checks run in a process of their own (`triton_tools`), a test here gives eac
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from helpers import triton_tools
 from rsbdali.errors import DeviceError
 from rsbdali.ops import bce_kernel, mix_kernel
 from rsbdali.ops.backend import use_kernels
@@ -209,7 +210,7 @@ CHECKS: list[Callable[[], None]] = [
 
 
 @pytest.fixture(scope="module")
-def interpreted(triton_tools: ModuleType) -> dict[str, str]:
+def interpreted() -> dict[str, str]:
     found: dict[str, str] = triton_tools.interpret(__file__)
     return found
 
@@ -222,7 +223,7 @@ def test_kernels_interpreted(check: str, interpreted: dict[str, str]) -> None:
 @pytest.mark.parametrize("capability", [70, 80, 90, 100])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_mix_kernel_compiles(triton_tools: ModuleType, capability: int, dtype: str, channels: int) -> None:
+def test_mix_kernel_compiles(capability: int, dtype: str, channels: int) -> None:
     vec = mix_kernel.chunk(160, channels, getattr(torch, dtype))
     floats = {f"{name}{channel}": "fp32" for name in ("scale", "shift") for channel in range(3)}
     stages = triton_tools.compiled(
@@ -244,7 +245,7 @@ def test_mix_kernel_compiles(triton_tools: ModuleType, capability: int, dtype: s
 
 @pytest.mark.parametrize("capability", [70, 80, 90, 100])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_bce_kernels_compile(triton_tools: ModuleType, capability: int, dtype: str) -> None:
+def test_bce_kernels_compile(capability: int, dtype: str) -> None:
     scores = triton_tools.POINTERS[dtype]
     pointers = {"labels": "*i64", "partners": "*i64", "lams": "*fp32", "partials": "*fp32"}
     scalars = dict.fromkeys(("on", "off", "threshold"), "fp32")
@@ -282,6 +283,4 @@ def test_the_backend_of_ops_is_chosen_in_one_place(monkeypatch: pytest.MonkeyPat
 
 
 if __name__ == "__main__":
-    from triton_tools import report
-
-    report(CHECKS)
+    triton_tools.report(CHECKS)

@@ -1,7 +1,6 @@
 """LAMB against timm's: on the CPU, by the kernels in Triton's interpreter, and compiled for each GPU."""
 
 import copy
-from types import ModuleType
 
 import pytest
 import timm
@@ -10,6 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from timm.optim import create_optimizer_v2
 
+from helpers import triton_tools
 from rsbdali.errors import RecipeError
 from rsbdali.ops import lamb_kernels
 from rsbdali.ops.lamb import Lamb, lamb_bytes
@@ -226,7 +226,7 @@ CONSTANTS = {
 
 @pytest.mark.parametrize("capability", [70, 80, 90, 100])
 @pytest.mark.parametrize("name", ["grad_squares", "step_scalars", "moments", "step_sizes", "apply"])
-def test_lamb_kernels_compile(triton_tools: ModuleType, name: str, capability: int) -> None:
+def test_lamb_kernels_compile(name: str, capability: int) -> None:
     kernel = getattr(lamb_kernels, f"{name}_kernel")
     constants = {argument: CONSTANTS[argument] for argument in kernel.arg_names if argument in CONSTANTS}
     types = {argument: TYPES.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants}
@@ -296,7 +296,7 @@ CHECKS = [check_long_and_odd, check_resume, check_overflow, check_shapes]
 
 
 @pytest.fixture(scope="module")
-def interpreted(triton_tools: ModuleType) -> dict[str, str]:
+def interpreted() -> dict[str, str]:
     return triton_tools.interpret(__file__)
 
 
@@ -344,6 +344,4 @@ def test_lamb_never_waits_for_the_gpu() -> None:
 
 
 if __name__ == "__main__":
-    from triton_tools import report
-
-    report(CHECKS)
+    triton_tools.report(CHECKS)

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from helpers import triton_tools
 from rsbdali.distributed.world import World
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe
@@ -86,7 +87,7 @@ def check_training() -> None:
     assert_same(fused, plain)
 
 
-def test_training_equals_training_with_references(triton_tools: ModuleType) -> None:
+def test_training_equals_training_with_references() -> None:
     assert triton_tools.interpret(__file__) == {"check_training": ""}
 
 
@@ -103,6 +104,4 @@ def test_training_on_the_gpu_equals_training_with_references(opt: str, monkeypat
 
 
 if __name__ == "__main__":
-    from triton_tools import report
-
-    report([check_training])
+    triton_tools.report([check_training])

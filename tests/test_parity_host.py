@@ -119,7 +119,7 @@ def test_posterize_to_no_bits_is_black(way: str) -> None:
     assert not augmented(image_HWC, [Op.POSTERIZE], [0.0], [0], way).any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     op=st.sampled_from(sorted(GEOMETRIC | {Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR, Op.SHARPNESS, Op.AUTO_CONTRAST})),
     level=st.floats(0, 10),

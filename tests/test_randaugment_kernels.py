@@ -6,7 +6,6 @@ compiled for each GPU. All comparisons are exact.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, NAME_TO_OP
 
+from helpers import triton_tools
 from rsbdali.ops import randaugment_kernel
 from rsbdali.ops.randaugment import randaugment
 from rsbdali.ops.randaugment_reference import randaugment_reference
@@ -253,7 +253,7 @@ CHECKS: list[Callable[[], None]] = [
 
 
 @pytest.fixture(scope="module")
-def interpreted(triton_tools: ModuleType) -> dict[str, str]:
+def interpreted() -> dict[str, str]:
     found: dict[str, str] = triton_tools.interpret(__file__)
     return found
 
@@ -292,7 +292,7 @@ def test_packed_rows_are_one_array_of_64_bytes_a_row() -> None:
 
 @pytest.mark.parametrize("capability", [70, 80, 90, 100])
 @pytest.mark.parametrize("size", [(160, 160), (17, 1)])
-def test_randaugment_kernels_compile(triton_tools: ModuleType, capability: int, size: tuple[int, int]) -> None:
+def test_randaugment_kernels_compile(capability: int, size: tuple[int, int]) -> None:
     constants = {"HEIGHT": size[0], "WIDTH": size[1]}
     tables = triton_tools.compiled(
         randaugment_kernel.tables_kernel, capability, {"images": "*u8", "tables": "*u8", "rows": "*i64"},
@@ -331,6 +331,6 @@ def test_parity_randaugment_kernels_on_the_gpu(device: int) -> None:
 
 
 if __name__ == "__main__":
-    from triton_tools import report
+    from helpers.triton_tools import report
 
     report(CHECKS)

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from helpers.scripts import script
 from rsbdali.data.index import ImageIndex
 from rsbdali.errors import CheckpointError, RsbdaliError
 from rsbdali.loader.train import TrainLoader
@@ -230,7 +231,7 @@ def test_resume_with_other_numbers_of_ranks_makes_the_same_plans(image_tree: Cal
     assert sorted(plans[1]) == [0, 1, 2, 3]
 
 
-def test_resume_with_two_ranks_of_a_run_of_one(toy: Callable[..., Any], tmp_path: Path, fakes: ModuleType) -> None:
+def test_resume_with_two_ranks_of_a_run_of_one(toy: Callable[..., Any], tmp_path: Path) -> None:
     values = {"epochs": 1, "mix_groups": 2, "opt": "sgd", "lr": 0.1}
     whole = toy("whole", 4, **values)
     whole.go()
@@ -238,9 +239,8 @@ def test_resume_with_two_ranks_of_a_run_of_one(toy: Callable[..., Any], tmp_path
     first.loader.before = lambda *at: at == (0, 0) and os.kill(os.getpid(), signal.SIGTERM)
     first.go()
     assert position(tmp_path / "cut") == (0, 2)
-    script = Path(__file__).with_name("forked_ranks.py")
     (tmp_path / "cut").rename(tmp_path / "toy")
-    subprocess.run([sys.executable, str(script), str(tmp_path), "4", "2", "toy"], check=True, timeout=300)
+    script("forked_ranks", tmp_path, 4, 2, "toy")
     assert position(tmp_path / "toy") == (1, 0)
     alone, shared = (torch.load(tmp_path / name / LAST, weights_only=True) for name in ("whole", "toy"))
     for name, value in alone["state_dict"].items():

@@ -52,9 +52,10 @@ def _call(node: ast.Call) -> Iterator[str]:
         yield f"{name} by a shell"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_source_keeps_the_rules(path: Path) -> None:
-    assert list(findings(path.read_text(encoding="utf-8"))) == []
+def test_the_source_keeps_the_rules() -> None:
+    assert len(SOURCES) > 100
+    texts = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in SOURCES}
+    assert [f"{path}:{finding}" for path, text in texts.items() for finding in findings(text)] == []
 
 
 @pytest.mark.parametrize(

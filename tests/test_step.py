@@ -1,13 +1,13 @@
 """One step: accumulation equals the whole batch, the loss comes a step late, gradients are clipped as timm does."""
 
 from functools import partial
-from types import ModuleType
 
 import pytest
 import timm
 import torch
 from timm.loss import SoftTargetCrossEntropy
 
+from helpers import fakes
 from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError
 from rsbdali.ops.bce import bce_loss
@@ -25,7 +25,7 @@ def make_step(recipe: Recipe, model: torch.nn.Module, dtype: torch.dtype = torch
     return TrainStep(model, optimizer, scaler, recipe, device=CPU, amp_dtype=dtype, world=World(), **more)
 
 
-def plain_model(fakes: ModuleType) -> torch.nn.Module:
+def plain_model() -> torch.nn.Module:
     """No BatchNorm, so that rows do not depend on their neighbours."""
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, fakes.CLASSES))
@@ -44,10 +44,10 @@ def test_slices_cover_the_rows_evenly(rows: int, cap: int | None) -> None:
 @pytest.mark.parametrize("batch_size", [None, 5, 16])
 @pytest.mark.parametrize("bce", [True, False])
 def test_accumulated_gradient_is_that_of_the_mean_over_the_global_batch(
-    fakes: ModuleType, batch_size: int | None, bce: bool
+    batch_size: int | None, bce: bool
 ) -> None:
     recipe = fakes.recipe(batch_size=batch_size, bce_loss=bce, opt="sgd", lr=1.0, weight_decay=0)
-    model, oracle = plain_model(fakes), plain_model(fakes)
+    model, oracle = plain_model(), plain_model()
     step = make_step(recipe, model)
     groups = [fakes.FakeTrainLoader(recipe).batch(0, 0, g) for g in range(2)]
     assert step(groups, update=1) is None
@@ -69,7 +69,7 @@ def test_accumulated_gradient_is_that_of_the_mean_over_the_global_batch(
     torch.testing.assert_close(model[1].weight.grad, oracle[1].weight.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_loss_and_notes_come_one_step_late(fakes: ModuleType) -> None:
+def test_loss_and_notes_come_one_step_late() -> None:
     recipe = fakes.recipe()
     loader, step = fakes.FakeTrainLoader(recipe), make_step(recipe, create_model(fakes.recipe(), fakes.CLASSES))
     told = []
@@ -85,7 +85,7 @@ def test_loss_and_notes_come_one_step_late(fakes: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_every_number_format_learns(fakes: ModuleType, dtype: torch.dtype) -> None:
+def test_every_number_format_learns(dtype: torch.dtype) -> None:
     recipe = fakes.recipe()
     loader = fakes.FakeTrainLoader(recipe)
     step = make_step(recipe, create_model(recipe, fakes.CLASSES).train(), dtype)
@@ -99,15 +99,15 @@ def test_every_number_format_learns(fakes: ModuleType, dtype: torch.dtype) -> No
     assert last[0] < first[0]
 
 
-def test_gradients_are_clipped(fakes: ModuleType) -> None:
+def test_gradients_are_clipped() -> None:
     recipe = fakes.recipe(clip_grad=0.01, opt="sgd")
-    model = plain_model(fakes)
+    model = plain_model()
     make_step(recipe, model)([fakes.FakeTrainLoader(recipe).batch(0, 0, g) for g in range(2)], update=1)
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad) for p in model.parameters()]))
     assert norm.item() == pytest.approx(0.01, rel=1e-3)  # clip_grad_norm_ adds 1e-6 to the norm it divides by
 
 
-def test_averaged_weights_follow(fakes: ModuleType) -> None:
+def test_averaged_weights_follow() -> None:
     recipe = fakes.recipe()
     model = create_model(recipe, fakes.CLASSES)
     ema = timm.utils.ModelEmaV3(model, decay=0.5)
@@ -121,7 +121,7 @@ def test_averaged_weights_follow(fakes: ModuleType) -> None:
     torch.testing.assert_close(ema.module.fc.weight, expected)
 
 
-def test_out_of_memory_says_what_to_set(fakes: ModuleType) -> None:
+def test_out_of_memory_says_what_to_set() -> None:
     class Greedy(torch.nn.Linear):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -134,7 +134,7 @@ def test_out_of_memory_says_what_to_set(fakes: ModuleType) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_host_does_not_wait_for_the_gpu(fakes: ModuleType) -> None:
+def test_the_host_does_not_wait_for_the_gpu() -> None:
     device = torch.device("cuda", 0)
     recipe = fakes.recipe(clip_grad=1.0, drop_path=0.1, model="test_convnext")
     model = create_model(recipe, fakes.CLASSES).to(device).train()

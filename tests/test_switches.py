@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import timm
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers import fakes
 from rsbdali.cli.training import train
 from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError, RecipeError
@@ -76,7 +76,7 @@ def parts(model: torch.nn.Module, recipe: Recipe, device: torch.device, dtype: t
 
 
 def run(
-    make: Callable[..., TrainStep], recipe: Recipe, fakes: ModuleType, steps: int, dtype: torch.dtype = torch.float32,
+    make: Callable[..., TrainStep], recipe: Recipe, steps: int, dtype: torch.dtype = torch.float32,
     device: torch.device = CPU, then: Callable[[int, TrainStep], None] = lambda s, step: None,
     model: torch.nn.Module | None = None,
 ) -> tuple[list[float], torch.nn.Module]:  # fmt: skip
@@ -105,7 +105,7 @@ def assert_same_weights(model: torch.nn.Module, oracle: torch.nn.Module, toleran
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda t, name=name: f"{name}: {t}")
 
 
-def test_compiled_steps_give_the_plain_losses(fakes: ModuleType) -> None:
+def test_compiled_steps_give_the_plain_losses() -> None:
     recipe = fakes.recipe(batch_size=8, global_batch_size=16)
 
     def make(model: torch.nn.Module, *args: Any, **more: Any) -> TrainStep:
@@ -115,14 +115,14 @@ def test_compiled_steps_give_the_plain_losses(fakes: ModuleType) -> None:
         assert checkpoint.clean(step.model.state_dict()).keys() == model.state_dict().keys()
         return step
 
-    losses, model = run(make, recipe, fakes, 6, model=tiny(fakes.CLASSES))
-    expected, oracle = run(TrainStep, recipe, fakes, 6, model=tiny(fakes.CLASSES))
+    losses, model = run(make, recipe, 6, model=tiny(fakes.CLASSES))
+    expected, oracle = run(TrainStep, recipe, 6, model=tiny(fakes.CLASSES))
     # Inductor sums in another order, and LAMB's first steps follow the sign of the smallest gradients
     assert losses == pytest.approx(expected, rel=1e-4)
     assert model.state_dict().keys() == oracle.state_dict().keys()
 
 
-def test_compile_goes_around_ddp(fakes: ModuleType) -> None:
+def test_compile_goes_around_ddp() -> None:
     """As in timm; accumulation still finds DDP's no_sync, and the averaged weights the model itself."""
     recipe, model = fakes.recipe(batch_size=8), tiny(fakes.CLASSES)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -141,7 +141,7 @@ def test_compile_goes_around_ddp(fakes: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_captured_steps_equal_plain_ones(fakes: ModuleType, dtype: torch.dtype) -> None:
+def test_captured_steps_equal_plain_ones(dtype: torch.dtype) -> None:
     recipe = fakes.recipe(batch_size=8, clip_grad=0.5)
     recorders = []
 
@@ -149,14 +149,14 @@ def test_captured_steps_equal_plain_ones(fakes: ModuleType, dtype: torch.dtype) 
         recorders.append(FakeRecorder(model))
         return GraphedTrainStep(model, *args, recorder=recorders[0], **more)
 
-    losses, model = run(graphed, recipe, fakes, 7, dtype)
-    expected, oracle = run(TrainStep, recipe, fakes, 7, dtype)
+    losses, model = run(graphed, recipe, 7, dtype)
+    expected, oracle = run(TrainStep, recipe, 7, dtype)
     assert losses == expected
     assert_same_weights(model, oracle, 0)
     assert (recorders[0].plain, recorders[0].recorded) == (PLAIN_STEPS, 3)
 
 
-def test_the_update_is_captured_anew_after_its_state_was_loaded(fakes: ModuleType) -> None:
+def test_the_update_is_captured_anew_after_its_state_was_loaded() -> None:
     recipe = fakes.recipe()
     recorders = []
 
@@ -168,8 +168,8 @@ def test_the_update_is_captured_anew_after_its_state_was_loaded(fakes: ModuleTyp
         if s == 4:
             step.optimizer.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
 
-    losses, _ = run(graphed, recipe, fakes, 7, then=reload)
-    expected, _ = run(TrainStep, recipe, fakes, 7)
+    losses, _ = run(graphed, recipe, 7, then=reload)
+    expected, _ = run(TrainStep, recipe, 7)
     assert losses == expected
     assert recorders[0].recorded == 4
 
@@ -187,7 +187,7 @@ def test_the_update_is_captured_anew_after_its_state_was_loaded(fakes: ModuleTyp
     ],
 )
 def test_a_cuda_graph_that_cannot_be_is_refused(
-    fakes: ModuleType, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], options: dict[str, Any],
     error: type[Exception], says: str,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("RSBDALI_KERNELS", options.get("kernels", ""))
@@ -196,13 +196,13 @@ def test_a_cuda_graph_that_cannot_be_is_refused(
         switches.check(fakes.recipe(**values), options.get("device", GPU), options.get("world", World()))
 
 
-def test_what_can_be_is_not_refused(fakes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_be_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RSBDALI_KERNELS", raising=False)
     Switches(cuda_graph=True, torch_compile="default").check(fakes.recipe(batch_size=8), GPU, World())
     Switches(torch_compile="max-autotune").check(fakes.recipe(drop_path=0.1, opt="sgd"), CPU, World(0, 2, 0))
 
 
-def test_unknown_modes_and_missing_compilers(fakes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_modes_and_missing_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="torch_compile='fast': expected off, default"):
         Switches(torch_compile="fast").check(fakes.recipe(), CPU, World())
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -219,13 +219,13 @@ def test_the_command_line_knows_the_modes() -> None:
 @needs_gpu
 @pytest.mark.parametrize("mode", ["off", "default"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_cuda_graphs_equal_plain_steps(fakes: ModuleType, dtype: torch.dtype, mode: str) -> None:
+def test_cuda_graphs_equal_plain_steps(dtype: torch.dtype, mode: str) -> None:
     recipe = fakes.recipe(batch_size=8, clip_grad=0.5)
 
     def switched(cuda_graph: bool) -> Callable[..., TrainStep]:
         return lambda *a, **k: make_step(*a, switches=Switches(cuda_graph=cuda_graph, torch_compile=mode), **k)
 
-    losses, _ = run(switched(True), recipe, fakes, 8, dtype, GPU)
-    expected, _ = run(switched(False), recipe, fakes, 8, dtype, GPU)
+    losses, _ = run(switched(True), recipe, 8, dtype, GPU)
+    expected, _ = run(switched(False), recipe, 8, dtype, GPU)
     # cuDNN may add up in another order from run to run, the more so in 16 bits
     assert losses == pytest.approx(expected, rel=1e-3 if dtype is torch.float32 else 3e-2)

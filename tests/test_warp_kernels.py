@@ -1,11 +1,11 @@
 """The GPU's warp without a GPU: Triton's interpreter against Pillow's result in torch, and compiled for each GPU."""
 
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
+from helpers import triton_tools
 from rsbdali.ops import warp_kernel
 from rsbdali.ops.warp import affine_matrices, warp
 from rsbdali.plan.randaugment import Op
@@ -33,12 +33,12 @@ def check_interpreted() -> None:
         assert torch.equal(warped_NHWC, reference(images_NHWC, matrix_N6, cubic_N))
 
 
-def test_parity_warp_kernel_interpreted(triton_tools: ModuleType) -> None:
+def test_parity_warp_kernel_interpreted() -> None:
     assert triton_tools.interpret(__file__) == {"check_interpreted": ""}
 
 
 @pytest.mark.parametrize("capability", [70, 80, 90, 100])
-def test_warp_kernel_compiles(triton_tools: ModuleType, capability: int) -> None:
+def test_warp_kernel_compiles(capability: int) -> None:
     types = {"images": "*u8", "out": "*u8", "matrices": "*fp64", "cubics": "*i32", "height": "i32", "width": "i32"}
     stages = triton_tools.compiled(
         warp_kernel.warp_kernel, capability, types, {"BLOCK": warp_kernel.BLOCK}, enable_fp_fusion=False
@@ -58,6 +58,4 @@ def test_parity_warp_kernel_on_the_gpu() -> None:
 
 
 if __name__ == "__main__":
-    from triton_tools import report
-
-    report([check_interpreted])
+    triton_tools.report([check_interpreted])

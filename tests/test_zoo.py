@@ -2,10 +2,10 @@
 
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from helpers import zoo
 from rsbdali.data.index import ImageIndex
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.recipe import Recipe
@@ -18,7 +18,7 @@ RECIPE = {
 
 
 @pytest.fixture(params=["before the scan", "after the scan"])
-def zoo_index(request: pytest.FixtureRequest, tmp_path: Path, zoo: ModuleType) -> ImageIndex:
+def zoo_index(request: pytest.FixtureRequest, tmp_path: Path) -> ImageIndex:
     zoo.write_zoo(tmp_path, plain=98)
     if request.param == "before the scan":
         zoo.break_zoo(tmp_path)
@@ -37,14 +37,14 @@ def trimmed(root: Path) -> ImageIndex:
     return ImageIndex.scan(root)
 
 
-def bad_by_pillow(index: ImageIndex, zoo: ModuleType) -> Counter[str]:
+def bad_by_pillow(index: ImageIndex) -> Counter[str]:
     found = Counter(str(path) for path in index.root.glob("*/*") if not zoo.whole(path))
     assert len(found) >= 12
     return found
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_evaluation_takes_what_pillow_decodes(zoo_index: ImageIndex, threads: int, zoo: ModuleType) -> None:
+def test_evaluation_takes_what_pillow_decodes(zoo_index: ImageIndex, threads: int) -> None:
     named = Counter(bad.path for bad in zoo_index.bad)
     recipe = Recipe.load("a3", RECIPE)
     loader = EvalLoader(
@@ -53,7 +53,7 @@ def test_evaluation_takes_what_pillow_decodes(zoo_index: ImageIndex, threads: in
     )  # fmt: skip
     images = sum(len(batch.images) for batch in loader)
     loader.close()
-    bad = bad_by_pillow(zoo_index, zoo)
+    bad = bad_by_pillow(zoo_index)
     assert named == bad
     assert images == len(zoo_index) + len(zoo_index.bad) - len(bad)
 
@@ -61,7 +61,7 @@ def test_evaluation_takes_what_pillow_decodes(zoo_index: ImageIndex, threads: in
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("executor", ["host", "graph"])
 def test_training_replaces_what_pillow_refuses(
-    zoo_index: ImageIndex, executor: str, threads: int, zoo: ModuleType
+    zoo_index: ImageIndex, executor: str, threads: int
 ) -> None:
     named = Counter(bad.path for bad in zoo_index.bad)
     recipe = Recipe.load("a3", RECIPE)
@@ -74,5 +74,5 @@ def test_training_replaces_what_pillow_refuses(
         assert batch.images.shape == (ROWS, 3, 32, 32)
         drawn |= {zoo_index.path(i) for i in batch.plan.sample_N.tolist()}
     loader.close()
-    assert named == bad_by_pillow(zoo_index, zoo)
+    assert named == bad_by_pillow(zoo_index)
     assert drawn == {str(path) for path in zoo_index.root.glob("*/*")} - set(named)

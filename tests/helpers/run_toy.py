@@ -1,6 +1,8 @@
-"""Script: train the toy problem in this process or, under torchrun's variables, as one rank; see test_distributed.py.
+"""Script: train the toy problem in this process or, under torchrun's variables, as one rank; see test_ddp.py.
 
-    run_toy.py FOLDER STEPS KEY=VALUE…      writes FOLDER/state.pt (rank 0) and exits as the command line would
+    python -m helpers.run_toy FOLDER STEPS KEY=VALUE…
+
+Writes FOLDER/state.pt (rank 0) and exits as the command line would.
 """
 
 import logging
@@ -8,8 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
-from fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 
+from helpers.fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 from rsbdali.distributed import collectives, process_group
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe

@@ -1,6 +1,6 @@
 """Loaders without files: batches of a toy problem, made from (epoch, step, group) alone as the real ones are.
 
-The class is the picture's mean brightness. Loaded by the fixture `fakes`, and by the scripts that tests start.
+The class is the picture's mean brightness. Imported by tests, and by the scripts that they start.
 """
 
 from collections.abc import Iterator

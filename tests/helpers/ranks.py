@@ -95,8 +95,8 @@ def enter(output: Path, env: dict[str, str], function: Callable[..., int], *argu
 
 
 def toy(*arguments: Any) -> int:
-    """run_toy.py, which the children find beside this file."""
-    import run_toy
+    """run_toy.py in this process."""
+    from helpers import run_toy
 
     code: int = run_toy.main(*arguments)
     return code

@@ -1,7 +1,6 @@
 """Triton kernels without a GPU: run by its interpreter in a process of its own, and compiled for any GPU.
 
-Loaded by the fixture `triton_tools`, and by the scripts that `interpret` starts. Such a script is a test file whose
-last lines hand its checks to `report`.
+A script that `interpret` starts is a test file whose last lines hand its checks to `report`.
 """
 
 import json

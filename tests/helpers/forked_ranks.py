@@ -1,6 +1,6 @@
 """Script: gloo ranks as forked children, so that torch is imported once; see test_resume.py and test_faults.py.
 
-    forked_ranks.py FOLDER STEPS RANKS KIND…     each kind in FOLDER/<kind>, one after the other
+    python -m helpers.forked_ranks FOLDER STEPS RANKS KIND…     each kind in FOLDER/<kind>, one after the other
 
     toy     go on with a run of the toy problem
     stop    the last rank's second batch is not finite: --on-nan stop
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 
+from helpers.fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 from rsbdali.distributed.world import World
 from rsbdali.errors import RsbdaliError
 from rsbdali.runs.checkpoint_manager import Saver, resume_from

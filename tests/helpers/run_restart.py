@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import run_toy
-from fakes import FakeTrainLoader
+from helpers import run_toy
+from helpers.fakes import FakeTrainLoader
 
 
 class Mortal(FakeTrainLoader):

@@ -1,11 +1,11 @@
-"""One sitting of a run of the toy problem (fakes.py) in a folder. Loaded by the fixture `toy`."""
+"""One session of a run of the toy problem (fakes.py) in a folder; the fixture `toy` makes them."""
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
+from helpers.fakes import CLASSES, FakeEvalLoader, FakeTrainLoader
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import Saver, resume_from
@@ -33,15 +33,15 @@ class Listener(Silent):
 
 
 class Run:
-    """One sitting of a toy run in a folder."""
+    """One session of a toy run in a folder."""
 
     def __init__(
-        self, fakes: ModuleType, folder: Path, recipe: Recipe, *, steps: int = 3, resume: str = "auto", **more: Any
+        self, folder: Path, recipe: Recipe, *, steps: int = 3, resume: str = "auto", **more: Any
     ) -> None:
-        self.state: RunState = make_state(recipe, fakes.CLASSES, CPU)
+        self.state: RunState = make_state(recipe, CLASSES, CPU)
         identity = Identity(recipe, tuple("abcd"), recipe.mix_groups, steps)
         resume_from(self.state, identity, resume, folder)
-        self.loader, self.eval_loader = fakes.FakeTrainLoader(recipe, steps=steps), fakes.FakeEvalLoader(recipe)
+        self.loader, self.eval_loader = FakeTrainLoader(recipe, steps=steps), FakeEvalLoader(recipe)
         self.listener = Listener()
         self.trainer = Trainer(
             self.state, identity, self.loader, self.eval_loader, device=CPU, amp_dtype=torch.float32, world=World(),

@@ -1,7 +1,7 @@
 """Script: children that save in a loop, and end badly; see test_faults.py. Prints one JSON object.
 
-    saves.py kills FOLDER TIMES SEED     SIGKILL at a random moment, TIMES times, one child after the other
-    saves.py full FOLDER BYTES           one child whose disk is full after BYTES in one file (0: as it is)
+    python -m helpers.saves kills FOLDER TIMES SEED   SIGKILL at a random moment, TIMES times, one child after the other
+    python -m helpers.saves full FOLDER BYTES         one child whose disk is full after BYTES in one file (0: as it is)
 
 The parent forks children with torch already imported, so that a child takes milliseconds.
 """
