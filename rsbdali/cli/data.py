@@ -14,11 +14,18 @@ from rsbdali.errors import RsbdaliError
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--workers", "-j", type=click.IntRange(1), help="Threads of the scan (default: all cores).")
 @click.option("--rebuild", is_flag=True, help="Scan again, even where the cache still fits.")
-def index_command(folder: Path, workers: int | None, rebuild: bool) -> None:
-    """Scan FOLDER (or its train and val folders): counts, sizes, formats, and every file that is no image."""
+@click.option("--val-labels", type=click.Path(path_type=Path), help="Label file of a flat val folder (ImageNet's).")
+@click.option("--class-map", type=click.Path(path_type=Path), help="Class names in label order, one a line (timm's).")
+def index_command(
+    folder: Path, workers: int | None, rebuild: bool, val_labels: Path | None, class_map: Path | None
+) -> None:
+    """Scan FOLDER (or its train and val folders): counts, sizes, formats, and every file that is no image.
+
+    Ends with 2 where training would refuse the data.
+    """
     from rsbdali.tools.index_summary import report
 
-    report(Console(), folder, threads=workers, rebuild=rebuild)
+    report(Console(), folder, threads=workers, rebuild=rebuild, val_labels=val_labels, class_map=class_map)
 
 
 @click.command("demo-data")

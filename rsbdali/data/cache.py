@@ -17,7 +17,7 @@ import numpy as np
 from rsbdali.atomic import write_atomically
 from rsbdali.data.sources.base import COLUMNS, Scan
 
-VERSION = 2
+VERSION = 3
 log = logging.getLogger(__name__)
 
 
@@ -63,8 +63,9 @@ def _parse(file: IO[bytes], fingerprint: bytes | None) -> Scan | None:
     # reading an array verifies its checksum
     columns = {name: archive[name] for name in COLUMNS}
     return Scan(
-        classes=tuple(texts["classes"]), columns=columns, bad=bad, kind=texts["kind"], shards=tuple(texts["shards"])
-    )
+        classes=tuple(texts["classes"]), columns=columns, bad=bad, kind=texts["kind"], shards=tuple(texts["shards"]),
+        notes=tuple(texts["notes"]),
+    )  # fmt: skip
 
 
 def write(path: Path, fingerprint: bytes, scan: Scan) -> bool:
@@ -74,7 +75,7 @@ def write(path: Path, fingerprint: bytes, scan: Scan) -> bool:
         Whether the scan is cached now.
     """
     # JSON escapes the surrogates that stand for undecodable bytes of file names, and reads them back
-    words = {"classes": scan.classes, "bad": scan.bad, "kind": scan.kind, "shards": scan.shards}
+    words = {"classes": scan.classes, "bad": scan.bad, "kind": scan.kind, "shards": scan.shards, "notes": scan.notes}
     texts = json.dumps(words).encode()
     head = {"version": np.array(VERSION), "fingerprint": np.frombuffer(fingerprint, np.uint8)}
     columns = {**head, "texts": np.frombuffer(texts, np.uint8), **scan.columns}

@@ -10,7 +10,6 @@ Classes, by what the source says of its images:
 Within a class images go by `natural_key` of their relative path, so one data set has one order in every form.
 """
 
-import logging
 import os
 from collections.abc import Sequence
 
@@ -19,14 +18,13 @@ import numpy as np
 from rsbdali.data.header import Header
 from rsbdali.data.names import natural_key
 from rsbdali.data.sources.base import Found, Scan
+from rsbdali.data.text import MOST_LABEL
 from rsbdali.errors import DataError
-
-log = logging.getLogger(__name__)
 
 
 def to_scan(
     what: str, found: Sequence[Found], *, kind: str, shards: Sequence[str] = (), classes: Sequence[str] | None = None,
-    bad: Sequence[tuple[str, str]] = (),
+    bad: Sequence[tuple[str, str]] = (), notes: Sequence[str] = (),
 ) -> Scan:  # fmt: skip
     """Order images and make columns of them.
 
@@ -37,22 +35,41 @@ def to_scan(
         shards: names that `Place.shard` counts in.
         classes: class names that the labels count in, where the source lists them all.
         bad: (name, reason) of other things left out.
+        notes: what the source has to say, see `Scan`.
 
     Raises:
         DataError: labels that contradict each other.
     """
     labelled = [f for f in found if f.class_name is not None or f.label is not None]
     if labelled and len(labelled) < len(found):
-        log.warning("%s: %d images without a label are left out", what, len(found) - len(labelled))
+        notes = (*notes, f"{len(found) - len(labelled)} images without a label are left out")
     kept = labelled or list(found)
     names, label_F = ((), [-1] * len(kept)) if not labelled else _labels(what, kept, classes)
     order = sorted(range(len(kept)), key=lambda i: (label_F[i], natural_key(kept[i].place.path)))
     good = [i for i in order if not isinstance(kept[i].header, str)]
     failed = [(display(kept[i], shards), str(kept[i].header)) for i in order if isinstance(kept[i].header, str)]
+    columns = _columns([kept[i] for i in good], [label_F[i] for i in good])
     return Scan(
-        classes=names, columns=_columns([kept[i] for i in good], [label_F[i] for i in good]), bad=(*bad, *failed),
-        kind=kind, shards=tuple(shards),
+        classes=names, columns=columns, bad=(*bad, *failed), kind=kind, shards=tuple(shards),
+        notes=(*notes, *notes_on_classes(names, columns["label_N"])),
     )  # fmt: skip
+
+
+def notes_on_classes(classes: Sequence[str], label_N: np.ndarray) -> tuple[str, ...]:
+    """Notes on labels that may not be what was meant: classes without images, numbers from 1, an image a class."""
+    if not len(label_N) or label_N.min() < 0:
+        return ()
+    count_C = np.bincount(label_N, minlength=len(classes))
+    empty = np.flatnonzero(count_C == 0)
+    notes = []
+    if not classes and len(empty) == 1 and empty[0] == 0:
+        notes.append(f"labels run from 1 to {len(count_C) - 1}: numbers count from 0, so class 0 has no images")
+    elif len(empty):
+        name = repr(classes[empty[0]]) if classes else str(empty[0])
+        notes.append(f"{len(empty)} of {len(count_C)} classes have no usable images, {name} the first")
+    if 2 < len(label_N) == np.count_nonzero(count_C):
+        notes.append(f"each of the {len(label_N)} images has a class of its own: are these the labels?")
+    return tuple(notes)
 
 
 def display(found: Found, shards: Sequence[str]) -> str:
@@ -65,6 +82,8 @@ def _labels(
 ) -> tuple[tuple[str, ...], Sequence[int]]:  # fmt: skip
     """Class names in label order (none where only numbers are known), and each image's label."""
     numbers = [-1 if f.label is None else f.label for f in found]
+    if max(numbers) > MOST_LABEL:
+        raise DataError(f"{what}: label {max(numbers)} is too large: expected at most {MOST_LABEL}")
     if classes is not None:
         outside = next((n for n in numbers if not 0 <= n < len(classes)), None)
         if outside is not None:
@@ -75,6 +94,10 @@ def _labels(
             raise DataError(f"{what}: some images have a class name and others a number: expected one or the other")
         return (), numbers
     number_of = {str(f.class_name): n for f, n in zip(found, numbers, strict=True)}
+    if min(numbers) < 0 <= max(numbers):
+        raise DataError(
+            f"{what}: some images have a class name alone and others a number too: expected the same of all"
+        )
     pairs = {(str(f.class_name), n) for f, n in zip(found, numbers, strict=True)}
     if len(pairs) > len(number_of) or (min(numbers) >= 0 and len(set(numbers)) < len(number_of)):
         raise DataError(f"{what}: labels and class names contradict each other: expected one number a class name")

@@ -72,7 +72,7 @@ def read_header(path: str, nbytes: int) -> Header:
     if nbytes == 0:
         raise NoImageError("empty file")
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not block
     except OSError as error:
         raise NoImageError(f"cannot be read: {error.strerror}") from error
     try:

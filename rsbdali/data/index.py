@@ -6,6 +6,7 @@ a tree of one level); images may lie any number of folders deeper. Other sources
 key. Only headers are read. Files that are no image are left out and named in `bad`.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -18,12 +19,15 @@ from rsbdali.data import cache
 from rsbdali.data.header import Care
 from rsbdali.data.image_parser import parse
 from rsbdali.data.labels import labels_of, read_class_map
+from rsbdali.data.levels import refuse_other_level
 from rsbdali.data.rgb_copy import PillowError, png_size, rgb_copy
 from rsbdali.data.sources.base import Place, Progress, Reader, Scan, Source
 from rsbdali.data.sources.folder import Tree, scan_tree, walk
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.registry import image_root, open_source, reader_of
 from rsbdali.errors import DataError, UnreadableImage
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class ImageIndex:
         name: the source as text: the folder, the pattern of its shards, its URL.
         shards: files that hold many images each, relative to the root.
         bad: files left out.
+        notes: see `Scan.notes`.
         reader: fetches encoded images; None where they are files of this machine.
         cache_dir: where RGB copies go; None for the default.
     """
@@ -73,6 +78,7 @@ class ImageIndex:
     name: str = ""
     shards: tuple[str, ...] = ()
     bad: tuple[BadFile, ...] = ()
+    notes: tuple[str, ...] = ()
     reader: Reader | None = field(default=None, repr=False)
     cache_dir: Path | None = field(default=None, repr=False)
 
@@ -284,10 +290,14 @@ def _index(
         path, reason = scan.bad[0]
         raise DataError(f"{place.text}: no usable images: all {len(scan.bad)} fail, {join(path)}: {reason}")
     if classes is None and class_map is not None:
-        classes = read_class_map(Path(class_map))
+        classes = read_class_map(Path(class_map), scan.classes)
+    refuse_other_level(place.text, scan)
+    for note in scan.notes:
+        log.warning("%s: %s", place.text, note)
     names, label_N = labels_of(place.text, scan, classes, label_file, need_classes=need_classes)
     columns: dict[str, Any] = {**scan.columns, "label_N": label_N}
     return ImageIndex(
         root=Path(folder), name=place.text, classes=names, shards=scan.shards, reader=reader_of(scan, place),
-        bad=tuple(BadFile(join(path), reason) for path, reason in scan.bad), cache_dir=cache_dir, **columns,
+        bad=tuple(BadFile(join(path), reason) for path, reason in scan.bad), cache_dir=cache_dir, notes=scan.notes,
+        **columns,
     )  # fmt: skip

@@ -3,25 +3,32 @@
 A label file holds those of a flat folder of images (ImageNet's validation set comes that way), in one of two forms,
 told apart by the number of words on a line:
 
-* `name label`: a file name (with or without its extension) and its label, separated by a space, tab or comma. Further
-  words are ignored, and so is a first line that names columns, so Kaggle's `LOC_val_solution.csv` reads as it is.
+* `name label`: a file name (with or without its extension) and its label, separated by a space, tab or comma; cells may
+  be quoted, names may hold spaces. Words behind a class name are ignored, and so is a first line that names columns, so
+  Kaggle's `LOC_val_solution.csv` reads as it is.
 * `label` alone: one line a file, in the order of the sorted file names, files that are no image included.
 
 A label is a class name (for ImageNet a wnid such as n01440764) or a number counted from 0 in the order of the classes.
-The numbers 1..1000 of `ILSVRC2012_validation_ground_truth.txt` follow another order of the classes and are refused.
+The numbers 1..1000 of `ILSVRC2012_validation_ground_truth.txt` follow another order of the classes: numbers of which
+none is 0 are refused.
 """
 
+import csv
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rsbdali.data.names import natural_key
+from rsbdali.data.names import CLASS_NAMES, LABEL_NAMES, PATH_NAMES, natural_key
 from rsbdali.data.sources.base import Scan
+from rsbdali.data.text import LabelError, parse_label, read_lines
 from rsbdali.errors import DataError
+
+MOST_WORDS = 64  # of a file name with spaces
 
 
 def read_labels(path: Path, names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -38,60 +45,123 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str]) -> np.
     Raises:
         DataError: no such file, a line that cannot be read, an unknown label, or a file without a label.
     """
-    rows = _read_rows(path)
-    number = _numbering(path, [words[-1] for _, words in rows], classes)
-    if len(rows[0][1]) == 1:
-        if len(rows) != len(names):
-            raise DataError(f"{path}: {len(rows)} labels for {len(names)} image files: expected one line a file")
-        return np.array([number[words[0]] for _, words in rows], np.int32)
-    label_of = {words[0]: number[words[1]] for _, words in rows}
+    lines = [(number, line) for number, line in enumerate(read_lines(path, "label file"), 1) if line]
+    if lines and _is_header(lines[0][1], names, classes):
+        lines = lines[1:]
+    if not lines:
+        raise DataError(f"{path}: no labels: expected lines of 'name label', or one label a line")
+    alone = _labels_alone(path, lines, classes)
+    if alone is not None:
+        if len(alone) != len(names):
+            raise DataError(f"{path}: {len(alone)} labels for {len(names)} image files: expected one line a file")
+        number = _numbering(path, alone, classes)
+        return np.array([number[label] for label in alone], np.int32)
+    rows = _named_rows(path, lines, names, classes)
+    number = _numbering(path, [label for _, _, label in rows], classes)
+    label_of: dict[str, int] = {}
+    for line, name, label in rows:
+        if label_of.setdefault(name, number[label]) != number[label]:
+            raise DataError(f"{path}: line {line}: {name} is listed with two labels")
     missing = [name for name in names if name not in label_of and os.path.splitext(name)[0] not in label_of]
     if missing:
         raise DataError(f"{path}: no label for {missing[0]} (and {len(missing) - 1} more of {len(names)} files)")
     return np.array([label_of[n] if n in label_of else label_of[os.path.splitext(n)[0]] for n in names], np.int32)
 
 
-def read_class_map(path: Path) -> tuple[str, ...]:
-    """Class names in label order, one a line, as timm's `--class-map`; a number after the name may give its label.
+def read_class_map(path: Path, known: Sequence[str] = ()) -> tuple[str, ...]:
+    """Class names in label order, one a line, as timm's `--class-map`.
+
+    A whole line is the name, as timm reads it. Where those are not the classes of the data, but what stands before a
+    number at the end of each line is, the numbers give the labels; where the first words are (`n01440764 tench`, as in
+    ImageNet's LOC_synset_mapping.txt), they are the names.
+
+    Args:
+        path: the file.
+        known: class names of the data.
 
     Raises:
-        DataError: no such file, no names, a name twice, or numbers that are not 0, 1, 2, … in some order.
+        DataError: no such file, no names, an empty line between names, a name twice, or numbers that are not
+            0, 1, 2, … in some order.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: class map cannot be read: {error}") from error
-    numbered = [re.fullmatch(r"(.*?)[\s,]+(\d+)", line) for line in lines]
-    names = lines
-    if lines and all(numbered):
-        place = {int(match[2]): match[1] for match in numbered if match}
-        if sorted(place) != list(range(len(lines))):
-            raise DataError(f"{path}: labels of a class map must be 0 to {len(lines) - 1}, each once")
-        names = [place[i] for i in range(len(lines))]
-    if not names:
+    lines = read_lines(path, "class map")
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
         raise DataError(f"{path}: no class names: expected one a line")
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+    if "" in lines:
+        raise DataError(f"{path}: line {lines.index('') + 1} is empty: expected one class name a line")
+    names = _names_of(path, lines, set(known))
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
         raise DataError(f"{path}: class {twice!r} stands there twice")
     return tuple(names)
 
 
-def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """(line number, [label] or [name, label]) of each line that is not empty."""
+def _names_of(path: Path, lines: list[str], known: set[str]) -> list[str]:
+    if not known or known <= set(lines):
+        return lines
+    numbered = [re.fullmatch(r"(.*?)[\s,]+([0-9]{1,9})", line) for line in lines]
+    if all(numbered) and not known.isdisjoint(match[1] for match in numbered if match):
+        place = {int(match[2]): match[1] for match in numbered if match}
+        if sorted(place) != list(range(len(lines))):
+            raise DataError(f"{path}: labels of a class map must be 0 to {len(lines) - 1}, each once")
+        return [place[i] for i in range(len(lines))]
+    words = [re.split(r"[\s,]", line, maxsplit=1)[0] for line in lines]
+    return words if known <= set(words) else lines
+
+
+def _is_header(line: str, names: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether a first line names columns."""
+    first = _cells(line)[0].lower()
+    return first in (*PATH_NAMES, *LABEL_NAMES, *CLASS_NAMES) and not {first, line} & {*names, *classes}
+
+
+def _cells(line: str) -> list[str]:
+    """Cells of one line by its tabs, else by its commas (both may be quoted), else the line itself."""
+    delimiter = "\t" if "\t" in line else ","
     try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: label file cannot be read: {error.strerror}") from error
-    rows = [(number, re.split(r"[\s,]+", line.strip())[:2]) for number, line in enumerate(lines, 1) if line.strip()]
-    if rows and rows[0][1][0].lower() in ("imageid", "filename", "file", "name", "image"):
-        rows = rows[1:]
-    if not rows:
-        raise DataError(f"{path}: no labels: expected lines of 'name label', or one label a line")
-    width = len(rows[0][1])
-    for line, words in rows:
-        if len(words) != width:
-            raise DataError(f"{path}: line {line}: expected {'name label' if width == 2 else 'one label'} as before it")
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
+    except csv.Error:  # a cell beyond csv's bound: it fits to no name, which is what is said then
+        return [line]
+
+
+def _labels_alone(path: Path, lines: list[tuple[int, str]], classes: Sequence[str]) -> list[str] | None:
+    """The labels of a file of one label a line; None where names stand before them."""
+    known = set(classes)
+    texts = [line if line in known else _cells(line)[0] if len(_cells(line)) == 1 else line for _, line in lines]
+    one = [text in known or (len(_cells(text)) == 1 and not re.search(r"\s", text)) for text in texts]
+    if one[0] and not all(one):
+        raise DataError(f"{path}: line {lines[one.index(False)][0]}: expected one label as before it")
+    return texts if all(one) else None
+
+
+def _named_rows(
+    path: Path, lines: list[tuple[int, str]], names: Sequence[str], classes: Sequence[str]
+) -> list[tuple[int, str, str]]:  # fmt: skip
+    """(line number, file name, label) of each line."""
+    known, places = {*names, *(os.path.splitext(name)[0] for name in names)}, set(classes)
+    rows = []
+    for number, line in lines:
+        cells = _cells(line)
+        name, label = (cells[0], cells[1]) if len(cells) > 1 else _split_at_space(cells[0], known)
+        if not label:
+            raise DataError(f"{path}: line {number}: expected 'name label' as before it")
+        # Kaggle's solutions have boxes behind the class name
+        rows.append((number, name, label if label in places else re.split(r"[\s,]", label, maxsplit=1)[0]))
     return rows
+
+
+def _split_at_space(line: str, known: set[str]) -> tuple[str, str]:
+    """File name and what follows: the longest name of a file that the line begins with, else its first word."""
+    quoted = re.fullmatch(r'"([^"]*)"\s+(.*)', line)
+    if quoted:
+        return quoted[1], quoted[2]
+    words = re.split(r"(\s+)", line, maxsplit=MOST_WORDS)
+    for end in range(len(words) - 2, 0, -2):
+        name = "".join(words[:end])
+        if name in known:
+            return name, "".join(words[end + 1 :])
+    return words[0], "".join(words[2:])
 
 
 def _numbering(path: Path, labels: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
@@ -101,14 +171,21 @@ def _numbering(path: Path, labels: Sequence[str], classes: Sequence[str]) -> dic
     unknown = [label for label in distinct if label not in place]
     if not unknown:
         return {label: place[label] for label in distinct}
-    if not all(re.fullmatch(r"\d+", label) for label in distinct):
-        raise DataError(f"{path}: label {unknown[0]!r} is none of the {len(classes)} classes, nor a number from 0")
-    number = {label: int(label) for label in distinct}
+    number: dict[str, int] = {}
+    for label in distinct:
+        try:
+            parsed = parse_label(label)
+        except LabelError as error:
+            raise DataError(f"{path}: {error}") from error
+        if not isinstance(parsed, int):
+            wrong = label if label not in place else unknown[0]
+            raise DataError(f"{path}: label {wrong[:80]!r} is none of the {len(classes)} classes, nor a number from 0")
+        number[label] = parsed
     largest = max(number.values())
-    if largest == len(classes) and 0 not in number.values():
+    if 0 not in number.values():
         raise DataError(
-            f"{path}: labels run from 1 to {largest}, as in ILSVRC2012's ground truth, whose numbers follow another "
-            "order of the classes: give class names, or numbers counted from 0"
+            f"{path}: labels run from {min(number.values())} to {largest}, none is 0: as in ILSVRC2012's ground truth, "
+            "whose numbers follow another order of the classes? Give class names, or numbers counted from 0"
         )
     if largest >= len(classes):
         raise DataError(f"{path}: label {largest} is out of range: there are {len(classes)} classes, counted from 0")

@@ -4,11 +4,27 @@ import re
 
 # timm's (timm.data.readers.img_extensions) plus .webp
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp")
+# images by other names, which are counted, not read
+SKIPPED = (
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pgm", ".pjpeg", ".ppm", ".tga",
+    ".tif", ".tiff",
+)  # fmt: skip
+# what file managers and NAS systems add; names that begin with a dot (._x.jpg, .ipynb_checkpoints) are hidden anyway
+HIDDEN = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"})
+# names of columns in a table or a label file, the first one there is taken
+PATH_NAMES = (
+    "path", "filepath", "file_path", "image_path", "img_path", "file", "filename", "file_name", "image", "img",
+    "image_name", "image_file", "name", "image_id", "imageid", "id",
+)  # fmt: skip
+LABEL_NAMES = (
+    "label", "labels", "target", "targets", "class_id", "cls", "class_idx", "label_id", "category_id", "y",
+)  # fmt: skip
+CLASS_NAMES = ("class", "class_name", "classname", "classes", "category", "label_name", "wnid", "synset")
 
 
 def natural_key(name: str) -> tuple[list[int | str], str]:
     """Sort key by timm's `natural_key` (numbers count as numbers, case does not); ties go by the name itself."""
-    parts = re.split(r"(\d+)", name.lower())
+    parts = re.split(r"(\d{1,4000})", name.lower())  # Python converts at most 4300 digits
     # every second part is a run of digits, so like is always compared with like
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
@@ -17,3 +33,27 @@ def is_image_name(name: str) -> bool:
     """Whether a file of that name is taken for an image."""
     lower = name.lower()
     return lower.endswith(EXTENSIONS) and lower not in EXTENSIONS
+
+
+def is_skipped_name(name: str) -> bool:
+    """Whether a file of that name most likely is an image that is not read, such as x.bmp."""
+    return name.lower().endswith(SKIPPED)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file or folder is hidden, or lies in a folder that is (`HIDDEN`); path is relative to the source."""
+    return any((part.startswith(".") and part not in (".", "..")) or part in HIDDEN for part in path.split("/"))
+
+
+def notes_on_names(hidden: list[str], skipped: list[str]) -> tuple[str, ...]:
+    """What to say of files and folders that were left out by their names; see `Scan.notes`."""
+    notes = []
+    if hidden:
+        notes.append(
+            f"{len(hidden)} hidden files or folders are left out, {sorted(hidden)[0]!r} the first "
+            "(timm takes such folders for classes, so its class numbers can differ)"
+        )
+    if skipped:
+        endings = sorted({name[name.rindex(".") :].lower() for name in skipped})
+        notes.append(f"{len(skipped)} files are skipped by their extension ({', '.join(endings)})")
+    return tuple(notes)

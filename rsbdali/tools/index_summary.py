@@ -76,6 +76,8 @@ def print_index(console: Console, index: ImageIndex) -> None:
     line("  formats   " + ", ".join(f"{name} {count:,}" for name, count in figures["formats"].items()))
     for i in np.flatnonzero(index.care_N).tolist():
         line(f"  care      {index.path(i)}: {care_text(int(index.care_N[i]))}")
+    for note in index.notes:
+        line(f"  note      {note}")
     for bad in index.bad:
         line(f"  left out  {bad.path}: {bad.reason}")
 
@@ -88,7 +90,10 @@ def care_text(care: int) -> str:
     return "; ".join(text for flag, text in CARE_TEXT.items() if flags & flag)
 
 
-def report(console: Console, folder: Path, *, threads: int | None = None, rebuild: bool = False) -> None:
+def report(
+    console: Console, folder: Path, *, threads: int | None = None, rebuild: bool = False,
+    val_labels: Path | None = None, class_map: Path | None = None,
+) -> None:  # fmt: skip
     """Index a folder, or its train and val folders, with a progress bar, and print what is there.
 
     Args:
@@ -96,17 +101,32 @@ def report(console: Console, folder: Path, *, threads: int | None = None, rebuil
         folder: a folder of images or another source, or one that holds train/ and val/ or validation/.
         threads: threads of the scan.
         rebuild: scan again even where the cache fits.
+        val_labels: label file of a flat val folder.
+        class_map: file of class names in label order.
 
     Raises:
-        DataError: no such folder, or no images in it.
+        DataError: no such folder, or no images in it; where it has train or val, what training would refuse (classes of
+            val that train lacks, a flat folder without a label file), once all is printed.
     """
     place = Location.parse(folder)
     if not place.is_url and place.pattern is None and not folder.is_dir():
         raise DataError(f"{folder}: no such folder: expected a folder of images, or one that holds train/ and val/")
-    for part in [where for _, where in find_parts(folder)] or [folder]:
+    parts = find_parts(folder)
+    classes: tuple[str, ...] | None = None
+    refused: DataError | None = None
+    for split, part in parts or [("", folder)]:
         with counting(console, part.name) as advance:
             index = ImageIndex.load(part, need_classes=False, threads=threads, rebuild=rebuild, progress=advance)
+        if parts or class_map is not None:
+            labels = val_labels if split == "val" else None
+            try:  # from the cache that was just made
+                index = ImageIndex.load(part, classes=classes, labels=labels, class_map=class_map, check=False)
+                classes = index.classes
+            except DataError as error:
+                refused = refused or error
         print_index(console, index)
+    if refused is not None:
+        raise refused
 
 
 @contextmanager

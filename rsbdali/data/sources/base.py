@@ -29,6 +29,7 @@ class Scan:
         bad: (relative path, reason) of files left out.
         kind: the form of the source, see `rsbdali.data.sources.registry`.
         shards: files that hold many images each, relative to the source; none where each image is a file.
+        notes: what a user should know of the data and cannot see, a sentence each.
     """
 
     classes: tuple[str, ...]
@@ -36,6 +37,7 @@ class Scan:
     bad: tuple[tuple[str, str], ...]
     kind: str = "files"
     shards: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Place(NamedTuple):

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rsbdali.data.columns import header_columns
+from rsbdali.data.columns import header_columns, notes_on_classes
 from rsbdali.data.header import Header, NoImageError, read_header
-from rsbdali.data.names import EXTENSIONS, is_image_name, natural_key
+from rsbdali.data.levels import notes_on_depth
+from rsbdali.data.names import EXTENSIONS, is_hidden, is_image_name, is_skipped_name, natural_key, notes_on_names
 from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Progress, Scan
 from rsbdali.errors import DataError
 
@@ -42,10 +43,19 @@ class Folder:
 
 @dataclass(frozen=True)
 class Tree:
-    """What a walk found: folders in walk order, and (relative path, reason) of what could not be looked at."""
+    """What a walk found.
+
+    Attributes:
+        folders: in walk order.
+        unreadable: (relative path, reason) of what could not be looked at.
+        hidden: relative paths of hidden folders, which are not entered, and of hidden image files.
+        skipped: relative paths of images whose extension is not read.
+    """
 
     folders: list[Folder]
     unreadable: list[tuple[str, str]]
+    hidden: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
     def fingerprint(self) -> bytes:
         """32 bytes that change when an image file comes, goes, or changes its name, size or time of last change."""
@@ -54,6 +64,8 @@ class Tree:
             digest.update(os.fsencode("\0".join([folder.path, *folder.names, ""])))
             digest.update(np.array([folder.sizes, folder.mtimes_ns], np.int64).tobytes())
         digest.update(os.fsencode("\0".join(f"{path}\0{reason}" for path, reason in self.unreadable)))
+        if self.hidden or self.skipped:
+            digest.update(os.fsencode("\0".join(["", *self.hidden, "", *self.skipped])))
         return digest.digest()
 
 
@@ -90,10 +102,17 @@ def _list_folder(root: str, path: str, tree: Tree) -> tuple[list[tuple[str, tupl
         names = sorted(os.listdir(descriptor))
         for name, status in zip(names, _stat_all(names, descriptor), strict=True):
             if isinstance(status, OSError):
-                if is_image_name(name):
+                if is_image_name(name) and not is_hidden(name):
                     tree.unreadable.append((os.path.join(path, name), f"cannot be read: {status.strerror}"))
+            elif is_hidden(name):
+                if stat.S_ISDIR(status.st_mode) or is_image_name(name):
+                    tree.hidden.append(os.path.join(path, name))
             elif stat.S_ISDIR(status.st_mode):
                 subfolders.append((os.path.join(path, name), (status.st_dev, status.st_ino)))
+            elif is_skipped_name(name):
+                tree.skipped.append(os.path.join(path, name))
+            elif is_image_name(name) and not stat.S_ISREG(status.st_mode):
+                tree.unreadable.append((os.path.join(path, name), "is no regular file"))
             elif is_image_name(name):
                 folder.names.append(name)
                 folder.sizes.append(status.st_size)
@@ -137,7 +156,20 @@ def scan_tree(root: Path, tree: Tree, threads: int | None = None, progress: Prog
         label_F[:] = -1
     headers = _read_headers(root, files, threads or DEFAULT_THREADS, progress)
     found = [(name, header) for (name, _), header in zip(files, headers, strict=True) if isinstance(header, str)]
-    return Scan(classes=classes, columns=_columns(files, label_F, headers), bad=(*tree.unreadable, *found))
+    columns = _columns(files, label_F, headers)
+    return Scan(
+        classes=classes, columns=columns, bad=(*tree.unreadable, *found),
+        notes=(*_notes(tree, classes, [name for name, _ in files]), *notes_on_classes(classes, columns["label_N"])),
+    )  # fmt: skip
+
+
+def _notes(tree: Tree, classes: tuple[str, ...], files: list[str]) -> list[str]:
+    notes = list(notes_on_names(tree.hidden, tree.skipped))
+    without = {folder.path.split(os.sep, 1)[0] for folder in tree.folders} - {"", *classes}
+    if classes and without:
+        first = sorted(without, key=natural_key)[0]
+        notes.append(f"{len(without)} folders without images are no classes, {first!r} the first")
+    return notes + list(notes_on_depth(files if classes else ()))
 
 
 def _by_class(root: Path, tree: Tree) -> tuple[tuple[str, ...], list[list[tuple[str, int]]]]:

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rsbdali.data.columns import to_scan
 from rsbdali.data.header import Header
-from rsbdali.data.names import EXTENSIONS, is_image_name
+from rsbdali.data.levels import notes_on_depth
+from rsbdali.data.names import EXTENSIONS, is_hidden, is_image_name, is_skipped_name, notes_on_names
 from rsbdali.data.sources.base import Found, Place, Progress, Scan, header_or_reason
 from rsbdali.data.sources.remote import BlockBlob, RemoteStorage
 from rsbdali.data.sources.storage import FileInfo, fingerprint_of
@@ -14,6 +15,10 @@ from rsbdali.errors import DataError, UnreadableImage
 HEAD_BYTES = 256 << 10
 LIST_THREADS = 64
 CHUNK = 16
+
+
+def _base(file: FileInfo) -> str:
+    return file.name.rpartition("/")[2]
 
 
 class ObjectSource:
@@ -26,7 +31,12 @@ class ObjectSource:
 
     def __init__(self, what: str, storage: RemoteStorage) -> None:
         self._what, self._storage = what, storage
-        self._files = [f for f in storage.walk() if is_image_name(f.name.rpartition("/")[2])]
+        files = storage.walk()
+        shown = [f for f in files if not is_hidden(f.name)]
+        self._files = [f for f in shown if is_image_name(_base(f))]
+        hidden = [f.name for f in files if is_hidden(f.name) and is_image_name(_base(f).lstrip("."))]
+        skipped = [f.name for f in shown if is_skipped_name(_base(f))]
+        self._notes = (*notes_on_names(hidden, skipped), *notes_on_depth([f.name for f in self._files]))
 
     def fingerprint(self) -> bytes:
         """See `Source`."""
@@ -43,7 +53,7 @@ class ObjectSource:
                 found += done
                 if progress is not None:
                     progress(len(found), len(self._files))
-        return to_scan(self._what, found, kind="objects")
+        return to_scan(self._what, found, kind="objects", notes=self._notes)
 
     def _found(self, file: FileInfo) -> Found:
         place = Place(file.name, -1, 0, file.size)

@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rsbdali.data.columns import to_scan
+from rsbdali.data.names import CLASS_NAMES, LABEL_NAMES
 from rsbdali.data.sources.base import DEFAULT_THREADS, Found, Place, Progress, Scan, header_or_reason
 from rsbdali.data.sources.storage import BlobFile, FileInfo, Storage, fingerprint_of
+from rsbdali.data.text import LabelError, parse_label
 from rsbdali.errors import DataError, UnreadableImage
 
 
@@ -78,33 +80,68 @@ class ParquetSource:
         found: list[Found] = []
         try:
             file = pyarrow_parquet().ParquetFile(BlobFile(self._storage.open(name)))
-            self._check(name, file.schema_arrow)
+            _check(file.schema_arrow)
             columns = [c for c in ("image", "label") if c in file.schema_arrow.names]
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=columns)
                 found += _rows(table, shard, len(found), name)
-        except pyarrow.ArrowException as error:
-            raise DataError(f"{self._what}: {name} cannot be read: {error}") from error
-        return found, class_names(file.schema_arrow)
+            return found, class_names(file.schema_arrow)
+        except (pyarrow.ArrowException, OSError, DataError) as error:
+            raise DataError(f"{self._what}: {name} cannot be read: {_one_line(error)}") from error
 
-    def _check(self, name: str, schema: Any) -> None:
-        import pyarrow
 
-        if "image" not in schema.names or not pyarrow.types.is_struct(schema.field("image").type):
-            raise DataError(
-                f"{self._what}: {name} has columns {', '.join(schema.names)}: expected image (struct of bytes and "
-                "path) and label, as ImageNet on the Hugging Face hub"
-            )
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _check(schema: Any) -> None:
+    """Refuse other columns than those of ImageNet on the hub."""
+    from pyarrow import types
+
+    struct = schema.field("image").type if "image" in schema.names else None
+    parts = {field.name: field.type for field in struct} if struct is not None and types.is_struct(struct) else {}
+    content = parts.get("bytes")
+    if content is None or not (types.is_binary(content) or types.is_large_binary(content)):
+        raise DataError(
+            f"has columns {', '.join(schema.names)[:200]}: expected image (struct of bytes and path) and label, as "
+            "ImageNet on the Hugging Face hub"
+        )
+    if "path" in parts and not (types.is_string(parts["path"]) or types.is_large_string(parts["path"])):
+        raise DataError("image.path is no text")
+    if "label" in schema.names and not _is_label(schema.field("label").type):
+        raise DataError(f"column label is {schema.field('label').type}: expected one number or class name an image")
+    if "label" not in schema.names and (other := [n for n in (*LABEL_NAMES, *CLASS_NAMES) if n in schema.names]):
+        raise DataError(f"has a column {other[0]!r} and none named label: rename it")
+
+
+def _is_label(kind: Any) -> bool:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return any(
+        test(kind)
+        for test in (
+            types.is_integer, types.is_boolean, types.is_floating, types.is_string, types.is_large_string, types.is_null
+        )
+    )  # fmt: skip
 
 
 def class_names(schema: Any) -> tuple[str, ...]:
     """Class names of the column `label` in a schema's Hugging Face metadata; none where they stand not there."""
-    content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = content.get("info", {}).get("features", {}).get("label", {})
-    names = feature.get("names") or []
-    if isinstance(names, dict):  # older files: {"0": name, ...}
-        names = [names[key] for key in sorted(names, key=int)]
-    return tuple(str(name) for name in names)
+    try:
+        feature: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the metadata of the schema is not JSON: {error}") from error
+    for key in ("info", "features", "label", "names"):
+        feature = feature.get(key) if isinstance(feature, dict) else None
+    if isinstance(feature, dict):  # older files: {"0": name, ...}
+        if sorted(feature) != sorted(map(str, range(len(feature)))):
+            raise DataError(f"class names in the schema's metadata are not numbered 0 to {len(feature) - 1}, each once")
+        feature = [feature[str(i)] for i in range(len(feature))]
+    names = feature if isinstance(feature, list) else []
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise DataError("class names in the schema's metadata are not text, each once")
+    return tuple(names)
 
 
 def _rows(table: Any, shard: int, first: int, name: str) -> list[Found]:
@@ -115,8 +152,12 @@ def _rows(table: Any, shard: int, first: int, name: str) -> list[Found]:
     for row, (path, label, data) in enumerate(zip(paths, labels, images.field("bytes"), strict=True), first):
         place = Place(path or f"{name}-{row:09d}", shard, row, len(data.as_buffer()) if data.is_valid else 0)
         header = header_or_reason(_reader_of(data.as_buffer(), row), place) if data.is_valid else "no bytes in its row"
-        # the hub's test split has -1
-        found.append(Found(place, header, None if label is None or label < 0 else int(label)))
+        try:  # the hub's test split has -1
+            value = None if label is None else parse_label(str(int(label) if isinstance(label, bool) else label))
+        except LabelError as error:
+            raise DataError(f"row {row}: {error}") from error
+        number, text = (None, value) if isinstance(value, str) else (value, None)
+        found.append(Found(place, header, number, text))
     return found
 
 

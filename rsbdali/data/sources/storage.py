@@ -112,7 +112,7 @@ class LocalBlob:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            self._file = io.FileIO(path)
+            self._file = io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # a pipe must not block
         except OSError as error:
             raise UnreadableImage(f"{path}: cannot be read: {error.strerror}") from error
         self.size = os.fstat(self._file.fileno()).st_size
