@@ -331,6 +331,4 @@ def test_parity_randaugment_kernels_on_the_gpu(device: int) -> None:
 
 
 if __name__ == "__main__":
-    from helpers.triton_tools import report
-
-    report(CHECKS)
+    triton_tools.report(CHECKS)
