@@ -15,7 +15,6 @@ from rsbdali.pipelines.host.compiled import inner, kernel
 from rsbdali.plan.randaugment import BICUBIC, FILL_RGB, Op
 
 FILL_C = np.array(FILL_RGB, np.uint8)
-NEAR_WHOLE = 1e-9  # pixels; a shift this near a whole number may round to either side of it along one line
 LEVELS = 256
 
 
@@ -213,36 +212,14 @@ def _clip(value: float) -> np.uint8:
     return np.uint8(np.int32(min(max(value, 0.0), 255.0)))
 
 
-@inner("void(u1[:, ::1], i8, i8, f8, f8[::1], f8[::1], i8)")
-def _move_row_slowly(
-    image_HX: np.ndarray, y: int, start: int, shift: float, tap_X: np.ndarray, center_X: np.ndarray, interp: int
-) -> None:
-    """`_move_rows` for a row whose shift is all but whole: where each pixel reads is found out one by one."""
-    row_X = image_HX[y]
-    for x in range(len(row_X)):
-        position = center_X[x] + shift
-        if not 0.0 <= position < len(row_X) // 3:
-            row_X[x] = FILL_C[x % 3]
-            continue
-        place = math.floor(position - 0.5)
-        d = position - 0.5 - place
-        i = int(place) * 3 + x % 3 + start
-        if interp == 0:
-            row_X[x] = _clip(_bilinear(tap_X[i], tap_X[i + 3], d))
-        else:
-            row_X[x] = _clip(_bicubic(tap_X[i - 3], tap_X[i], tap_X[i + 3], tap_X[i + 6], d))
-
-
-@inner("b1(f8)")
-def _all_but_whole(shift: float) -> bool:
-    """Whether rounding may change which pixel is read; a shift that is whole is exact in all sums."""
-    distance = abs(shift - np.rint(shift))
-    return 0.0 < distance < NEAR_WHOLE
-
-
 @kernel("void(u1[:, :, ::1], f8, f8, i8)")
 def _move_rows(image_HWC: np.ndarray, shear: float, pixels: float, interp: int) -> None:
-    """Move each row along itself by `shear · (y + ½) + pixels`: of Pillow's taps those of one line are not 0."""
+    """Move each row along itself by `shear · (y + ½) + pixels`: of Pillow's taps those of one line are not 0.
+
+    Pillow takes the floor of each position, here the whole part of the shift moves all pixels of a row alike. They
+    differ where a sum is rounded up to a whole number; then d is 1, which gives the next pixel to the bit, as Pillow's
+    next place with d = 0 does. Rounding keeps order, so that d is never outside 0..1.
+    """
     height, width, _ = image_HWC.shape
     image_HX = image_HWC.reshape(height, 3 * width)
     center_X = np.empty(3 * width, np.float64)
@@ -258,9 +235,6 @@ def _move_rows(image_HWC: np.ndarray, shear: float, pixels: float, interp: int) 
             tap_X[x] = row_X[x % 3]
             tap_X[start + 3 * width + x] = row_X[3 * width - 3 + x % 3]
         shift = shear * (y + 0.5) + pixels
-        if _all_but_whole(shift):
-            _move_row_slowly(image_HX, y, start, shift, tap_X, center_X, interp)
-            continue
         first, stop = 0, 3 * width
         while first < stop and center_X[first] + shift < 0.0:
             first += 3
@@ -284,23 +258,6 @@ def _move_rows(image_HWC: np.ndarray, shear: float, pixels: float, interp: int) 
             for x in range(len(out_X)):
                 d = at_X[x] + shift - 0.5 - (at_X[x] - 0.5 + whole)
                 out_X[x] = _clip(_bicubic(v1_X[x], v2_X[x], v3_X[x], v4_X[x], d))
-
-
-@inner("void(u1[:, ::1], u1[:, ::1], i8, f8, i8)")
-def _move_column_slowly(source_HX: np.ndarray, out_HX: np.ndarray, x: int, shift: float, interp: int) -> None:
-    """`_move_columns` for a column whose shift is all but whole: where each pixel reads is found out one by one."""
-    last = len(source_HX) - 1
-    for y in range(len(source_HX)):
-        position = y + 0.5 + shift
-        if not 0.0 <= position < len(source_HX):
-            out_HX[y, x] = FILL_C[x % 3]
-            continue
-        place = math.floor(position - 0.5)
-        d = position - 0.5 - place
-        i = int(place)
-        v1, v2 = float(source_HX[max(i - 1, 0), x]), float(source_HX[max(i, 0), x])
-        v3, v4 = float(source_HX[min(i + 1, last), x]), float(source_HX[min(i + 2, last), x])
-        out_HX[y, x] = _clip(_bilinear(v2, v3, d) if interp == 0 else _bicubic(v1, v2, v3, v4, d))
 
 
 @inner("void(u1[:, :, ::1], f8[::1], u1[:, :, ::1])")
@@ -344,10 +301,6 @@ def _move_columns(image_HWC: np.ndarray, shear: float, pixels: float, interp: in
         for x in range(3 * width):
             position = center + shift_X[x]
             out_X[x] = out_X[x] if position >= 0.0 and position < height else fill_X[x]
-    source_HX = source_HWC.reshape(height, 3 * width)
-    for x in range(3 * width):
-        if _all_but_whole(shift_X[x]):
-            _move_column_slowly(source_HX, out_HX, x, shift_X[x], interp)
 
 
 BLOCK = 64  # pixels that are computed together, by vector instructions
