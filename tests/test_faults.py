@@ -180,7 +180,7 @@ def test_faults_of_images_that_vanish_or_rot_after_the_index(
         (data / "val/class0/1.JPEG").unlink()
         return indexes
 
-    monkeypatch.setattr("rsbdali.data.splits.load_indexes", then_lose)
+    monkeypatch.setattr("rsbdali.training.train.load_indexes", then_lose)
     summary = train(options)
     assert summary.outcome.epochs == 2
     assert summary.outcome.last is not None

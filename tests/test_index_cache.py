@@ -10,8 +10,8 @@ import pytest
 
 from rsbdali import atomic
 from rsbdali.data import cache
-from rsbdali.data import index as index_module
 from rsbdali.data.index import ImageIndex
+from rsbdali.data.sources import folder as folder_module
 
 ImageTree = Callable[..., Path]
 WriteImage = Callable[..., Path]
@@ -21,13 +21,13 @@ WriteImage = Callable[..., Path]
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Folders scanned so far."""
     done: list[Path] = []
-    real = index_module.scan_tree
+    real = folder_module.scan_tree
 
     def counted(root: Path, *args: object) -> object:
         done.append(root)
         return real(root, *args)
 
-    monkeypatch.setattr(index_module, "scan_tree", counted)
+    monkeypatch.setattr(folder_module, "scan_tree", counted)
     return done
 
 

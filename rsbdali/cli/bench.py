@@ -57,8 +57,9 @@ def bench_step(recipe: str, overrides: tuple[str, ...], **rest: Any) -> None:
 
 
 @click.command()
-def doctor() -> int:
+@click.option("--data", type=click.Path(path_type=Path), help="Decode up to 200 of these images too.")
+def doctor(data: Path | None) -> int:
     """Say what this machine can do, what is amiss, and how to mend it."""
     from rsbdali.tools.doctor.checks import examine, print_findings
 
-    return print_findings(Console(), examine())
+    return print_findings(Console(), examine(data))

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Mistakes of the user end in one line and exit code 2; `--debug` shows more."""
 
+import io
 import logging
 import os
 import sys
@@ -61,6 +62,9 @@ def cli() -> None:
 
     Add --debug to any command to see a traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path that is no text is printed with escapes
 
 
 for command in (

@@ -21,8 +21,7 @@ from rsbdali.data.image_parser import parse
 from rsbdali.data.labels import labels_of, read_class_map
 from rsbdali.data.levels import refuse_other_level
 from rsbdali.data.rgb_copy import PillowError, png_size, rgb_copy
-from rsbdali.data.sources.base import Place, Progress, Reader, Scan, Source
-from rsbdali.data.sources.folder import Tree, scan_tree, walk
+from rsbdali.data.sources.base import Place, Progress, Reader, Scan
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.registry import image_root, open_source, reader_of
 from rsbdali.errors import DataError, UnreadableImage
@@ -59,7 +58,7 @@ class ImageIndex:
         shards: files that hold many images each, relative to the root.
         bad: files left out.
         notes: see `Scan.notes`.
-        reader: fetches encoded images; None where they are files of this machine.
+        reader: fetches encoded images.
         cache_dir: where RGB copies go; None for the default.
     """
 
@@ -73,13 +72,13 @@ class ImageIndex:
     care_N: np.ndarray
     path_bytes: np.ndarray
     path_end_N: np.ndarray
+    reader: Reader = field(repr=False)
     shard_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     offset_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     name: str = ""
     shards: tuple[str, ...] = ()
     bad: tuple[BadFile, ...] = ()
     notes: tuple[str, ...] = ()
-    reader: Reader | None = field(default=None, repr=False)
     cache_dir: Path | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -98,11 +97,6 @@ class ImageIndex:
         return len(self.classes)
 
     @property
-    def has_files(self) -> bool:
-        """Whether every image is a file of this machine, which DALI reads by its path."""
-        return self.reader is None
-
-    @property
     def memory_bytes(self) -> int:
         """Bytes that the columns take."""
         return sum(value.nbytes for value in (getattr(self, f.name) for f in fields(self)) if hasattr(value, "nbytes"))
@@ -116,9 +110,9 @@ class ImageIndex:
         """Absolute path of image i; for an image in a shard `shard::path`, for one in a store its URL."""
         i = range(len(self))[i]
         path = self.relative_path(i)
-        if self.has_files:
-            return os.path.join(self.root, path)
         location = Location.parse(self.name)
+        if not len(self.shard_N) and not location.is_url:
+            return os.path.join(self.root, path)
         return location.join(f"{self.shards[self.shard_N[i]]}::{path}" if len(self.shard_N) else path)
 
     def read_bytes(self, i: int) -> np.ndarray:
@@ -177,18 +171,11 @@ class ImageIndex:
         Raises:
             UnreadableImage, SourceError: as `read_bytes`.
         """
-        if self.reader is not None:
-            return self.reader.read(self._place(i))
-        try:
-            with open(self.path(i), "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
+        return self.reader.read(self._place(i))
 
     def fetch_ahead(self, sample_N: np.ndarray) -> None:
         """Say that these images will be read soon, in that order; a source that is far away starts on them."""
-        if self.reader is not None:
-            self.reader.fetch_ahead([self._place(i) for i in sample_N.tolist()])
+        self.reader.fetch_ahead([self._place(i) for i in sample_N.tolist()])
 
     def _place(self, i: int) -> Place:
         shard, offset = (int(self.shard_N[i]), int(self.offset_N[i])) if len(self.shard_N) else (-1, 0)
@@ -217,8 +204,8 @@ class ImageIndex:
             DataError: no such source, no images, no classes, or classes or labels that do not fit.
         """
         place = Location.parse(root)
-        source = open_source(place, image_root) or _walk(place.base)
-        scan = _scan(place, source, threads, progress)
+        source = open_source(place, image_root)
+        scan = source.scan(threads, progress)
         return _index(place, scan, None, image_root, classes, class_map, labels, need_classes)
 
     @classmethod
@@ -254,29 +241,13 @@ class ImageIndex:
         file = cache.cache_file(folder or cache.default_folder(), identity)
         if not check and not rebuild and (scan := cache.read(file, None)) is not None:
             return _index(place, scan, folder, image_root, classes, class_map, labels, need_classes)
-        source = open_source(place, image_root) or _walk(place.base)
+        source = open_source(place, image_root)
         fingerprint = source.fingerprint()
         kept = None if rebuild else cache.read(file, fingerprint)
-        scan = kept or _scan(place, source, threads, progress)
+        scan = kept or source.scan(threads, progress)
         if kept is None:
             cache.write(file, fingerprint, scan)
         return _index(place, scan, folder, image_root, classes, class_map, labels, need_classes)
-
-
-def _walk(root: str) -> Tree:
-    if not os.path.isdir(root):
-        what = "not a folder" if os.path.exists(root) else "no such folder"
-        raise DataError(f"{root}: {what}: expected a folder of class folders with images")
-    try:
-        return walk(root)
-    except OSError as error:
-        raise DataError(f"{root}: folder cannot be listed: {error.strerror}") from error
-
-
-def _scan(place: Location, source: Source | Tree, threads: int | None, progress: Progress | None) -> Scan:
-    if isinstance(source, Tree):
-        return scan_tree(Path(place.base), source, threads, progress)
-    return source.scan(threads, progress)
 
 
 def _index(
@@ -294,10 +265,15 @@ def _index(
     refuse_other_level(place.text, scan)
     for note in scan.notes:
         log.warning("%s: %s", place.text, note)
+    if copies := int((scan.columns["care_N"] & Care.CONVERT > 0).sum()):
+        log.info(
+            "%s: %d of %d images are read through an RGB copy, which Pillow makes at first use in %s",
+            place.text, copies, len(scan.columns["care_N"]), (cache_dir or cache.default_folder()) / "rgb",
+        )  # fmt: skip
     names, label_N = labels_of(place.text, scan, classes, label_file, need_classes=need_classes)
     columns: dict[str, Any] = {**scan.columns, "label_N": label_N}
     return ImageIndex(
-        root=Path(folder), name=place.text, classes=names, shards=scan.shards, reader=reader_of(scan, place),
+        root=Path(folder), name=place.text, classes=names, shards=scan.shards, reader=reader_of(scan, place, folder),
         bad=tuple(BadFile(join(path), reason) for path, reason in scan.bad), cache_dir=cache_dir, notes=scan.notes,
         **columns,
     )  # fmt: skip

@@ -1,6 +1,8 @@
 """An RGB PNG of an image that DALI would not decode as Pillow does, cached under a digest of its bytes."""
 
 import hashlib
+import itertools
+import logging
 import struct
 from contextlib import suppress
 from io import BytesIO
@@ -16,6 +18,9 @@ REFUSALS = (
     OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, ArithmeticError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
+TOLD_EVERY = 1000  # copies: half a minute of one thread, for photographs
+log = logging.getLogger(__name__)
+_made = itertools.count(1)
 
 
 class PillowError(Exception):
@@ -45,6 +50,8 @@ def rgb_copy(encoded: bytes, cache_dir: Path | None = None) -> bytes:
     _decode(encoded).save(png, "PNG", compress_level=1)
     with suppress(OSError):  # a cache folder that cannot be written to
         write_atomically(copy, lambda file: file.write(png.getbuffer()))
+    if (made := next(_made)) % TOLD_EVERY == 0:
+        log.info("%d RGB copies made so far, by Pillow, in %s", made, copy.parent)
     return png.getvalue()
 
 

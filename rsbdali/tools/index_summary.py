@@ -1,5 +1,6 @@
 """What `rsbdali index DIR` prints: counts, sizes, formats, and every file that is no image or needs care."""
 
+import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +93,7 @@ def care_text(care: int) -> str:
 
 def report(
     console: Console, folder: Path, *, threads: int | None = None, rebuild: bool = False,
-    val_labels: Path | None = None, class_map: Path | None = None,
+    val_labels: Path | None = None, class_map: Path | None = None, bad_list: Path | None = None,
 ) -> None:  # fmt: skip
     """Index a folder, or its train and val folders, with a progress bar, and print what is there.
 
@@ -103,6 +104,7 @@ def report(
         rebuild: scan again even where the cache fits.
         val_labels: label file of a flat val folder.
         class_map: file of class names in label order.
+        bad_list: CSV file that gets the path of each file that is skipped or read through an RGB copy, and why.
 
     Raises:
         DataError: no such folder, or no images in it; where it has train or val, what training would refuse (classes of
@@ -114,6 +116,7 @@ def report(
     parts = find_parts(folder)
     classes: tuple[str, ...] | None = None
     refused: DataError | None = None
+    special: list[tuple[str, str]] = []
     for split, part in parts or [("", folder)]:
         with counting(console, part.name) as advance:
             index = ImageIndex.load(part, need_classes=False, threads=threads, rebuild=rebuild, progress=advance)
@@ -125,8 +128,27 @@ def report(
             except DataError as error:
                 refused = refused or error
         print_index(console, index)
+        special += _special(index)
+    if bad_list is not None:
+        _write_list(bad_list, special)
     if refused is not None:
         raise refused
+
+
+def _special(index: ImageIndex) -> list[tuple[str, str]]:
+    """Path and reason of each file that is skipped, or read through an RGB copy."""
+    converted = np.flatnonzero(index.care_N & Care.CONVERT).tolist()
+    skipped = [(bad.path, bad.reason) for bad in index.bad]
+    return skipped + [(index.path(i), "read through an RGB copy") for i in converted]
+
+
+def _write_list(path: Path, rows: list[tuple[str, str]]) -> None:
+    try:
+        # names that are no text are written with escapes, so that nothing stops the list
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *rows])
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import stat
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,10 @@ from rsbdali.data.columns import header_columns, notes_on_classes
 from rsbdali.data.header import Header, NoImageError, read_header
 from rsbdali.data.levels import notes_on_depth
 from rsbdali.data.names import EXTENSIONS, is_hidden, is_image_name, is_skipped_name, natural_key, notes_on_names
-from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Progress, Scan
-from rsbdali.errors import DataError
+from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Place, Progress, Scan
+from rsbdali.errors import DataError, UnreadableImage
+
+READ = os.O_RDONLY | os.O_NONBLOCK  # a file that became a pipe must not block
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,53 @@ def _stat_all(names: list[str], descriptor: int) -> list[os.stat_result | OSErro
 
 
 log = logging.getLogger(__name__)
+
+
+class FolderSource:
+    """A folder of image files as a `Source`; it is walked once, when this is made.
+
+    Raises:
+        DataError: there is no such folder, or it cannot be listed.
+    """
+
+    def __init__(self, root: str) -> None:
+        if not os.path.isdir(root):
+            what = "not a folder" if os.path.exists(root) else "no such folder"
+            raise DataError(f"{root}: {what}: expected a folder of class folders with images")
+        self._root = root
+        try:
+            self._tree = walk(root)
+        except OSError as error:
+            raise DataError(f"{root}: folder cannot be listed: {error.strerror}") from error
+
+    def fingerprint(self) -> bytes:
+        """See `Source`."""
+        return self._tree.fingerprint()
+
+    def scan(self, threads: int | None, progress: Progress | None) -> Scan:
+        """See `Source`."""
+        return scan_tree(Path(self._root), self._tree, threads, progress)
+
+
+class FileReader:
+    """Reads images that are files of this machine, below one folder."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def read(self, place: Place) -> bytes:
+        """See `Reader`."""
+        try:
+            with open(os.open(os.path.join(self._root, place.path), READ), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
+
+    def fetch_ahead(self, places: Sequence[Place]) -> None:
+        """Nothing: the kernel reads ahead."""
+
+    def close(self) -> None:
+        """Nothing is open between reads."""
 
 
 def scan_tree(root: Path, tree: Tree, threads: int | None = None, progress: Progress | None = None) -> Scan:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from rsbdali.data.names import is_image_name
 from rsbdali.data.sources.base import Reader, Scan, Source
+from rsbdali.data.sources.folder import FileReader, FolderSource
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.objects import ObjectSource
 from rsbdali.data.sources.parquet import ParquetReader, ParquetSource
@@ -44,8 +45,8 @@ def is_table(location: Location) -> bool:
     return location.pattern is not None and location.pattern.lower().endswith(TABLES)
 
 
-def open_source(location: Location, root: str | os.PathLike[str] | None = None) -> Source | None:
-    """The source at a location; None for a folder of image files, which `rsbdali.data.index` walks itself.
+def open_source(location: Location, root: str | os.PathLike[str] | None = None) -> Source:
+    """The source at a location.
 
     Raises:
         DataError: nothing there, or a form that is not known.
@@ -56,7 +57,7 @@ def open_source(location: Location, root: str | os.PathLike[str] | None = None) 
             raise DataError(f"{location.text}: a table of paths is read from local files only")
         return TableSource(location.text, folder)
     if location.pattern is None and not location.is_url and _holds_image_files(location.base):
-        return None
+        return FolderSource(location.base)
     storage = storage_of(location)
     files, folders = storage.files()
     if location.pattern is not None:
@@ -67,10 +68,10 @@ def open_source(location: Location, root: str | os.PathLike[str] | None = None) 
     return _of_files(location, storage, files)
 
 
-def reader_of(scan: Scan, location: Location) -> Reader | None:
-    """Reads the images of a scan; None where they are files, which are read by path."""
+def reader_of(scan: Scan, location: Location, root: str) -> Reader:
+    """Reads the images of a scan; files of this machine below `root`."""
     if scan.kind == "files":
-        return None
+        return FileReader(root)
     storage = storage_of(location)
     if scan.kind == "parquet":
         return ParquetReader(storage, scan.shards)

@@ -16,6 +16,7 @@ import torch
 from rsbdali import __version__
 from rsbdali.data.cache import default_folder
 from rsbdali.environment import cpu_model, package_version
+from rsbdali.tools.doctor.data import check_data
 from rsbdali.tools.doctor.findings import Finding, Level, can_train, print_findings
 from rsbdali.tools.doctor.gpu import check_dali, check_gpus, check_torch, check_triton
 
@@ -26,13 +27,14 @@ MEMORY_PER_THREAD = 1 << 30  # bytes; decoding needs much less, a training proce
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def examine() -> list[Finding]:
-    """Run every check; takes a few seconds, as DALI is tried in a child process."""
+def examine(data: Path | None = None) -> list[Finding]:
+    """Run every check; takes a few seconds, as DALI is tried in a child process. With `data`, try its images too."""
     checks: tuple[Callable[[], list[Finding]], ...] = (
         check_python, check_torch, check_gpus, check_dali, check_triton, check_cpu, check_memory, check_limits,
         check_cache,
     )  # fmt: skip
-    return [finding for check in checks for finding in check()]
+    found = [finding for check in checks for finding in check()]
+    return found if data is None else found + check_data(data)
 
 
 def check_python() -> list[Finding]:
