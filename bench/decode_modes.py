@@ -30,11 +30,16 @@ def main(data: Path, device: str, batch_size: int, workers: int, seconds: float,
         root, _ = enough_images(ImageIndex.load(find_images(data)), batch_size, Path(folder))
         specs = [
             FeedSpec(
-                kind=f"stage:{mode}", root=str(root), cache_dir=f"{folder}/cache", recipe=recipe.to_dict(),
-                batch_size=batch_size, workers=workers, device=str(resolve_device(device)),
+                kind=f"stage:{mode}",
+                root=str(root),
+                cache_dir=f"{folder}/cache",
+                recipe=recipe.to_dict(),
+                batch_size=batch_size,
+                workers=workers,
+                device=str(resolve_device(device)),
             )
             for mode in modes
-        ]  # fmt: skip
+        ]
         failed: dict[str, str] = {}
         found = race(start(specs, failed, stack, _quiet), rounds, seconds, failed, _quiet)
     for name, done in found.items():

@@ -55,9 +55,14 @@ def measure(
         rows = recipe.global_batch_size
         root, _ = enough_images(ImageIndex.load(find_images(data)), rows, Path(folder))
         spec = FeedSpec(
-            kind="", root=str(root), cache_dir=f"{folder}/cache", recipe=recipe.to_dict(), batch_size=rows,
-            workers=workers, device=str(device),
-        )  # fmt: skip
+            kind="",
+            root=str(root),
+            cache_dir=f"{folder}/cache",
+            recipe=recipe.to_dict(),
+            batch_size=rows,
+            workers=workers,
+            device=str(device),
+        )
         step = OurStep(recipe, device, mixed=False)
         for _ in range(warm_up_steps(device)):
             step()
@@ -71,13 +76,19 @@ def measure(
         "kind": "gpu_share",
         "machine": machine_record(),
         "config": {
-            "recipe": recipe.name, "model": recipe.model, "train_size": list(recipe.train_size), "batch_size": rows,
-            "workers": workers, "device": str(device), "dtype": name_of(amp_dtype(recipe.amp_dtype, device)),
-            "steps": steps, "rounds": rounds,
+            "recipe": recipe.name,
+            "model": recipe.model,
+            "train_size": list(recipe.train_size),
+            "batch_size": rows,
+            "workers": workers,
+            "device": str(device),
+            "dtype": name_of(amp_dtype(recipe.amp_dtype, device)),
+            "steps": steps,
+            "rounds": rounds,
         },
         "rungs": rungs,
         "randaugment": randaugment_cost(rungs, rows),
-    }  # fmt: skip
+    }
 
 
 def _beside(step: OurStep, feed: Feed, finish: Callable[[], None], steps: int, rounds: int) -> dict[str, float]:
@@ -164,9 +175,7 @@ def main(
     recipe = Recipe.load("a3", dict(pair.split("=", 1) for pair in overrides))
     group = recipe.global_batch_size // recipe.mix_groups
     rows = batch_size or (group if place.type == "cuda" else CPU_ROWS)
-    record = measure(
-        step_recipe(recipe, rows), data, place, steps=steps, rounds=rounds, workers=default_threads()
-    )
+    record = measure(step_recipe(recipe, rows), data, place, steps=steps, rounds=rounds, workers=default_threads())
     print_share(Console(), record)
     if json:
         write_record(json, record)

@@ -62,9 +62,14 @@ def print_kernels(console: Console, record: dict[str, Any]) -> None:
         table.add_column(heading, justify="right")
     for r in record["results"]:
         table.add_row(
-            r["name"], r["dtype"], f"{r['bytes'] / 1e6:,.1f}", f"{r['us']:,.1f}", f"{r['floor_us']:,.1f}",
-            f"{r['times_floor']:.2f} ×", f"{r['share_of_copy']:.0%}",
-        )  # fmt: skip
+            r["name"],
+            r["dtype"],
+            f"{r['bytes'] / 1e6:,.1f}",
+            f"{r['us']:,.1f}",
+            f"{r['floor_us']:,.1f}",
+            f"{r['times_floor']:.2f} ×",
+            f"{r['share_of_copy']:.0%}",
+        )
     console.print(table)
 
 

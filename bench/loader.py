@@ -72,9 +72,15 @@ class BenchOptions:
 
 
 def main(
-    recipe: Recipe, data: Path, console: Console, *, peers: str | None, json_path: Path | None,
-    report_path: Path | None, **options: Any,
-) -> None:  # fmt: skip
+    recipe: Recipe,
+    data: Path,
+    console: Console,
+    *,
+    peers: str | None,
+    json_path: Path | None,
+    report_path: Path | None,
+    **options: Any,
+) -> None:
     """The command: measure, saying what is being done, then print and write the report."""
     names = tuple(name.strip() for name in (peers or "").split(",") if name.strip())
     chosen = BenchOptions(recipe=recipe, data=data, peers=names, json=json_path, report=report_path, **options)
@@ -127,9 +133,15 @@ def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
         say(f"{len(index)} images are few: each is read {copies} times an epoch, from the page cache")
     workers = options.workers or default_threads()
     spec = FeedSpec(
-        kind="rsbdali", root=str(root), cache_dir=str(scratch / "cache"), recipe=_bench_recipe(options).to_dict(),
-        batch_size=options.batch_size, workers=workers, device=str(device), executor=options.executor,
-    )  # fmt: skip
+        kind="rsbdali",
+        root=str(root),
+        cache_dir=str(scratch / "cache"),
+        recipe=_bench_recipe(options).to_dict(),
+        batch_size=options.batch_size,
+        workers=workers,
+        device=str(device),
+        executor=options.executor,
+    )
     ImageIndex.load(root, cache_dir=scratch / "cache")  # once, for all contestants
     results, skipped = _loaders(options, spec, say)
     stages = _stages(options, spec, say) if options.stages else ()
@@ -148,9 +160,11 @@ def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
             _figures(_ours(spec.load_recipe(), results)),
             peers=tuple(_figures(p, ratio_to[p.name]) for p in peers),
             model=Model(name=model.name, images_per_s=model.median) if model else None,
-            threads=workers, cores=default_threads(), device=device.type,
+            threads=workers,
+            cores=default_threads(),
+            device=device.type,
         ),
-    )  # fmt: skip
+    )
 
 
 def _bench_recipe(options: BenchOptions) -> Recipe:
@@ -160,9 +174,12 @@ def _bench_recipe(options: BenchOptions) -> Recipe:
     """
     groups = options.recipe.mix_groups if options.recipe.aug_repeats > 1 else 1
     return dataclasses.replace(
-        options.recipe, global_batch_size=options.batch_size * groups, mix_groups=groups, batch_size=None,
+        options.recipe,
+        global_batch_size=options.batch_size * groups,
+        mix_groups=groups,
+        batch_size=None,
         mixup_off_epoch=0,
-    )  # fmt: skip
+    )
 
 
 def _own_specs(spec: FeedSpec) -> list[FeedSpec]:
@@ -197,9 +214,7 @@ def _stages(options: BenchOptions, spec: FeedSpec, say: Say) -> tuple[Stage, ...
     if skipped:
         raise ContestantFailed("; ".join(skipped.values()))
     figures = [LoaderFigures(name=name, rounds=tuple(r)) for name, r in found.items()]
-    return ladder(
-        RUNGS, [f.cpu_us_per_image for f in figures], [f.images_per_s.median for f in figures], gpu_us
-    )  # fmt: skip
+    return ladder(RUNGS, [f.cpu_us_per_image for f in figures], [f.images_per_s.median for f in figures], gpu_us)
 
 
 def _model(options: BenchOptions, say: Say) -> ModelFigures:
@@ -228,9 +243,11 @@ def _ratios(recipe: Recipe, results: Sequence[LoaderFigures]) -> dict[str, float
 
 def _figures(result: LoaderFigures, ours_by_it: float | None = None) -> Loader:
     return Loader(
-        name=result.name, images_per_s=result.images_per_s.median, cpu_us_per_image=result.cpu_us_per_image,
+        name=result.name,
+        images_per_s=result.images_per_s.median,
+        cpu_us_per_image=result.cpu_us_per_image,
         ours_by_it=ours_by_it,
-    )  # fmt: skip
+    )
 
 
 def _config(options: BenchOptions, spec: FeedSpec, images: int, copies: int) -> dict[str, Any]:

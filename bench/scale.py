@@ -74,12 +74,20 @@ def made_up_index(n: int, seed: int = 0) -> ImageIndex:
     path_bytes = np.tile(np.frombuffer(PATH.encode(), np.uint8), n)
     sides_2N = rng.integers(300, 601, (2, n)).astype(np.int32)
     return ImageIndex(
-        root=Path("/made-up"), reader=FileReader("/made-up"), classes=tuple(f"n{i:08d}" for i in range(CLASSES)),
-        label_N=rng.integers(CLASSES, size=n).astype(np.int32), width_N=sides_2N[0], height_N=sides_2N[1],
-        nbytes_N=np.full(n, 110_000), format_N=np.ones(n, np.uint8), care_N=np.zeros(n, np.uint8),
-        path_bytes=path_bytes, path_end_N=np.arange(1, n + 1) * len(PATH), shard_N=np.empty(0, np.int32),
+        root=Path("/made-up"),
+        reader=FileReader("/made-up"),
+        classes=tuple(f"n{i:08d}" for i in range(CLASSES)),
+        label_N=rng.integers(CLASSES, size=n).astype(np.int32),
+        width_N=sides_2N[0],
+        height_N=sides_2N[1],
+        nbytes_N=np.full(n, 110_000),
+        format_N=np.ones(n, np.uint8),
+        care_N=np.zeros(n, np.uint8),
+        path_bytes=path_bytes,
+        path_end_N=np.arange(1, n + 1) * len(PATH),
+        shard_N=np.empty(0, np.int32),
         offset_N=np.empty(0, np.int64),
-    )  # fmt: skip
+    )
 
 
 def of_size(n: int, recipe: Recipe) -> OfSize:

@@ -59,9 +59,15 @@ class StepOptions:
 
 
 def main(
-    recipe: Recipe, console: Console, *, peers: str | None, torch_compile: str | None, cuda_graph: bool,
-    json_path: Path | None, **options: Any,
-) -> None:  # fmt: skip
+    recipe: Recipe,
+    console: Console,
+    *,
+    peers: str | None,
+    torch_compile: str | None,
+    cuda_graph: bool,
+    json_path: Path | None,
+    **options: Any,
+) -> None:
     """The command: measure, saying what is being done, then print and write the record."""
     names = tuple(name.strip() for name in (peers or "").split(",") if name.strip())
     switches = Switches(torch_compile=torch_compile or OFF, cuda_graph=cuda_graph)

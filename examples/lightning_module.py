@@ -59,9 +59,14 @@ def main(argv: Sequence[str] | None = None) -> float:
     )
     classes = len([folder for folder in Path(args.data, "train").iterdir() if folder.is_dir()])
     trainer = pl.Trainer(
-        max_epochs=args.epochs, devices=args.devices, default_root_dir=args.output, logger=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
+        max_epochs=args.epochs,
+        devices=args.devices,
+        default_root_dir=args.output,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
     model = Classifier(args.model, classes, args.lr, recipe.bce_target_thresh)
     trainer.fit(model, datamodule=data, ckpt_path=args.resume)
     top1 = float(trainer.callback_metrics["top1"])

@@ -80,10 +80,15 @@ def main() -> None:
     collate_fn = None
     if args.prefetcher and (args.mixup > 0 or args.cutmix > 0):
         collate_fn = FastCollateMixup(
-            mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=None, prob=args.mixup_prob,
-            switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            cutmix_minmax=None,
+            prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob,
+            mode=args.mixup_mode,
+            label_smoothing=args.smoothing,
             num_classes=num_classes,
-        )  # fmt: skip
+        )
     loader_train = create_loader(
         dataset_train,
         input_size=(3, args.img_size, args.img_size),
@@ -134,9 +139,13 @@ def main() -> None:
         use_prefetcher=args.prefetcher,
     )
     scheduler, num_epochs = create_scheduler_v2(
-        optimizer, sched="cosine", num_epochs=args.epochs, warmup_epochs=args.warmup_epochs, warmup_lr=1e-4,
+        optimizer,
+        sched="cosine",
+        num_epochs=args.epochs,
+        warmup_epochs=args.warmup_epochs,
+        warmup_lr=1e-4,
         updates_per_epoch=len(loader_train),
-    )  # fmt: skip
+    )
     loss_fn = BinaryCrossEntropy(target_threshold=args.bce_target_thresh)
     for epoch in range(num_epochs):
         if args.distributed and hasattr(loader_train.sampler, "set_epoch"):
@@ -153,9 +162,14 @@ def main() -> None:
 
 
 def train_one_epoch(
-    model: torch.nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer, loss_fn: torch.nn.Module,
-    loss_scaler: utils.NativeScaler | None, autocast: AbstractContextManager, device: torch.device,
-) -> float:  # fmt: skip
+    model: torch.nn.Module,
+    loader: Iterable,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: torch.nn.Module,
+    loss_scaler: utils.NativeScaler | None,
+    autocast: AbstractContextManager,
+    device: torch.device,
+) -> float:
     """The mean loss of an epoch."""
     losses = utils.AverageMeter()
     model.train()

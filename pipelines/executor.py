@@ -30,9 +30,13 @@ class DecodedBatch(NamedTuple):
 
 
 def scatter(
-    parts: Sequence[torch.Tensor], rows_per_part: Sequence[np.ndarray], bad: dict[int, str], *,
-    size: tuple[int, int], device: torch.device,
-) -> DecodedBatch:  # fmt: skip
+    parts: Sequence[torch.Tensor],
+    rows_per_part: Sequence[np.ndarray],
+    bad: dict[int, str],
+    *,
+    size: tuple[int, int],
+    device: torch.device,
+) -> DecodedBatch:
     """A batch from parts of its rows.
 
     Args:

@@ -26,8 +26,12 @@ def warp_samples(image_capsules: list[Any], matrix_capsules: list[Any], filter_c
 
             return warp_fused(images_NHWC, matrix_N6, cubic_N)
         # image by image the working set stays in the cache
-        return torch.cat([warp(images_NHWC[i : i + 1], matrix_N6[i : i + 1], cubic=cubic)
-                          for i, cubic in enumerate(cubic_N.tolist())])  # fmt: skip
+        return torch.cat(
+            [
+                warp(images_NHWC[i : i + 1], matrix_N6[i : i + 1], cubic=cubic)
+                for i, cubic in enumerate(cubic_N.tolist())
+            ]
+        )
 
     return _run(run, image_capsules)
 

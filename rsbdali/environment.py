@@ -15,8 +15,17 @@ import torch
 
 from rsbdali import __version__
 
-PACKAGES = ("rsbdali", "torch", "torchvision", "timm", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu12", "triton",
-            "numpy", "pillow")  # fmt: skip
+PACKAGES = (
+    "rsbdali",
+    "torch",
+    "torchvision",
+    "timm",
+    "nvidia-dali-cuda120",
+    "nvidia-nvimgcodec-cu12",
+    "triton",
+    "numpy",
+    "pillow",
+)
 
 
 def machine_record() -> dict[str, Any]:

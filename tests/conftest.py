@@ -38,9 +38,7 @@ def compiled_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def cache_home(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, compiled_code: Path
-) -> Path:
+def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, compiled_code: Path) -> Path:
     """Every test has an XDG cache folder of its own, but for the compiled code in it."""
     folder = tmp_path_factory.mktemp("xdg-cache")
     (folder / "rsbdali").mkdir()
@@ -161,9 +159,13 @@ def image_tree(tmp_path: Path, write_image: Callable[..., Path]) -> Callable[...
     """
 
     def make(
-        classes: int = 3, per_class: int = 4, split: str = "train", name: str = "data", seed: int = 0,
+        classes: int = 3,
+        per_class: int = 4,
+        split: str = "train",
+        name: str = "data",
+        seed: int = 0,
         odd: tuple[str, ...] = (),
-    ) -> Path:  # fmt: skip
+    ) -> Path:
         rng = np.random.default_rng(seed)
         root = tmp_path / name / split
         for label in range(classes):

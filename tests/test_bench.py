@@ -40,9 +40,14 @@ def options(data: Path, **values: object) -> bench.BenchOptions:
 def spec(root: Path, kind: str, **recipe: str) -> FeedSpec:
     chosen = Recipe.load("a3", {**SMALL, "global_batch_size": "4", "mix_groups": "1", **recipe})
     return FeedSpec(
-        kind=kind, root=str(root), cache_dir=str(root.parent / "cache"), recipe=chosen.to_dict(), batch_size=4,
-        workers=1, device="cpu",
-    )  # fmt: skip
+        kind=kind,
+        root=str(root),
+        cache_dir=str(root.parent / "cache"),
+        recipe=chosen.to_dict(),
+        batch_size=4,
+        workers=1,
+        device="cpu",
+    )
 
 
 def a_round(images: int = 100, seconds: float = 1.0, cpu_s: float = 0.5) -> meter.Round:
@@ -197,18 +202,38 @@ def test_ladder_takes_differences() -> None:
 
 def test_page_is_well_formed_and_escapes() -> None:
     result = {
-        "name": "<b>", "images_per_s": {"median": 10.0, "min": 9.0, "max": 11.0}, "cpu_us_per_image": 100.0,
-        "wait_ms_per_batch": {"median": 1.0, "min": 1.0, "max": 2.0}, "memory_mib": 5.0, "note": "x & y",
-    }  # fmt: skip
+        "name": "<b>",
+        "images_per_s": {"median": 10.0, "min": 9.0, "max": 11.0},
+        "cpu_us_per_image": 100.0,
+        "wait_ms_per_batch": {"median": 1.0, "min": 1.0, "max": 2.0},
+        "memory_mib": 5.0,
+        "note": "x & y",
+    }
     stage = {"name": "decode", "cpu_us": 5.0, "cumulative_cpu_us": 5.0, "images_per_s": 9.0, "gpu_us": None}
     config = {
-        "recipe": "a3", "train_size": [160, 160], "batch_size": 4, "workers": 1, "device": "cpu", "rounds": 1,
-        "seconds": 1.0, "images": 3, "times_tiled": 2, "page_cache": "warm",
-    }  # fmt: skip
-    text = page({
-        "machine": machine_record(), "config": config, "results": [result], "skipped": {"y": "<no>"},
-        "ratio_to": {"<b>": 2.0}, "stages": [stage], "model": None, "verdict": "a < b",
-    })  # fmt: skip
+        "recipe": "a3",
+        "train_size": [160, 160],
+        "batch_size": 4,
+        "workers": 1,
+        "device": "cpu",
+        "rounds": 1,
+        "seconds": 1.0,
+        "images": 3,
+        "times_tiled": 2,
+        "page_cache": "warm",
+    }
+    text = page(
+        {
+            "machine": machine_record(),
+            "config": config,
+            "results": [result],
+            "skipped": {"y": "<no>"},
+            "ratio_to": {"<b>": 2.0},
+            "stages": [stage],
+            "model": None,
+            "verdict": "a < b",
+        }
+    )
     for part in text.split("<svg")[1:]:
         ET.fromstring("<svg" + part.split("</svg>")[0] + "</svg>")
     assert "<b>" not in text.replace("<body>", "")

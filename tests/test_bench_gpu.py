@@ -94,17 +94,20 @@ def test_summary_of_all_records() -> None:
     lamb = {"name": "lamb on resnet50", "times_floor": 2.5}
     found = {
         row.name: row
-        for row in rows({
-            "step-bfloat16": step_record(rsbdali=5000, rsbdali_nomix=5200, rsbdali_compile=6000, timm_compile=5000),
-            "kernels": {"results": [mix, mix | {"share_of_copy": 0.82, "dtype": "float32"}, lamb]},
-            "train-bfloat16": {"images_per_s": 4900, "wait_share": 0.01},
-            "loader": {
-                "results": [{"name": "rsbdali", "images_per_s": {"median": 7800}}], "ratio_to": {"timm": 9.0},
-                "config": {"workers": 16},
-            },
-            "gpu_share": {"randaugment": {"share_of_step": 0.03}},
-        })
-    }  # fmt: skip
+        for row in rows(
+            {
+                "step-bfloat16": step_record(rsbdali=5000, rsbdali_nomix=5200, rsbdali_compile=6000, timm_compile=5000),
+                "kernels": {"results": [mix, mix | {"share_of_copy": 0.82, "dtype": "float32"}, lamb]},
+                "train-bfloat16": {"images_per_s": 4900, "wait_share": 0.01},
+                "loader": {
+                    "results": [{"name": "rsbdali", "images_per_s": {"median": 7800}}],
+                    "ratio_to": {"timm": 9.0},
+                    "config": {"workers": 16},
+                },
+                "gpu_share": {"randaugment": {"share_of_step": 0.03}},
+            }
+        )
+    }
 
     def said(name: str) -> tuple[str, str]:
         return found[name].text, found[name].verdict
@@ -136,8 +139,10 @@ def test_the_script_dry(image_tree: Callable[..., Path], tmp_path: Path) -> None
     done = subprocess.run(
         ["bash", str(ROOT / "bench" / "gpu.sh"), str(tmp_path / "out"), str(image_tree()), "--device", "cpu"],
         env={**os.environ, "PYTHON": sys.executable, "STEPS": "kernels sanitizer", "BUDGET": "300"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     summary = (tmp_path / "out" / "summary.txt").read_text()
     assert "kernels: status 0" in summary, (tmp_path / "out" / "bench.txt").read_text()

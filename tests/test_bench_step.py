@@ -37,8 +37,11 @@ def test_the_command_prints_both_and_writes_a_record(tmp_path: Path) -> None:
     words = ["bench-step", "--recipe", "a3", "--device", "cpu", "--peers", "timm", "--batch-size", "4", "--rounds", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "rsbdali", *words, "--seconds", "0.01", "--json", str(file), *overrides],
-        capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "120"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "120"},
+    )
     assert done.returncode == 0, done.stderr
     for word in ("rsbdali", "timm-nomix", "its Mixup on the batch", "GFLOP", "backward"):
         assert word in done.stdout
@@ -143,9 +146,13 @@ def test_who_takes_part() -> None:
     assert [e.name for e in entries(())] == ["rsbdali", "rsbdali-nomix"]
     switched = entries(("timm",), Switches(torch_compile="default", cuda_graph=True))
     assert [e.name for e in switched][4:] == [
-        "rsbdali-compile", "rsbdali-nomix-compile", "timm-compile", "timm-nomix-compile", "rsbdali-graph",
+        "rsbdali-compile",
+        "rsbdali-nomix-compile",
+        "timm-compile",
+        "timm-nomix-compile",
+        "rsbdali-graph",
         "rsbdali-compile-graph",
-    ]  # fmt: skip
+    ]
     assert switched[-1].note.endswith("torch.compile default; as CUDA graphs")
 
 

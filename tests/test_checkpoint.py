@@ -276,8 +276,11 @@ def test_the_best_k_stay(tmp_path: Path) -> None:
             best = max(best, metric)
     names = {path.name: checkpoint.read(path)["epoch"] for path in tmp_path.iterdir()}
     assert names == {
-        "last.pth.tar": 4, "model_best.pth.tar": 1, "checkpoint-1.pth.tar": 1, "checkpoint-3.pth.tar": 3,
-    }  # fmt: skip
+        "last.pth.tar": 4,
+        "model_best.pth.tar": 1,
+        "checkpoint-1.pth.tar": 1,
+        "checkpoint-3.pth.tar": 3,
+    }
     # a run that goes on remembers those that are still there
     (tmp_path / "checkpoint-3.pth.tar").unlink()
     assert Saver(tmp_path, keep=2, history=saver.history).history == {"checkpoint-1.pth.tar": 30.0}

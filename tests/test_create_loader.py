@@ -77,9 +77,17 @@ def test_training_batches(make: Callable[..., TupleLoader], tree: Path) -> None:
 
 def test_settings_reach_the_recipe(make: Callable[..., TupleLoader]) -> None:
     loader = make(
-        size=(3, 24, 32), scale=(0.5, 1), ratio=[1, 2], hflip=0, auto_augment="rand-m7", interpolation="bicubic",
-        mean=(0.5, 0.5, 0.5), std=np.array([0.1, 0.2, 0.3]), num_aug_repeats=3.0, seed=5,
-    )  # fmt: skip
+        size=(3, 24, 32),
+        scale=(0.5, 1),
+        ratio=[1, 2],
+        hflip=0,
+        auto_augment="rand-m7",
+        interpolation="bicubic",
+        mean=(0.5, 0.5, 0.5),
+        std=np.array([0.1, 0.2, 0.3]),
+        num_aug_repeats=3.0,
+        seed=5,
+    )
     recipe = loader.loader.recipe
     assert (recipe.train_size, recipe.scale, recipe.ratio, recipe.hflip) == ((24, 32), (0.5, 1.0), (1.0, 2.0), 0.0)
     assert (recipe.aa, recipe.train_interpolation, recipe.aug_repeats, recipe.seed) == ("rand-m7", "bicubic", 3, 5)
@@ -344,31 +352,46 @@ def test_every_argument_of_timm_is_known() -> None:
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ({"no_aug": True}, "no_aug"), ({"re_prob": 0.25}, "re_prob"), ({"vflip": 0.5}, "vflip"),
-        ({"color_jitter": 0.4}, "color_jitter"), ({"color_jitter": (0, 0.1, 0)}, "color_jitter"),
+        ({"no_aug": True}, "no_aug"),
+        ({"re_prob": 0.25}, "re_prob"),
+        ({"vflip": 0.5}, "vflip"),
+        ({"color_jitter": 0.4}, "color_jitter"),
+        ({"color_jitter": (0, 0.1, 0)}, "color_jitter"),
         ({"grayscale_prob": 0.1, "auto_augment": "rand-m6"}, "grayscale_prob"),
-        ({"gaussian_blur_prob": 0.1}, "gaussian_blur_prob"), ({"train_crop_mode": "rkrc"}, "train_crop_mode"),
-        ({"num_aug_splits": 3}, "num_aug_splits"), ({"training": False, "crop_mode": "squash"}, "crop_mode"),
+        ({"gaussian_blur_prob": 0.1}, "gaussian_blur_prob"),
+        ({"train_crop_mode": "rkrc"}, "train_crop_mode"),
+        ({"num_aug_splits": 3}, "num_aug_splits"),
+        ({"training": False, "crop_mode": "squash"}, "crop_mode"),
         ({"training": False, "crop_border_pixels": 4}, "crop_border_pixels"),
-        ({"tf_preprocessing": True}, "tf_preprocessing"), ({"fp16": True}, "fp16"),
-        ({"input_size_choices": (24, 32)}, "input_size_choices"), ({"num_batches": 3}, "num_batches"),
+        ({"tf_preprocessing": True}, "tf_preprocessing"),
+        ({"fp16": True}, "fp16"),
+        ({"input_size_choices": (24, 32)}, "input_size_choices"),
+        ({"num_batches": 3}, "num_batches"),
         ({"worker_seeding": print}, "worker_seeding"),
-        ({"auto_augment": "augmix-m5"}, "auto_augment"), ({"auto_augment": "original"}, "auto_augment"),
+        ({"auto_augment": "augmix-m5"}, "auto_augment"),
+        ({"auto_augment": "original"}, "auto_augment"),
         ({"interpolation": "lanczos"}, "interpolation"),
         ({"training": False, "interpolation": "random"}, "interpolation"),
-        ({"num_aug_repeats": 1.5}, "num_aug_repeats"), ({"size": (1, 24, 24)}, "input_size"),
-        ({"size": "a3"}, "input_size"), ({"scale": (0.5, 2)}, "scale"), ({"hflip": 2}, "hflip"),
-        ({"mean": (0.5,)}, "mean"), ({"collate_fn": list}, "collate_fn"),
+        ({"num_aug_repeats": 1.5}, "num_aug_repeats"),
+        ({"size": (1, 24, 24)}, "input_size"),
+        ({"size": "a3"}, "input_size"),
+        ({"scale": (0.5, 2)}, "scale"),
+        ({"hflip": 2}, "hflip"),
+        ({"mean": (0.5,)}, "mean"),
+        ({"collate_fn": list}, "collate_fn"),
         ({"collate_fn": collate(mode="half")}, "mixup_mode"),
         ({"collate_fn": collate(correct_lam=False)}, "correct_lam"),
         ({"collate_fn": collate(cutmix_minmax=(0.1, 0.9))}, "cutmix_minmax"),
         ({"training": False, "collate_fn": collate()}, "collate_fn"),
-        ({"output": "float16"}, "output"), ({"output": "uint8", "collate_fn": collate()}, "output"),
+        ({"output": "float16"}, "output"),
+        ({"output": "uint8", "collate_fn": collate()}, "output"),
         ({"use_prefetcher": False, "collate_fn": collate()}, "use_prefetcher"),
-        ({"img_dtype": torch.uint8}, "img_dtype"), ({"size": None}, "input_size"), ({"rows": None}, "batch_size"),
+        ({"img_dtype": torch.uint8}, "img_dtype"),
+        ({"size": None}, "input_size"),
+        ({"rows": None}, "batch_size"),
         ({"rows": 0}, "batch_size"),
     ],
-)  # fmt: skip
+)
 def test_refused_by_name(make: Callable[..., TupleLoader], arguments: dict[str, Any], name: str) -> None:
     with pytest.raises(RecipeError, match=name) as caught:
         make(**arguments)
@@ -378,10 +401,21 @@ def test_refused_by_name(make: Callable[..., TupleLoader], arguments: dict[str, 
 def test_harmless_arguments(make: Callable[..., TupleLoader]) -> None:
     timm_default_jitter = {"color_jitter": 0.4}
     neutral = {
-        "re_prob": 0.0, "re_mode": "pixel", "re_count": 1, "re_split": False, "train_crop_mode": None, "vflip": 0.0,
-        "color_jitter_prob": None, "pin_memory": True, "persistent_workers": True, "worker_seeding": "all",
-        "use_multi_epochs_loader": True, "num_aug_splits": 0, "tf_preprocessing": False, "no_aug": False,
-    }  # fmt: skip
+        "re_prob": 0.0,
+        "re_mode": "pixel",
+        "re_count": 1,
+        "re_split": False,
+        "train_crop_mode": None,
+        "vflip": 0.0,
+        "color_jitter_prob": None,
+        "pin_memory": True,
+        "persistent_workers": True,
+        "worker_seeding": "all",
+        "use_multi_epochs_loader": True,
+        "num_aug_splits": 0,
+        "tf_preprocessing": False,
+        "no_aug": False,
+    }
     randaugment = {"auto_augment": "rand-m6"}
     assert same(list(make(**neutral, **randaugment, **timm_default_jitter)), list(make(**randaugment)))
     # what is for training only changes nothing in evaluation, as in timm

@@ -70,18 +70,20 @@ def test_a_restart_by_torchrun_goes_on(tmp_path: Path, alone: Path) -> None:
     folder = tmp_path / "restarted"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     done = subprocess.run(
-        [*torchrun, "-m", "helpers.run_restart", str(folder), "2", *TOY], capture_output=True, text=True,
-        timeout=200, check=False, env={**environment(), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [*torchrun, "-m", "helpers.run_restart", str(folder), "2", *TOY],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={**environment(), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("rank 1 ends itself") == 1  # which rank's end torchrun then reports is a matter of moments
     compare_states(*(torch.load(path / "state.pt", weights_only=True) for path in (alone, folder)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path, number: signal.Signals) -> None:
     with ranks.Ranks(tmp_path, 2, ranks.toy, tmp_path, 100_000, "epochs=1") as two:
         wait_for_steps(tmp_path, two.processes[0])
         two.send(1, number)

@@ -23,9 +23,11 @@ def small(out: Path, **options: int) -> str:
 def test_layout(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     made = make_demo_data(
-        tmp_path / "demo", images_per_class_train=3, images_per_class_val=1,
+        tmp_path / "demo",
+        images_per_class_train=3,
+        images_per_class_val=1,
         progress=lambda done, total: steps.append((done, total)),
-    )  # fmt: skip
+    )
     assert (made.train, made.val, made.made) == (30, 10, 40)
     assert steps == [(i, 40) for i in range(1, 41)]
     train = ImageIndex.scan(find_split(tmp_path / "demo", "train"))
@@ -94,11 +96,13 @@ def test_colour_does_not_tell_the_class() -> None:
     """Mean colours of two classes differ no more than chance allows."""
     means_KSC = np.array(
         [
-            [np.asarray(draw(name, np.random.default_rng([seed, k])).resize((1, 1), Image.Resampling.BOX))[0, 0]
-             for seed in range(30)]
+            [
+                np.asarray(draw(name, np.random.default_rng([seed, k])).resize((1, 1), Image.Resampling.BOX))[0, 0]
+                for seed in range(30)
+            ]
             for k, name in enumerate(("discs", "stripes", "zigzag"))
         ],
         np.float64,
-    )  # fmt: skip
+    )
     spread = means_KSC.std(axis=1).mean()
     assert np.ptp(means_KSC.mean(axis=1), axis=0).max() < 1.2 * spread

@@ -26,16 +26,45 @@ from rsbdali.training.model import create_model
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = {
-    "rsbdali", "torchrun", "python", "python3", "make", "pip", "pytest", "bash", "srun", "sbatch", "docker",
+    "rsbdali",
+    "torchrun",
+    "python",
+    "python3",
+    "make",
+    "pip",
+    "pytest",
+    "bash",
+    "srun",
+    "sbatch",
+    "docker",
     "tensorboard",
-}  # fmt: skip
+}
 
 SMALL = {
-    "model": "test_resnet", "img_size": 32, "test_img_size": 32, "crop_pct": 0.9, "epochs": 1, "global_batch_size": 8,
-    "mix_groups": 1, "batch_size": "none", "warmup_epochs": 0, "aug_repeats": 0, "log_interval": 1,
-}  # fmt: skip
-PLACES = {"IMAGENET": "data", "DATA": "data", "D": "data", "DIR": "data", "photographs": "data", "PHOTOGRAPHS": "data",
-          "N": "1", "STEP": "1", "TREE": "data", "OUT": "out"}  # fmt: skip
+    "model": "test_resnet",
+    "img_size": 32,
+    "test_img_size": 32,
+    "crop_pct": 0.9,
+    "epochs": 1,
+    "global_batch_size": 8,
+    "mix_groups": 1,
+    "batch_size": "none",
+    "warmup_epochs": 0,
+    "aug_repeats": 0,
+    "log_interval": 1,
+}
+PLACES = {
+    "IMAGENET": "data",
+    "DATA": "data",
+    "D": "data",
+    "DIR": "data",
+    "photographs": "data",
+    "PHOTOGRAPHS": "data",
+    "N": "1",
+    "STEP": "1",
+    "TREE": "data",
+    "OUT": "out",
+}
 
 SOURCE_FOLDERS = ("rsbdali", "pipelines", "recipes", "bench", "examples", "tests")
 
@@ -207,10 +236,12 @@ def make_sources(folder: Path) -> None:
         paths = sorted((folder / "data" / split).glob("*/*"))
         lines = [f"../{path.relative_to(folder)},{path.parent.name}\n" for path in paths]
         (folder / "tables" / f"{split}.csv").write_text("".join(lines))
-        table = pyarrow.table({
-            "image": [{"bytes": path.read_bytes(), "path": path.name} for path in paths],
-            "label": [int(path.parent.name[-1]) for path in paths],
-        })  # fmt: skip
+        table = pyarrow.table(
+            {
+                "image": [{"bytes": path.read_bytes(), "path": path.name} for path in paths],
+                "label": [int(path.parent.name[-1]) for path in paths],
+            }
+        )
         pyarrow.parquet.write_table(table, folder / "hub" / "data" / f"{split}-00000-of-00001.parquet")
     invoke(["pack", "data", "shards", "--shards", "4"])
 
@@ -270,8 +301,9 @@ def test_paths_in_sentences_exist() -> None:
     stale = {name: [*stale_paths(text), *stale_files(text)] for name, text in texts.items()}
     assert {name: paths for name, paths in stale.items() if paths} == {}
     assert stale_paths("`plan/draws.py` `rsbdali/plan/` `plan/none.py` `rsbdali/none/` `bench/gpu.sh`") == [
-        "plan/none.py", "rsbdali/none/",
-    ]  # fmt: skip
+        "plan/none.py",
+        "rsbdali/none/",
+    ]
     assert stale_files("`draws.py` `nowhere.py`") == ["nowhere.py"]
 
 

@@ -24,9 +24,20 @@ EPOCHS = 4
 # what A3 is at 160 pixels is too much for 40 steps: no RandAugment, larger crops
 EASY = {"img_size": 64, "test_img_size": 64, "crop_pct": 1.0, "aa": "none", "scale": [0.2, 1.0]}
 ARGUMENTS = [
-    "--recipe", "a3", *(word for key, value in EASY.items() for word in ("--set", f"{key}={value}")),
-    "--model", "test_resnet", "--batch-size", "16", "--epochs", str(EPOCHS), "--lr", "3e-3", "--workers", "2",
-]  # fmt: skip
+    "--recipe",
+    "a3",
+    *(word for key, value in EASY.items() for word in ("--set", f"{key}={value}")),
+    "--model",
+    "test_resnet",
+    "--batch-size",
+    "16",
+    "--epochs",
+    str(EPOCHS),
+    "--lr",
+    "3e-3",
+    "--workers",
+    "2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +85,12 @@ def test_plain_in_two_processes(data: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     settings = [*ARGUMENTS, "--epochs", "2", "--workers", "1"]
     done = subprocess.run(
-        [*command, str(EXAMPLES / "plain.py"), "--data", str(data), *settings], capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+        [*command, str(EXAMPLES / "plain.py"), "--data", str(data), *settings],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     losses = [float(text) for text in re.findall(r"loss ([\d.]+)", done.stdout)]
     assert len(losses) == 2  # rank 0 alone talks
@@ -106,10 +120,34 @@ def test_lightning(
 def test_timm_script(data: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
     script = str(EXAMPLES / "timm_script.py")
     arguments = [
-        "--data-dir", str(data), "--model", "test_resnet", "--img-size", "64", "--crop-pct", "1.0", "-b", "16",
-        "--epochs", str(EPOCHS), "--opt", "adamw", "--lr", "3e-3", "--warmup-epochs", "0", "--scale", "0.2", "1.0",
-        "--aa", "rand-m1-p0.1", "-j", "2", "--device", "cpu",
-    ]  # fmt: skip
+        "--data-dir",
+        str(data),
+        "--model",
+        "test_resnet",
+        "--img-size",
+        "64",
+        "--crop-pct",
+        "1.0",
+        "-b",
+        "16",
+        "--epochs",
+        str(EPOCHS),
+        "--opt",
+        "adamw",
+        "--lr",
+        "3e-3",
+        "--warmup-epochs",
+        "0",
+        "--scale",
+        "0.2",
+        "1.0",
+        "--aa",
+        "rand-m1-p0.1",
+        "-j",
+        "2",
+        "--device",
+        "cpu",
+    ]
     with caplog.at_level(logging.INFO, "train"):
         assert timm_plug.main([script, *arguments]) == 0
     found = [re.search(r"loss ([\d.]+) top-1 ([\d.]+)", record.getMessage()) for record in caplog.records]

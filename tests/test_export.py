@@ -26,8 +26,15 @@ from rsbdali.training.train import make_state
 
 CPU = torch.device("cpu")
 NAMES = ("bell pepper", "cock's comb", 'a "quoted" `class`', "n01440764")
-SMALL = {"model": "test_resnet", "img_size": 48, "test_img_size": 64, "mean": [0.4, 0.5, 0.6], "crop_pct": 0.9,
-         "drop_path": 0.05, "model_ema": True}  # fmt: skip
+SMALL = {
+    "model": "test_resnet",
+    "img_size": 48,
+    "test_img_size": 64,
+    "mean": [0.4, 0.5, 0.6],
+    "crop_pct": 0.9,
+    "drop_path": 0.05,
+    "model_ema": True,
+}
 
 
 def make_checkpoint(

@@ -127,9 +127,7 @@ def test_faults_of_a_hostile_checkpoint_in_a_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resume", ["auto", LAST])
 @pytest.mark.parametrize("kind", ["truncated", "of another model", "hostile"])
-def test_faults_of_checkpoints_to_resume_from(
-    toy: Callable[..., Any], tmp_path: Path, kind: str, resume: str
-) -> None:
+def test_faults_of_checkpoints_to_resume_from(toy: Callable[..., Any], tmp_path: Path, kind: str, resume: str) -> None:
     folder, target = tmp_path / "run", tmp_path / "blown"
     folder.mkdir()
     other = toy("other")
@@ -161,12 +159,16 @@ def data(image_tree: Callable[..., Path]) -> Path:
 @pytest.fixture
 def options(data: Path, tmp_path: Path) -> TrainOptions:
     values = {
-        "model": "test_resnet", "img_size": 32, "test_img_size": 32, "epochs": 2, "global_batch_size": 4,
-        "mix_groups": 2, "warmup_epochs": 0, "amp_dtype": "float32",
-    }  # fmt: skip
-    return TrainOptions(
-        recipe=Recipe.load("a3", values), data=data, output=tmp_path / "out", device="cpu", workers=1
-    )
+        "model": "test_resnet",
+        "img_size": 32,
+        "test_img_size": 32,
+        "epochs": 2,
+        "global_batch_size": 4,
+        "mix_groups": 2,
+        "warmup_epochs": 0,
+        "amp_dtype": "float32",
+    }
+    return TrainOptions(recipe=Recipe.load("a3", values), data=data, output=tmp_path / "out", device="cpu", workers=1)
 
 
 def test_faults_of_images_that_vanish_or_rot_after_the_index(
@@ -206,18 +208,14 @@ def test_faults_of_a_read_only_data_folder(data: Path, cache_home: Path) -> None
         python = {"capture_output": True, "text": True, "preexec_fn": drop_the_right_to_write_everywhere}
         assert "Permission denied" in subprocess.run([sys.executable, "-c", code], check=False, **python).stderr
         before = sorted(data.rglob("*"))
-        done = subprocess.run(
-            [sys.executable, "-m", "rsbdali", "index", str(data / "train")], check=False, **python
-        )
+        done = subprocess.run([sys.executable, "-m", "rsbdali", "index", str(data / "train")], check=False, **python)
         assert done.returncode == 0, done.stderr
         assert sorted(data.rglob("*")) == before
         assert list((cache_home / "rsbdali/index").iterdir())  # the cache goes elsewhere
         for path in (cache_home, cache_home / "rsbdali"):
             shutil.rmtree(path / "index", ignore_errors=True)
             path.chmod(0o555)
-        done = subprocess.run(
-            [sys.executable, "-m", "rsbdali", "index", str(data / "train")], check=False, **python
-        )
+        done = subprocess.run([sys.executable, "-m", "rsbdali", "index", str(data / "train")], check=False, **python)
         assert done.returncode == 0, done.stderr
         assert "cannot be cached" in done.stderr
     finally:
@@ -336,7 +334,6 @@ def test_faults_leave_the_error_that_ended_the_run_in_front(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("rsbdali.runs.checkpoint.torch.save", full)
-
 
     def end_badly() -> None:
         with Saver(tmp_path, 2) as saver:

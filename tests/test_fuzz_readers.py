@@ -25,10 +25,41 @@ fuzz = settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 WORDS = st.sampled_from(
-    [b"a.jpg", b"b 1.jpg", b"n01", b"n02", b"0", b"1", b"-1", b"nan", b"3.0", b"1.5", b"9" * 5000, b"2000000000", b'"',
-     b",", b"\t", b";", b" ", b"\n", b"\r", b"\r\n", b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"path", b"label",
-     b"class", b"img", b"target", b"\x0c", "²".encode(), b"\xed\xa0\x80"]
-)  # fmt: skip
+    [
+        b"a.jpg",
+        b"b 1.jpg",
+        b"n01",
+        b"n02",
+        b"0",
+        b"1",
+        b"-1",
+        b"nan",
+        b"3.0",
+        b"1.5",
+        b"9" * 5000,
+        b"2000000000",
+        b'"',
+        b",",
+        b"\t",
+        b";",
+        b" ",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"\0",
+        b"\xff",
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+        b"path",
+        b"label",
+        b"class",
+        b"img",
+        b"target",
+        b"\x0c",
+        "²".encode(),
+        b"\xed\xa0\x80",
+    ]
+)
 TEXTS = st.one_of(st.lists(WORDS, max_size=40).map(b"".join), st.binary(max_size=200))
 
 
@@ -69,8 +100,11 @@ def small_tar() -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, data in (
-            ("a/1.jpg", b"x" * 600), ("a/1.cls", b"0"), ("a/" + "n" * 120 + ".jpg", b"y"), ("b.json", b'{"label": 1}'),
-        ):  # fmt: skip
+            ("a/1.jpg", b"x" * 600),
+            ("a/1.cls", b"0"),
+            ("a/" + "n" * 120 + ".jpg", b"y"),
+            ("b.json", b'{"label": 1}'),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
@@ -121,8 +155,13 @@ JSON = st.recursive(
 
 
 @fuzz
-@given(data=st.one_of(st.binary(max_size=60), JSON.map(lambda value: json.dumps(value).encode()),
-       JSON.map(lambda value: json.dumps({"info": {"features": {"label": {"names": value}}}}).encode())))  # fmt: skip
+@given(
+    data=st.one_of(
+        st.binary(max_size=60),
+        JSON.map(lambda value: json.dumps(value).encode()),
+        JSON.map(lambda value: json.dumps({"info": {"features": {"label": {"names": value}}}}).encode()),
+    )
+)
 def test_parquet_metadata(data: bytes) -> None:
     schema = SimpleNamespace(metadata={b"huggingface": data})
     try:

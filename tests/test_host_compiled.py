@@ -32,9 +32,12 @@ print("found", resize.__module__.rpartition(".")[2], augment.__module__.rpartiti
 def _run(before: str = "", **environment: str) -> tuple[str, list[str]]:
     """All output, and what `found` printed."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(before=before)], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", PROGRAM.format(before=before)],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, **environment},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr, next(line for line in done.stdout.splitlines() if "found" in line).split()[1:]
 

@@ -40,8 +40,12 @@ def test_columns_agree_with_pillow_and_timm(image_tree: ImageTree) -> None:
         name: getattr(index, name).dtype.name for name in ("label_N", "width_N", "height_N", "nbytes_N", "care_N")
     }
     assert dtypes == {
-        "label_N": "int32", "width_N": "int32", "height_N": "int32", "nbytes_N": "int64", "care_N": "uint8",
-    }  # fmt: skip
+        "label_N": "int32",
+        "width_N": "int32",
+        "height_N": "int32",
+        "nbytes_N": "int64",
+        "care_N": "uint8",
+    }
     assert not index.bad
 
 

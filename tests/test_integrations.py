@@ -148,9 +148,17 @@ class Recorder(pl.LightningModule):
 def fit(data: Path, folder: Path, model: Recorder, resume: str | None = None, **settings: Any) -> RSBDataModule:
     module = RSBDataModule(data, RECIPE, batch_size=4, eval_batch_size=4, num_workers=1)
     trainer = pl.Trainer(
-        max_epochs=3, accelerator="cpu", devices=1, default_root_dir=folder, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0, **settings,
-    )  # fmt: skip
+        max_epochs=3,
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
     trainer.fit(model, datamodule=module, ckpt_path=resume)
     return module
 

@@ -20,14 +20,24 @@ from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError
 
 TASK = {
-    "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "7", "SLURM_STEP_NUM_TASKS": "7",
-    "SLURM_PROCID": "6", "SLURM_LOCALID": "0", "SLURM_NODEID": "3", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
+    "SLURM_NTASKS": "7",
+    "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_PROCID": "6",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
     "SLURM_JOB_NODELIST": "node[01-04]",
-}  # fmt: skip
+}
 TORCHRUN = {
-    "RANK": "6", "WORLD_SIZE": "7", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "node01",
+    "RANK": "6",
+    "WORLD_SIZE": "7",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "node01",
     "MASTER_PORT": str(12_000 + 4711),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -220,10 +230,28 @@ def test_nproc_trains(image_tree: Callable[..., Path], tmp_path: Path) -> None:
     settings = ["model=test_resnet", "img_size=32", "test_img_size=32", "epochs=1", "global_batch_size=8"]
     sets = [word for pair in [*settings, "mix_groups=2", "warmup_epochs=0"] for word in ("--set", pair)]
     done = subprocess.run(
-        [sys.executable, "-m", "rsbdali", "train", "--nproc", "2", "--data", str(data), "--device", "cpu", "--output",
-         str(tmp_path / "out"), "--experiment", "run", *sets],
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "rsbdali",
+            "train",
+            "--nproc",
+            "2",
+            "--data",
+            str(data),
+            "--device",
+            "cpu",
+            "--output",
+            str(tmp_path / "out"),
+            "--experiment",
+            "run",
+            *sets,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(", 2 processes") == 1  # rank 0 alone talks
     assert done.stdout.splitlines()[-1] == f"checkpoint {tmp_path / 'out/run/model_best.pth.tar'}"

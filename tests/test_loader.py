@@ -108,9 +108,7 @@ def test_seek_and_break_resume_exactly(index: ImageIndex) -> None:
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_bad_images_are_replaced_and_named_once(
-    image_tree: Callable[..., Path], executor: str, tmp_path: Path
-) -> None:
+def test_bad_images_are_replaced_and_named_once(image_tree: Callable[..., Path], executor: str, tmp_path: Path) -> None:
     tree = image_tree(classes=3, per_class=8, odd=("truncated", "empty", "text", "grey", "cmyk", "png"))
     index = ImageIndex.load(tree)
     assert {Path(b.path).name for b in index.bad} == {"odd_empty.JPEG", "odd_text.JPEG"}
@@ -146,9 +144,14 @@ def test_eval_counts_every_image_once(index: ImageIndex, world_size: int, batch_
     labels, lengths = [], set()
     for rank in range(world_size):
         loader = EvalLoader(
-            index, Recipe.load("a3", SMALL), rank=rank, world_size=world_size, device="cpu", batch_size=batch_size,
+            index,
+            Recipe.load("a3", SMALL),
+            rank=rank,
+            world_size=world_size,
+            device="cpu",
+            batch_size=batch_size,
             num_threads=1,
-        )  # fmt: skip
+        )
         lengths.add(len(loader))
         for _ in range(2):  # a second pass gives the same
             batches = list(loader)

@@ -199,6 +199,7 @@ def test_gpu_does_not_wait_and_fits_a_cuda_graph() -> None:
     on_gpu[1].fill_(1)  # other rows than those captured
     on_gpu[2].zero_()
     graph.replay()
-    plain = mix_normalize(images_NHWC, np.arange(6), *(array.cpu().numpy() for array in on_gpu[1:]), IMAGENET_MEAN,
-                          IMAGENET_STD)  # fmt: skip
+    plain = mix_normalize(
+        images_NHWC, np.arange(6), *(array.cpu().numpy() for array in on_gpu[1:]), IMAGENET_MEAN, IMAGENET_STD
+    )
     assert torch.equal(out, plain)

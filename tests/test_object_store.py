@@ -111,9 +111,12 @@ def bucket(endpoint: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iter
     import s3fs
 
     for name, value in {
-        "AWS_ENDPOINT_URL": proxy.url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
-    }.items():  # fmt: skip
+        "AWS_ENDPOINT_URL": proxy.url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(remote, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
     s3fs.S3FileSystem.clear_instance_cache()
@@ -189,10 +192,12 @@ def test_parquet_on_a_store(bucket: Bucket, image_tree: ImageTree, tmp_path: Pat
 
     root = image_tree(classes=2, per_class=8)
     paths = sorted(root.rglob("*.JPEG"))
-    table = pyarrow.table({
-        "image": [{"bytes": p.read_bytes(), "path": str(p.relative_to(root))} for p in paths],
-        "label": [int(p.parent.name[-1]) for p in paths],
-    })  # fmt: skip
+    table = pyarrow.table(
+        {
+            "image": [{"bytes": p.read_bytes(), "path": str(p.relative_to(root))} for p in paths],
+            "label": [int(p.parent.name[-1]) for p in paths],
+        }
+    )
     (tmp_path / "hub" / "data").mkdir(parents=True)
     pyarrow.parquet.write_table(table, tmp_path / "hub" / "data" / "train-0.parquet", row_group_size=3)
     index = ImageIndex.load(find_split(bucket.upload(tmp_path / "hub", "hub"), "train"), classes=("class0", "class1"))

@@ -27,9 +27,12 @@ ROUNDING = {torch.float16: 2**-11, torch.bfloat16: 2**-7, torch.float32: 0.0}
 DTYPES = tuple(ROUNDING)
 CPU = torch.device("cpu")
 few = settings(
-    max_examples=30, deadline=None, derandomize=True, database=None,
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    database=None,
     phases=[Phase.generate, Phase.shrink],  # explaining a failure traces the interpreter line by line
-)  # fmt: skip
+)
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -45,9 +48,12 @@ def boxes(draw: st.DrawFn, height: int, width: int) -> tuple[int, int, int, int]
     y0, y1 = sorted(draw(st.tuples(st.integers(0, height), st.integers(0, height))))
     x0, x1 = sorted(draw(st.tuples(st.integers(0, width), st.integers(0, width))))
     return {
-        "none": (0, 0, 0, 0), "full": (0, height, 0, width), "some": (y0, y1, x0, x1), "no height": (y0, y0, 0, width),
+        "none": (0, 0, 0, 0),
+        "full": (0, height, 0, width),
+        "some": (y0, y1, x0, x1),
+        "no height": (y0, y0, 0, width),
         "no width": (0, height, x0, x0),
-    }[kind]  # fmt: skip
+    }[kind]
 
 
 @st.composite
@@ -204,9 +210,13 @@ def check_bce_small_things() -> None:
 
 
 CHECKS: list[Callable[[], None]] = [
-    check_mix, check_mix_takes_memory_and_rows_of_any_kind, check_mix_reads_what_the_mix_demands, check_bce,
-    check_bce_targets_on_the_edge_of_the_threshold, check_bce_small_things,
-]  # fmt: skip
+    check_mix,
+    check_mix_takes_memory_and_rows_of_any_kind,
+    check_mix_reads_what_the_mix_demands,
+    check_bce,
+    check_bce_targets_on_the_edge_of_the_threshold,
+    check_bce_small_things,
+]
 
 
 @pytest.fixture(scope="module")
@@ -227,11 +237,12 @@ def test_mix_kernel_compiles(capability: int, dtype: str, channels: int) -> None
     vec = mix_kernel.chunk(160, channels, getattr(torch, dtype))
     floats = {f"{name}{channel}": "fp32" for name in ("scale", "shift") for channel in range(3)}
     stages = triton_tools.compiled(
-        mix_kernel.mix_kernel, capability,
+        mix_kernel.mix_kernel,
+        capability,
         {"images": "*u8", "out": triton_tools.POINTERS[dtype], "rows": "*i32", "count": "i32", **floats},
         {"HEIGHT": 160, "WIDTH": 160, "CHANNELS": channels, "VEC": vec, "BLOCK": mix_kernel.BLOCK},
         aligned=("images", "out", "rows"),
-    )  # fmt: skip
+    )
     assert stages["cubin"]
     stores, loads = stages["ptx"].count("st.global"), stages["ptx"].count("ld.global")
     assert stages["ptx"].count("st.global.v4.b32") == stores, "each thread writes 16 bytes at a time"
@@ -250,10 +261,13 @@ def test_bce_kernels_compile(capability: int, dtype: str) -> None:
     pointers = {"labels": "*i64", "partners": "*i64", "lams": "*fp32", "partials": "*fp32"}
     scalars = dict.fromkeys(("on", "off", "threshold"), "fp32")
     stages = triton_tools.compiled(
-        bce_kernel.bce_kernel, capability, {"logits": scores, **pointers, "residual": scores, **scalars},
+        bce_kernel.bce_kernel,
+        capability,
+        {"logits": scores, **pointers, "residual": scores, **scalars},
         {"CLASSES": 1000, "STRIDE": 1000, "THRESHOLDED": True, "RESIDUAL": True, "BLOCK": 1024},
-        aligned=("logits", *pointers, "residual"), **bce_kernel.EXACT,
-    )  # fmt: skip
+        aligned=("logits", *pointers, "residual"),
+        **bce_kernel.EXACT,
+    )
     assert stages["cubin"]
     assert "ld.global.v4.b32" in stages["ptx"]
     assert "st.global.v4.b32" in stages["ptx"]
@@ -269,8 +283,10 @@ def test_bce_kernels_compile(capability: int, dtype: str) -> None:
 def test_the_backend_of_ops_is_chosen_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     for choice, interpreter, on_cpu, on_cuda in (
-        ("", "0", False, True), ("reference", "0", False, False), ("interpret", "1", True, True),
-    ):  # fmt: skip
+        ("", "0", False, True),
+        ("reference", "0", False, False),
+        ("interpret", "1", True, True),
+    ):
         monkeypatch.setenv("RSBDALI_KERNELS", choice)
         monkeypatch.setenv("TRITON_INTERPRET", interpreter)
         assert (use_kernels(CPU), use_kernels(cuda)) == (on_cpu, on_cuda)

@@ -215,13 +215,24 @@ def test_floor_in_bytes() -> None:
 
 
 TYPES = {
-    "table": "*i64", "chunks": "*i32", "first_chunk_T1": "*i32", "num_chunks": "i32", "num_groups": "i32",
+    "table": "*i64",
+    "chunks": "*i32",
+    "first_chunk_T1": "*i32",
+    "num_chunks": "i32",
+    "num_groups": "i32",
     "max_norm": "fp32",
-}  # fmt: skip
+}
 CONSTANTS = {
-    "VECTOR": 4, "CHUNK": CHUNK, "BETA2": 0.999, "TAKE1": 0.1, "TAKE2": 0.001, "LOG_BETA1": -0.1, "LOG_BETA2": -0.001,
-    "EPS": 1e-6, "BLOCK": 256,
-}  # fmt: skip
+    "VECTOR": 4,
+    "CHUNK": CHUNK,
+    "BETA2": 0.999,
+    "TAKE1": 0.1,
+    "TAKE2": 0.001,
+    "LOG_BETA1": -0.1,
+    "LOG_BETA2": -0.001,
+    "EPS": 1e-6,
+    "BLOCK": 256,
+}
 
 
 @pytest.mark.parametrize("capability", [70, 80, 90, 100])

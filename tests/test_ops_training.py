@@ -21,16 +21,32 @@ LEARNING_RATES = {"sgd": 0.2, "lamb": 0.02}
 
 def train_20_steps(device: torch.device, opt: str) -> list[float]:
     """Losses of the real step over mixed uint8 batches, with whatever ops the environment chooses."""
-    recipe = Recipe.from_dict({
-        "name": "tiny", "model": "resnet18", "img_size": 32, "test_img_size": 32, "epochs": 1, "opt": opt,
-        "global_batch_size": 4, "mix_groups": 1, "lr": LEARNING_RATES[opt], "warmup_epochs": 0, "smoothing": 0.1,
-        "bce_loss": True, "bce_target_thresh": 0.2,
-    })  # fmt: skip
+    recipe = Recipe.from_dict(
+        {
+            "name": "tiny",
+            "model": "resnet18",
+            "img_size": 32,
+            "test_img_size": 32,
+            "epochs": 1,
+            "opt": opt,
+            "global_batch_size": 4,
+            "mix_groups": 1,
+            "lr": LEARNING_RATES[opt],
+            "warmup_epochs": 0,
+            "smoothing": 0.1,
+            "bce_loss": True,
+            "bce_target_thresh": 0.2,
+        }
+    )
     torch.manual_seed(0)
     model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 5, stride=4, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
-        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4),
-    ).to(device, memory_format=torch.channels_last)  # fmt: skip
+        torch.nn.Conv2d(3, 8, 5, stride=4, bias=False),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 4),
+    ).to(device, memory_format=torch.channels_last)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     optimizer = create_optimizer(model, recipe)
     step = TrainStep(model, optimizer, scaler, recipe, device=device, amp_dtype=torch.float32, world=World())
@@ -56,9 +72,14 @@ def mixed_batch(update: int, device: torch.device) -> SimpleNamespace:
         lam_N[:] = 0.75
     images = mix_normalize(images_NHWC, partner_N, lam_N, box_N4, IMAGENET_MEAN, IMAGENET_STD)
     return SimpleNamespace(
-        images=images, label_N=label_N.to(device), partner_label_N=label_N.flip(0).to(device),
-        lam_N=torch.from_numpy(lam_N).to(device), epoch=0, step=update, group=0,
-    )  # fmt: skip
+        images=images,
+        label_N=label_N.to(device),
+        partner_label_N=label_N.flip(0).to(device),
+        lam_N=torch.from_numpy(lam_N).to(device),
+        epoch=0,
+        step=update,
+        group=0,
+    )
 
 
 @contextmanager

@@ -32,9 +32,13 @@ def test_schedule_equals_timms(name: str) -> None:
     ours, timms = (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr) for _ in range(2))
     schedule = Schedule(ours, recipe)
     oracle, epochs = create_scheduler_v2(
-        timms, sched="cosine", num_epochs=recipe.epochs, min_lr=recipe.min_lr, warmup_lr=recipe.warmup_lr,
+        timms,
+        sched="cosine",
+        num_epochs=recipe.epochs,
+        min_lr=recipe.min_lr,
+        warmup_lr=recipe.warmup_lr,
         warmup_epochs=recipe.warmup_epochs,
-    )  # fmt: skip
+    )
     assert epochs == recipe.epochs
     for epoch in range(recipe.epochs):
         oracle.step(epoch)

@@ -31,9 +31,7 @@ def test_parity_distributed_sampler(n: int, world_size: int) -> None:
             assert ours[rank::world_size].tolist() == list(sampler)
 
 
-@given(
-    rows=st.integers(2, 300), repeats=st.integers(2, 5), index=st.integers(0, 20), n=st.integers(200, 400)
-)  # fmt: skip
+@given(rows=st.integers(2, 300), repeats=st.integers(2, 5), index=st.integers(0, 20), n=st.integers(200, 400))
 def test_local_group_properties(rows: int, repeats: int, index: int, n: int) -> None:
     group = local_group(np.arange(n), repeats, rows, index)
     images, counts = np.unique(group, return_counts=True)

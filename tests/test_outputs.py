@@ -45,8 +45,12 @@ def test_a_resume_drops_what_it_does_again(tmp_path: Path) -> None:
     assert [row["epoch"] for row in rows(tmp_path / "summary.csv")] == ["0"]
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(r["kind"], r["epoch"], r.get("step")) for r in records] == [
-        ("step", 0, 1), ("step", 0, 2), ("epoch", 0, None), ("step", 1, 1), ("step", 1, 2),
-    ]  # fmt: skip
+        ("step", 0, 1),
+        ("step", 0, 2),
+        ("epoch", 0, None),
+        ("step", 1, 1),
+        ("step", 1, 2),
+    ]
 
 
 def test_args_can_be_used_as_a_recipe(tmp_path: Path) -> None:
@@ -61,8 +65,9 @@ def test_a_bad_image_is_written_once(tmp_path: Path) -> None:
         add_bad_image(tmp_path, "a, b.JPEG", "cut off")
         add_bad_image(tmp_path, "c.JPEG", "empty")
     assert rows(tmp_path / "bad_images.csv") == [
-        {"path": "a, b.JPEG", "reason": "cut off"}, {"path": "c.JPEG", "reason": "empty"},
-    ]  # fmt: skip
+        {"path": "a, b.JPEG", "reason": "cut off"},
+        {"path": "c.JPEG", "reason": "empty"},
+    ]
 
 
 def test_names_of_runs(tmp_path: Path) -> None:

@@ -39,9 +39,12 @@ def timm_eval(path: str, size: int | tuple[int, int], crop_pct: float, interpola
     [(56, 0.95, "bicubic"), (56, 0.875, "bilinear"), (64, 1.0, "bicubic"), ((48, 72), 0.9, "bicubic")],
 )
 def test_parity_eval(
-    image_tree: Callable[..., Path], device: str, size: int | tuple[int, int], crop_pct: float,
+    image_tree: Callable[..., Path],
+    device: str,
+    size: int | tuple[int, int],
+    crop_pct: float,
     interpolation: Literal["bilinear", "bicubic"],
-) -> None:  # fmt: skip
+) -> None:
     index = ImageIndex.scan(image_tree(3, 8, odd=("grey", "exif", "cmyk", "png", "progressive")), threads=1)
     recipe = Recipe(test_img_size=size, crop_pct=crop_pct, interpolation=interpolation)
     executor = EvalExecutor(index, recipe, rows=16, device=torch.device(device), num_threads=1)

@@ -37,11 +37,22 @@ DEVICES = [
     ),
 ]
 TIMM_NAMES = {
-    Op.AUTO_CONTRAST: "AutoContrast", Op.EQUALIZE: "Equalize", Op.INVERT: "Invert", Op.ROTATE: "Rotate",
-    Op.POSTERIZE: "Posterize", Op.SOLARIZE: "Solarize", Op.SOLARIZE_ADD: "SolarizeAdd", Op.COLOR: "Color",
-    Op.CONTRAST: "Contrast", Op.BRIGHTNESS: "Brightness", Op.SHARPNESS: "Sharpness", Op.SHEAR_X: "ShearX",
-    Op.SHEAR_Y: "ShearY", Op.TRANSLATE_X: "TranslateXRel", Op.TRANSLATE_Y: "TranslateYRel",
-}  # fmt: skip
+    Op.AUTO_CONTRAST: "AutoContrast",
+    Op.EQUALIZE: "Equalize",
+    Op.INVERT: "Invert",
+    Op.ROTATE: "Rotate",
+    Op.POSTERIZE: "Posterize",
+    Op.SOLARIZE: "Solarize",
+    Op.SOLARIZE_ADD: "SolarizeAdd",
+    Op.COLOR: "Color",
+    Op.CONTRAST: "Contrast",
+    Op.BRIGHTNESS: "Brightness",
+    Op.SHARPNESS: "Sharpness",
+    Op.SHEAR_X: "ShearX",
+    Op.SHEAR_Y: "ShearY",
+    Op.TRANSLATE_X: "TranslateXRel",
+    Op.TRANSLATE_Y: "TranslateYRel",
+}
 _ENHANCE = [0.1, 0.154, 0.3, 0.46, 0.73, 0.9973, 1.0, 1.0031, 1.2345, 1.54, 1.77, 1.9]
 # the whole range of every op's argument, both signs
 ARGS: dict[Op, list[float]] = {
@@ -91,8 +102,10 @@ def photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """1/f noise with correlated channels, a gradient, and a contrast that may clip or hardly vary."""
     fy, fx = np.meshgrid(np.fft.fftfreq(height), np.fft.rfftfreq(width), indexing="ij")
     falloff = 1 / np.maximum(np.hypot(fy, fx), 1 / max(width, height)) ** rng.uniform(0.8, 1.6)
-    planes = np.stack([np.fft.irfft2(np.fft.rfft2(rng.normal(size=(height, width))) * falloff, (height, width))
-                       for _ in range(3)], axis=2)  # fmt: skip
+    planes = np.stack(
+        [np.fft.irfft2(np.fft.rfft2(rng.normal(size=(height, width))) * falloff, (height, width)) for _ in range(3)],
+        axis=2,
+    )
     planes = planes / planes.std() + rng.normal() * np.linspace(-1, 1, width)[None, :, None]
     planes = 0.7 * planes.mean(axis=2, keepdims=True) + 0.5 * planes
     pixels = rng.uniform(60, 200) + rng.choice([12, 35, 60, 110]) * planes
@@ -102,20 +115,33 @@ def photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
 
 
 def make_plan(
-    sample_N: np.ndarray, crop_N4: np.ndarray, *, flip_N: np.ndarray | None = None, interp_N: np.ndarray | None = None,
-    op_NL: np.ndarray | None = None, arg_NL: np.ndarray | None = None, op_interp_NL: np.ndarray | None = None,
-) -> BatchPlan:  # fmt: skip
+    sample_N: np.ndarray,
+    crop_N4: np.ndarray,
+    *,
+    flip_N: np.ndarray | None = None,
+    interp_N: np.ndarray | None = None,
+    op_NL: np.ndarray | None = None,
+    arg_NL: np.ndarray | None = None,
+    op_interp_NL: np.ndarray | None = None,
+) -> BatchPlan:
     n = len(sample_N)
     none_NL = np.full((n, 2), Op.NONE, np.int8)
     return BatchPlan(
-        epoch=0, step=0, group=0, position_N=np.arange(n), sample_N=sample_N, crop_N4=crop_N4.astype(np.int32),
+        epoch=0,
+        step=0,
+        group=0,
+        position_N=np.arange(n),
+        sample_N=sample_N,
+        crop_N4=crop_N4.astype(np.int32),
         flip_N=np.zeros(n, bool) if flip_N is None else flip_N,
         interp_N=np.zeros(n, np.uint8) if interp_N is None else interp_N,
         op_NL=none_NL if op_NL is None else op_NL.astype(np.int8),
         arg_NL=np.zeros((n, 2)) if arg_NL is None else arg_NL,
         op_interp_NL=np.zeros((n, 2), np.uint8) if op_interp_NL is None else op_interp_NL,
-        partner_N=np.arange(n, dtype=np.int32), lam_N=np.ones(n, np.float32), box_N4=np.zeros((n, 4), np.int32),
-    )  # fmt: skip
+        partner_N=np.arange(n, dtype=np.int32),
+        lam_N=np.ones(n, np.float32),
+        box_N4=np.zeros((n, 4), np.int32),
+    )
 
 
 def whole(folder: Folder, sample_N: np.ndarray) -> np.ndarray:
@@ -184,9 +210,12 @@ def test_parity_graph_op(executor: GraphExecutor, photos: Folder, op: Op, layer:
     op_NL, arg_NL = np.full((len(sample_N), 2), Op.NONE), np.zeros((len(sample_N), 2))
     op_NL[:, layer], arg_NL[:, layer] = op, arg_N
     plan = make_plan(
-        sample_N, whole(photos, sample_N), op_NL=op_NL, arg_NL=arg_NL,
+        sample_N,
+        whole(photos, sample_N),
+        op_NL=op_NL,
+        arg_NL=arg_NL,
         op_interp_NL=np.full((len(sample_N), 2), interp, np.uint8),
-    )  # fmt: skip
+    )
     theirs = [apply_timm(photos.rgb(s), op, a, interp) for s, a in zip(sample_N, arg_N, strict=True)]
     different = differences(run(executor, plan), theirs)
     assert different.max() == 0, f"{(different > 0).mean():.4%} differ, at most {different.max()}"
@@ -240,9 +269,11 @@ def test_parity_graph_crop_resize_flip(
     folder = photographs(tmp_path, COUNT, low, high)
     sample_N = np.tile(np.arange(COUNT), 4)
     plan = make_plan(
-        sample_N, random_crops(folder, sample_N, 3), flip_N=np.arange(len(sample_N)) % 2 == 0,
+        sample_N,
+        random_crops(folder, sample_N, 3),
+        flip_N=np.arange(len(sample_N)) % 2 == 0,
         interp_N=np.full(len(sample_N), interp, np.uint8),
-    )  # fmt: skip
+    )
     executor = GraphExecutor(folder, Recipe(img_size=(48, 64)), rows=32, device=torch.device(device), num_threads=1)
     ours_NHWC, theirs = run(executor, plan), crop_resize_flip(folder, plan, (48, 64))
     executor.close()
@@ -260,9 +291,13 @@ def test_parity_graph_chain(tmp_path: Path, repeats_mode: str) -> None:
     """
     folder = photographs(tmp_path, 40, 60, 200)
     recipe = Recipe(
-        img_size=(40, 56), aa="rand-m9-mstd3-p0.9-inc1", global_batch_size=40, mix_groups=1, aug_repeats=2,
+        img_size=(40, 56),
+        aa="rand-m9-mstd3-p0.9-inc1",
+        global_batch_size=40,
+        mix_groups=1,
+        aug_repeats=2,
         aug_repeats_mode=repeats_mode,
-    )  # fmt: skip
+    )
     planner = Planner(folder.width_N, folder.height_N, recipe)
     assert planner.steps_per_epoch == 1
     executor = GraphExecutor(folder, recipe, rows=40, device=torch.device("cpu"), num_threads=2)
@@ -285,8 +320,25 @@ def test_parity_graph_chain(tmp_path: Path, repeats_mode: str) -> None:
     executor.close()
 
 
-@pytest.mark.parametrize("kind", ["plain", "grey", "progressive", "exif", "rgb", "s411", "restart", "cmyk", "ycck",
-                                  "png", "webp", "palette", "alpha", "grey16"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "plain",
+        "grey",
+        "progressive",
+        "exif",
+        "rgb",
+        "s411",
+        "restart",
+        "cmyk",
+        "ycck",
+        "png",
+        "webp",
+        "palette",
+        "alpha",
+        "grey16",
+    ],
+)
 @pytest.mark.parametrize("decode", ["roi", "full"])
 def test_parity_graph_decode(
     tmp_path: Path, write_image: Callable[..., Path], kind: str, decode: Literal["roi", "full"]

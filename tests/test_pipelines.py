@@ -208,12 +208,15 @@ def operators(node: DataNode, seen: dict[int, tuple[str, str]] | None = None) ->
     return set(seen.values())
 
 
-@pytest.mark.parametrize("graph", [
-    train_graph(size=(32, 48), layers=2, repeats=1, device="gpu", roi=False),
-    train_graph(size=(32, 48), layers=2, repeats=2, device="gpu", roi=True),
-    train_graph(size=(32, 48), layers=0, repeats=1, device="gpu", roi=True),
-    eval_graph(size=(32, 32), device="gpu"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "graph",
+    [
+        train_graph(size=(32, 48), layers=2, repeats=1, device="gpu", roi=False),
+        train_graph(size=(32, 48), layers=2, repeats=2, device="gpu", roi=True),
+        train_graph(size=(32, 48), layers=0, repeats=1, device="gpu", roi=True),
+        eval_graph(size=(32, 32), device="gpu"),
+    ],
+)
 def test_gpu_graph_keeps_pixels_on_the_gpu(graph: Callable[..., DataNode | tuple[DataNode, ...]]) -> None:
     """The GPU's graph can be written down without a GPU: only parameters and encoded bytes stand on the CPU in it."""
     outputs: list[DataNode] = []

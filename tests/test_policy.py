@@ -20,9 +20,7 @@ def test_parity_level_to_arg_is_timms_to_the_bit(increasing: bool, monkeypatch: 
         for negate, coin in ((True, 0.9), (False, 0.1)):
             monkeypatch.setattr(random, "random", lambda coin=coin: coin)
             expected = [function(level, {})[0] if function else 0.0 for level in levels]
-            ours = level_to_arg(
-                np.full(levels.shape, op), levels, np.full(levels.shape, negate), increasing=increasing
-            )
+            ours = level_to_arg(np.full(levels.shape, op), levels, np.full(levels.shape, negate), increasing=increasing)
             assert ours.tolist() == [float(e) for e in expected], (name, negate)
 
 

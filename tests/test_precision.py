@@ -11,10 +11,15 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 @pytest.mark.parametrize(
     ("capability", "dtype"),
     [
-        ((6, 1), torch.float32), ((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16),
-        ((8, 9), torch.bfloat16), ((9, 0), torch.bfloat16), ((10, 0), torch.bfloat16),
+        ((6, 1), torch.float32),
+        ((7, 0), torch.float16),
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((8, 9), torch.bfloat16),
+        ((9, 0), torch.bfloat16),
+        ((10, 0), torch.bfloat16),
     ],
-)  # fmt: skip
+)
 def test_auto_picks_by_gpu(capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert amp_dtype("auto", GPU) is dtype
@@ -30,9 +35,10 @@ def test_cpu_and_explicit_choices() -> None:
 def test_policy_is_logged_and_put_back(deterministic: bool, caplog: pytest.LogCaptureFixture) -> None:
     def now() -> tuple[object, ...]:
         return (
-            torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark,
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.benchmark,
             torch.are_deterministic_algorithms_enabled(),
-        )  # fmt: skip
+        )
 
     before = now()
     with caplog.at_level("INFO"), kernel_policy(CPU, deterministic=deterministic):

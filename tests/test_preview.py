@@ -52,12 +52,16 @@ def test_mistakes_are_one_line(image_tree: Tree, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("op", "arg", "said"),
     [
-        (Op.ROTATE, -18.84, "Rotate -18.8°"), (Op.POSTERIZE, 2.0, "Posterize 2 bits"),
-        (Op.SOLARIZE, 104.0, "Solarize from 104"), (Op.SOLARIZE_ADD, 67.0, "Solarize add +67"),
-        (Op.COLOR, 0.4, "Color 0.40"), (Op.SHEAR_X, 0.198, "Shear x +0.198"),
-        (Op.TRANSLATE_Y, -0.25, "Translate y -25.0%"), (Op.EQUALIZE, 0.0, "Equalize"),
+        (Op.ROTATE, -18.84, "Rotate -18.8°"),
+        (Op.POSTERIZE, 2.0, "Posterize 2 bits"),
+        (Op.SOLARIZE, 104.0, "Solarize from 104"),
+        (Op.SOLARIZE_ADD, 67.0, "Solarize add +67"),
+        (Op.COLOR, 0.4, "Color 0.40"),
+        (Op.SHEAR_X, 0.198, "Shear x +0.198"),
+        (Op.TRANSLATE_Y, -0.25, "Translate y -25.0%"),
+        (Op.EQUALIZE, 0.0, "Equalize"),
     ],
-)  # fmt: skip
+)
 def test_captions_say_op_and_argument(op: Op, arg: float, said: str) -> None:
     assert describe(with_op(op, arg), 0) == [said, "flipped, bicubic"]
 

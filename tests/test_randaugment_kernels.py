@@ -41,9 +41,12 @@ ARGUMENTS: dict[Op, list[float]] = {
     **{op: [0, 0.1, 0.6437, 1, 1.3, 1.9, 40, -1.5] for op in (Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS)},
 }
 few = settings(
-    max_examples=20, deadline=None, derandomize=True, database=None,
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    database=None,
     phases=[Phase.generate, Phase.shrink],  # explaining a failure traces the interpreter line by line
-)  # fmt: skip
+)
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # flip_N, op_NL, arg_NL, op_interp_NL
 
@@ -246,10 +249,17 @@ def check_launches() -> None:
 
 
 CHECKS: list[Callable[[], None]] = [
-    check_every_op, check_every_size, check_order_of_operations, check_posterize_to_no_bits_is_black,
-    check_layers_and_fills, check_blocks,
-    check_random_batches, check_planned_rows_three_ways, check_memory_and_rows_of_any_kind, check_launches,
-]  # fmt: skip
+    check_every_op,
+    check_every_size,
+    check_order_of_operations,
+    check_posterize_to_no_bits_is_black,
+    check_layers_and_fills,
+    check_blocks,
+    check_random_batches,
+    check_planned_rows_three_ways,
+    check_memory_and_rows_of_any_kind,
+    check_launches,
+]
 
 
 @pytest.fixture(scope="module")
@@ -295,15 +305,22 @@ def test_packed_rows_are_one_array_of_64_bytes_a_row() -> None:
 def test_randaugment_kernels_compile(capability: int, size: tuple[int, int]) -> None:
     constants = {"HEIGHT": size[0], "WIDTH": size[1]}
     tables = triton_tools.compiled(
-        randaugment_kernel.tables_kernel, capability, {"images": "*u8", "tables": "*u8", "rows": "*i64"},
-        {**constants, "BLOCK": randaugment_kernel.TABLE_BLOCK}, aligned=("images", "tables", "rows"),
+        randaugment_kernel.tables_kernel,
+        capability,
+        {"images": "*u8", "tables": "*u8", "rows": "*i64"},
+        {**constants, "BLOCK": randaugment_kernel.TABLE_BLOCK},
+        aligned=("images", "tables", "rows"),
         **randaugment_kernel.EXACT,
-    )  # fmt: skip
+    )
     pointers = {"images": "*u8", "out": "*u8", "tables": "*u8", "rows": "*i64"}
     apply = triton_tools.compiled(
-        randaugment_kernel.apply_kernel, capability, {**pointers, **dict.fromkeys(("fill0", "fill1", "fill2"), "i32")},
-        {**constants, "BLOCK": randaugment_kernel.APPLY_BLOCK}, aligned=pointers, **randaugment_kernel.EXACT,
-    )  # fmt: skip
+        randaugment_kernel.apply_kernel,
+        capability,
+        {**pointers, **dict.fromkeys(("fill0", "fill1", "fill2"), "i32")},
+        {**constants, "BLOCK": randaugment_kernel.APPLY_BLOCK},
+        aligned=pointers,
+        **randaugment_kernel.EXACT,
+    )
     for stages in (tables, apply):
         assert stages["cubin"]
         # Pillow rounds after each multiplication; the assembler is told likewise by the same option

@@ -22,9 +22,16 @@ from rsbdali.tools.replay import Replay, ReplayOptions, replay
 from rsbdali.training.train import TrainOptions, train
 
 VALUES = {
-    "model": "test_resnet", "img_size": 32, "test_img_size": 32, "epochs": 2, "global_batch_size": 8, "mix_groups": 2,
-    "warmup_epochs": 0, "seed": 3, "amp_dtype": "float32",
-}  # fmt: skip
+    "model": "test_resnet",
+    "img_size": 32,
+    "test_img_size": 32,
+    "epochs": 2,
+    "global_batch_size": 8,
+    "mix_groups": 2,
+    "warmup_epochs": 0,
+    "seed": 3,
+    "amp_dtype": "float32",
+}
 
 
 @pytest.fixture

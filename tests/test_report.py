@@ -107,9 +107,18 @@ def test_live_display(terminal: Callable[[bool], Console]) -> None:
     live.close()
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for text in (
-        "2/100", "7/100", "loss 0.00612", "1234 images/s", "wait 3%", "left 2.0 h", "best top-1 60.00 %",
-        "A3: 100 epochs in 6.2 h of 15 h", "evaluate", "top-1 61.250 %", "3/100",
-    ):  # fmt: skip
+        "2/100",
+        "7/100",
+        "loss 0.00612",
+        "1234 images/s",
+        "wait 3%",
+        "left 2.0 h",
+        "best top-1 60.00 %",
+        "A3: 100 epochs in 6.2 h of 15 h",
+        "evaluate",
+        "top-1 61.250 %",
+        "3/100",
+    ):
         assert text in shown, text
 
 

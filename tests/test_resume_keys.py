@@ -33,10 +33,23 @@ from rsbdali.training.train import TrainOptions, train
 from rsbdali.training.trainer import Outcome, Trainer
 
 BASE = {
-    "name": "toy", "model": "test_resnet", "img_size": 32, "test_img_size": 32, "epochs": 4, "global_batch_size": 8,
-    "mix_groups": 2, "warmup_epochs": 2, "log_interval": 1, "amp_dtype": "float32", "model_ema": True,
-    "model_ema_decay": 0.9, "aa": "rand-m6-mstd0.5-inc1", "aug_repeats": 3, "mixup": 0.1, "cutmix": 1.0,
-}  # fmt: skip
+    "name": "toy",
+    "model": "test_resnet",
+    "img_size": 32,
+    "test_img_size": 32,
+    "epochs": 4,
+    "global_batch_size": 8,
+    "mix_groups": 2,
+    "warmup_epochs": 2,
+    "log_interval": 1,
+    "amp_dtype": "float32",
+    "model_ema": True,
+    "model_ema_decay": 0.9,
+    "aa": "rand-m6-mstd0.5-inc1",
+    "aug_repeats": 3,
+    "mixup": 0.1,
+    "cutmix": 1.0,
+}
 RULES: dict[str, OnResume] = {f.name: f.metadata["on_resume"] for f in dataclasses.fields(Recipe)}
 RUN = Trainer.run
 

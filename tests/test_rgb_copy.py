@@ -17,9 +17,21 @@ from rsbdali.errors import UnreadableImage
 
 WriteImage = Callable[..., Path]
 GOOD_KINDS = (
-    "plain", "grey", "cmyk", "ycck", "rgb", "progressive", "s411", "exif", "restart", "png", "webp", "palette", "alpha",
+    "plain",
+    "grey",
+    "cmyk",
+    "ycck",
+    "rgb",
+    "progressive",
+    "s411",
+    "exif",
+    "restart",
+    "png",
+    "webp",
+    "palette",
+    "alpha",
     "grey16",
-)  # fmt: skip
+)
 PILLOW_ALONE = ("BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF", "ICO")  # formats that never enter DALI
 
 

@@ -73,9 +73,14 @@ class Page(HTMLParser):
 
 
 def make_run(
-    folder: Path, *, epochs: int = 4, rate: float = 100.0, top1: float = 40.0, facts: dict[str, object] | None = None,
+    folder: Path,
+    *,
+    epochs: int = 4,
+    rate: float = 100.0,
+    top1: float = 40.0,
+    facts: dict[str, object] | None = None,
     **keys: object,
-) -> Path:  # fmt: skip
+) -> Path:
     """A run's folder as `rsbdali train` leaves it, with figures that are easy to recompute."""
     recipe = Recipe.load("a3", {"epochs": 10, **keys})
     files = RunFolder(folder)
@@ -244,9 +249,17 @@ def test_ticks_of_a_constant(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("value", "step", "text"),
-    [(0.002, 0.002, "0.002"), (20, 20, "20"), (1500, 500, "1,500"), (0.5, 0.5, "0.5"), (0, 1e-9, "0"),
-     (2e-5, 1e-5, "2e-05"), (1.0, 0.1, "1.0"), (3e7, 1e7, "3e+07")],
-)  # fmt: skip
+    [
+        (0.002, 0.002, "0.002"),
+        (20, 20, "20"),
+        (1500, 500, "1,500"),
+        (0.5, 0.5, "0.5"),
+        (0, 1e-9, "0"),
+        (2e-5, 1e-5, "2e-05"),
+        (1.0, 0.1, "1.0"),
+        (3e7, 1e7, "3e+07"),
+    ],
+)
 def test_tick_text(value: float, step: float, text: str) -> None:
     assert tick_text(value, step) == text
 

@@ -15,10 +15,25 @@ ROOT = Path(__file__).parents[1]
 SOURCES = [path for folder in ("rsbdali", "pipelines", "recipes", "bench") for path in (ROOT / folder).glob("**/*.py")]
 
 NEVER = {
-    "yaml.load", "yaml.unsafe_load", "yaml.full_load", "pickle.load", "pickle.loads", "pickle.Unpickler", "os.system",
-    "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "eval", "exec", "shelve.open", "joblib.load",
-    "torch.hub.load", "urllib.request.urlopen", "urllib.request.urlretrieve", "socket.create_connection",
-}  # fmt: skip
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "os.system",
+    "os.popen",
+    "subprocess.getoutput",
+    "subprocess.getstatusoutput",
+    "eval",
+    "exec",
+    "shelve.open",
+    "joblib.load",
+    "torch.hub.load",
+    "urllib.request.urlopen",
+    "urllib.request.urlretrieve",
+    "socket.create_connection",
+}
 NEVER_METHODS = {"extract", "extractall", "load_state_dict_from_url"}
 NETWORK = {"requests", "urllib.request", "urllib3", "http.client", "httpx", "ftplib", "smtplib", "xmlrpc"}
 """Modules that reach out. What a user asks for goes through fsspec and other packages, imported in functions."""
@@ -61,12 +76,22 @@ def test_the_source_keeps_the_rules() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "yaml.load(text)", "torch.load(path)", "torch.load(path, weights_only=False)", "pickle.loads(data)",
-        "archive.extractall(folder)", "tarfile.open(p).extract(m)", "os.system(command)", "np.load(path)",
-        "subprocess.run(command, shell=True)", "import requests", "from urllib.request import urlopen",
-        "from pickle import loads", "import urllib.request as web", "eval(text)",
+        "yaml.load(text)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "pickle.loads(data)",
+        "archive.extractall(folder)",
+        "tarfile.open(p).extract(m)",
+        "os.system(command)",
+        "np.load(path)",
+        "subprocess.run(command, shell=True)",
+        "import requests",
+        "from urllib.request import urlopen",
+        "from pickle import loads",
+        "import urllib.request as web",
+        "eval(text)",
     ],
-)  # fmt: skip
+)
 def test_what_breaks_a_rule_is_found(line: str) -> None:
     assert len(list(findings(line))) >= 1
 

@@ -28,8 +28,12 @@ ImageTree = Callable[..., Path]
 WriteImage = Callable[..., Path]
 SAME = ("label_N", "width_N", "height_N", "nbytes_N", "format_N", "care_N", "path_bytes", "path_end_N")
 SMALL = {
-    "img_size": 32, "test_img_size": 32, "global_batch_size": 8, "mix_groups": 2, "aa": "rand-m6-mstd0.5-inc1",
-}  # fmt: skip
+    "img_size": 32,
+    "test_img_size": 32,
+    "global_batch_size": 8,
+    "mix_groups": 2,
+    "aa": "rand-m6-mstd0.5-inc1",
+}
 ODD = ("cmyk", "ycck", "grey16", "png", "grey", "exif", "no_eoi")
 
 
@@ -98,10 +102,12 @@ def as_parquet(root: Path, out: Path, files: int = 2, rows: int = 5) -> Path:
     all_files = files_of(root)
     for i in range(files):
         part = all_files[i::files]
-        table = pyarrow.table({
-            "image": [{"bytes": p.read_bytes(), "path": str(p.relative_to(root))} for p in part],
-            "label": pyarrow.array([classes.index(p.relative_to(root).parts[0]) for p in part], pyarrow.int64()),
-        }).replace_schema_metadata(metadata)  # fmt: skip
+        table = pyarrow.table(
+            {
+                "image": [{"bytes": p.read_bytes(), "path": str(p.relative_to(root))} for p in part],
+                "label": pyarrow.array([classes.index(p.relative_to(root).parts[0]) for p in part], pyarrow.int64()),
+            }
+        ).replace_schema_metadata(metadata)
         pyarrow.parquet.write_table(table, out / f"train-{i:05d}-of-{files:05d}.parquet", row_group_size=rows)
     return out
 
@@ -210,9 +216,13 @@ def test_readers_are_told_of_plans_ahead(executor: str, image_tree: ImageTree, s
     index = ImageIndex.scan(as_tar(image_tree(classes=2, per_class=16), shards / "train.tar"))
     spy = Spy(index.reader)
     loader = TrainLoader(
-        dataclasses.replace(index, reader=spy), Recipe.load("a3", SMALL), device="cpu", executor=executor,
-        num_threads=2, prefetch=3,
-    )  # fmt: skip
+        dataclasses.replace(index, reader=spy),
+        Recipe.load("a3", SMALL),
+        device="cpu",
+        executor=executor,
+        num_threads=2,
+        prefetch=3,
+    )
     next(iter(loader))
     loader.close()
     assert not spy.early
@@ -402,8 +412,11 @@ def test_locations(tmp_path: Path) -> None:
     for given in ("s3://bucket/some/train", Path("s3://bucket/some/train")):  # a Path makes one slash of two
         place = Location.parse(given)
         assert (place.text, place.base, place.pattern, place.is_url) == (
-            "s3://bucket/some/train", "s3://bucket/some/train", None, True,
-        )  # fmt: skip
+            "s3://bucket/some/train",
+            "s3://bucket/some/train",
+            None,
+            True,
+        )
     place = Location.parse("gs://b/x/train-{0..2}.tar")
     assert (place.base, place.pattern) == ("gs://b/x", "train-{0..2}.tar")
     assert Location.parse(f"file://{tmp_path}").base == str(tmp_path)
@@ -418,9 +431,11 @@ TABLES = {
     "names": "class0/0.JPEG,dog\nclass1/1.JPEG,cat\n",
 }
 LABELS = {
-    "header": (("0", "1", "2", "3"), [0, 3]), "no header": (("0", "1", "2", "3"), [0, 3]),
-    "both": (("a", "b, c"), [0, 1]), "names": (("cat", "dog"), [0, 1]),
-}  # fmt: skip
+    "header": (("0", "1", "2", "3"), [0, 3]),
+    "no header": (("0", "1", "2", "3"), [0, 3]),
+    "both": (("a", "b, c"), [0, 1]),
+    "names": (("cat", "dog"), [0, 1]),
+}
 
 
 @pytest.mark.parametrize("kind", TABLES)
@@ -471,8 +486,9 @@ def test_parquet_as_the_hub_has_it(tree: Path, tmp_path: Path) -> None:
     assert index_paths(index) == ["2.JPEG", "10.JPEG", "3.JPEG"]
     assert index.label_N.tolist() == [0, 0, 1]
     assert {bad.path.rpartition("::")[2]: bad.reason for bad in index.bad} == {
-        "lost.JPEG": "no bytes in its row", "x.parquet-000000004": "not an image",
-    }  # fmt: skip
+        "lost.JPEG": "no bytes in its row",
+        "x.parquet-000000004": "not an image",
+    }
     table = table.set_column(1, "label", pyarrow.array([-1] * 5))
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     assert ImageIndex.load(tmp_path / "x.parquet", need_classes=False).classes == ()

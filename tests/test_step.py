@@ -43,9 +43,7 @@ def test_slices_cover_the_rows_evenly(rows: int, cap: int | None) -> None:
 
 @pytest.mark.parametrize("batch_size", [None, 5, 16])
 @pytest.mark.parametrize("bce", [True, False])
-def test_accumulated_gradient_is_that_of_the_mean_over_the_global_batch(
-    batch_size: int | None, bce: bool
-) -> None:
+def test_accumulated_gradient_is_that_of_the_mean_over_the_global_batch(batch_size: int | None, bce: bool) -> None:
     recipe = fakes.recipe(batch_size=batch_size, bce_loss=bce, opt="sgd", lr=1.0, weight_decay=0)
     model, oracle = plain_model(), plain_model()
     step = make_step(recipe, model)
@@ -139,9 +137,15 @@ def test_the_host_does_not_wait_for_the_gpu() -> None:
     recipe = fakes.recipe(clip_grad=1.0, drop_path=0.1, model="test_convnext")
     model = create_model(recipe, fakes.CLASSES).to(device).train()
     step = TrainStep(
-        model, create_optimizer(model, recipe), torch.amp.GradScaler("cuda", enabled=False), recipe, device=device,
-        amp_dtype=torch.bfloat16, world=World(), ema=timm.utils.ModelEmaV3(model, decay=0.9),
-    )  # fmt: skip
+        model,
+        create_optimizer(model, recipe),
+        torch.amp.GradScaler("cuda", enabled=False),
+        recipe,
+        device=device,
+        amp_dtype=torch.bfloat16,
+        world=World(),
+        ema=timm.utils.ModelEmaV3(model, decay=0.9),
+    )
     loader = fakes.FakeTrainLoader(recipe)
     groups = [loader.batch(0, 0, g) for g in range(2)]
     for group in groups:

@@ -76,10 +76,14 @@ def parts(model: torch.nn.Module, recipe: Recipe, device: torch.device, dtype: t
 
 
 def run(
-    make: Callable[..., TrainStep], recipe: Recipe, steps: int, dtype: torch.dtype = torch.float32,
-    device: torch.device = CPU, then: Callable[[int, TrainStep], None] = lambda s, step: None,
+    make: Callable[..., TrainStep],
+    recipe: Recipe,
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+    then: Callable[[int, TrainStep], None] = lambda s, step: None,
     model: torch.nn.Module | None = None,
-) -> tuple[list[float], torch.nn.Module]:  # fmt: skip
+) -> tuple[list[float], torch.nn.Module]:
     """Losses and model of a few steps whose learning rate changes on the way."""
     net = create_model(recipe, fakes.CLASSES) if model is None else model
     model, optimizer, scaler = parts(net, recipe, device, dtype)
@@ -187,9 +191,12 @@ def test_the_update_is_captured_anew_after_its_state_was_loaded() -> None:
     ],
 )
 def test_a_cuda_graph_that_cannot_be_is_refused(
-    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], options: dict[str, Any],
-    error: type[Exception], says: str,
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, Any],
+    options: dict[str, Any],
+    error: type[Exception],
+    says: str,
+) -> None:
     monkeypatch.setenv("RSBDALI_KERNELS", options.get("kernels", ""))
     switches = Switches(cuda_graph=True, torch_compile=options.get("torch_compile", "off"))
     with pytest.raises(error, match=says):

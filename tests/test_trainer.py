@@ -16,9 +16,15 @@ from rsbdali.training.train import TrainOptions, TrainSummary, train
 from rsbdali.training.validate import ValidateOptions, choose_recipe, validate
 
 SMALL = {
-    "model": "test_resnet", "img_size": 32, "test_img_size": 48, "epochs": 2, "global_batch_size": 8, "mix_groups": 2,
-    "warmup_epochs": 0, "amp_dtype": "float32",
-}  # fmt: skip
+    "model": "test_resnet",
+    "img_size": 32,
+    "test_img_size": 48,
+    "epochs": 2,
+    "global_batch_size": 8,
+    "mix_groups": 2,
+    "warmup_epochs": 0,
+    "amp_dtype": "float32",
+}
 ODD = ("grey", "cmyk", "png", "truncated", "empty", "text")
 
 
@@ -112,9 +118,11 @@ def test_fine_tuning_on_other_classes(options: TrainOptions, image_tree: Callabl
     tuned = train(
         dataclasses.replace(
             with_recipe(options, epochs=1, lr=0.0, warmup_lr=0.0, min_lr=0.0),
-            data=other, initial_checkpoint=first.checkpoint, experiment="tuned",
+            data=other,
+            initial_checkpoint=first.checkpoint,
+            experiment="tuned",
         )
-    )  # fmt: skip
+    )
     old, new = (torch.load(s.folder / "last.pth.tar", weights_only=True)["state_dict"] for s in (first, tuned))
     assert new["fc.weight"].shape[0] == 5
     assert torch.equal(old["conv1.0.weight"], new["conv1.0.weight"])

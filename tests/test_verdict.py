@@ -14,9 +14,7 @@ def fast(images_per_s: float, cpu_us: float = 900) -> Loader:
 
 
 def test_fast_enough_loader_does_not_hold_training_back() -> None:
-    said = verdict(
-        fast(9800), model=Model(name="resnet50", images_per_s=6900), threads=16, cores=16, device="cuda"
-    )  # fmt: skip
+    said = verdict(fast(9800), model=Model(name="resnet50", images_per_s=6900), threads=16, cores=16, device="cuda")
     assert said == "the loader gives 9,800 images/s, resnet50 takes 6,900: data will not hold training back (1.4 ×)."
 
 

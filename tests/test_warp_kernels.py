@@ -1,6 +1,5 @@
 """The GPU's warp without a GPU: Triton's interpreter against Pillow's result in torch, and compiled for each GPU."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -12,9 +12,13 @@ from rsbdali.recipe import Recipe
 
 ROWS = 64
 RECIPE = {
-    "img_size": 32, "test_img_size": 32, "global_batch_size": ROWS, "mix_groups": 1,
-    "scale": [1.0, 1.0], "ratio": [0.3, 3.0],  # whole images, so that every cut lies within the crop
-}  # fmt: skip
+    "img_size": 32,
+    "test_img_size": 32,
+    "global_batch_size": ROWS,
+    "mix_groups": 1,
+    "scale": [1.0, 1.0],
+    "ratio": [0.3, 3.0],  # whole images, so that every cut lies within the crop
+}
 
 
 @pytest.fixture(params=["before the scan", "after the scan"])
@@ -48,9 +52,13 @@ def test_evaluation_takes_what_pillow_decodes(zoo_index: ImageIndex, threads: in
     named = Counter(bad.path for bad in zoo_index.bad)
     recipe = Recipe.load("a3", RECIPE)
     loader = EvalLoader(
-        zoo_index, recipe, device="cpu", batch_size=ROWS, num_threads=threads,
+        zoo_index,
+        recipe,
+        device="cpu",
+        batch_size=ROWS,
+        num_threads=threads,
         on_bad=lambda path, reason: named.update([path]),
-    )  # fmt: skip
+    )
     images = sum(len(batch.images) for batch in loader)
     loader.close()
     bad = bad_by_pillow(zoo_index)
@@ -60,15 +68,17 @@ def test_evaluation_takes_what_pillow_decodes(zoo_index: ImageIndex, threads: in
 
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("executor", ["host", "graph"])
-def test_training_replaces_what_pillow_refuses(
-    zoo_index: ImageIndex, executor: str, threads: int
-) -> None:
+def test_training_replaces_what_pillow_refuses(zoo_index: ImageIndex, executor: str, threads: int) -> None:
     named = Counter(bad.path for bad in zoo_index.bad)
     recipe = Recipe.load("a3", RECIPE)
     loader = TrainLoader(
-        zoo_index, recipe, device="cpu", executor=executor, num_threads=threads,
+        zoo_index,
+        recipe,
+        device="cpu",
+        executor=executor,
+        num_threads=threads,
         on_bad=lambda path, reason: named.update([path]),
-    )  # fmt: skip
+    )
     drawn = set()
     for batch in loader:
         assert batch.images.shape == (ROWS, 3, 32, 32)

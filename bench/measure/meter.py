@@ -114,4 +114,3 @@ def _pss(pid: int) -> int:
         return 0
     except PermissionError:  # hardened kernels: the resident set is what is left to read
         return int((PROC / str(pid) / "statm").read_text().split()[1]) * _PAGE
-

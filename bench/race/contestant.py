@@ -45,9 +45,13 @@ class Contestant:
         self.name = spec.kind
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by close
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rsbdali.bench.race.contestant"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._stderr, text=True, process_group=0,
-        )  # fmt: skip
+            [sys.executable, "-m", "rsbdali.bench.race.contestant"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            process_group=0,
+        )
         try:
             self.note: str = self._ask(dataclasses.asdict(spec))["note"]
         except ContestantFailed:

@@ -82,9 +82,13 @@ class RsbdaliFeed:
     def __init__(self, spec: FeedSpec) -> None:
         self.ready, self.note = 2 * PREFETCH + 1, ""
         self._loader = TrainLoader(
-            spec.load_index(), spec.load_recipe(), device=spec.device, executor=spec.executor,
-            num_threads=spec.workers, prefetch=PREFETCH,
-        )  # fmt: skip
+            spec.load_index(),
+            spec.load_recipe(),
+            device=spec.device,
+            executor=spec.executor,
+            num_threads=spec.workers,
+            prefetch=PREFETCH,
+        )
         self._batches = forever(self._loader)
 
     def deliver(self) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """How many images a second a model's training step takes, on synthetic data: what a loader has to feed."""
 
-
 import torch
 
 from rsbdali.bench.measure import meter
@@ -33,15 +32,17 @@ def measure_model(recipe: Recipe, *, batch_size: int, device: str, seconds: floa
         for _ in range(warm_up_steps(place)):
             step()
         window = seconds / WINDOWS
-        rounds = [
-            meter.measure(step, seconds=window, warm_up=1, finish=finisher(place)) for _ in range(WINDOWS)
-        ]
+        rounds = [meter.measure(step, seconds=window, warm_up=1, finish=finisher(place)) for _ in range(WINDOWS)]
     rates = sorted(measured.images_per_s for measured in rounds)
     return ModelFigures(
-        name=recipe.model, median=rates[len(rates) // 2], min=rates[0], max=rates[-1], batch_size=rows,
+        name=recipe.model,
+        median=rates[len(rates) // 2],
+        min=rates[0],
+        max=rates[-1],
+        batch_size=rows,
         dtype=name_of(amp_dtype(recipe.amp_dtype, place)),
         memory_bytes=torch.cuda.max_memory_allocated(place) if place.type == "cuda" else None,
-    )  # fmt: skip
+    )
 
 
 def warm_up_steps(device: torch.device) -> int:

@@ -31,18 +31,22 @@ class OurStep:
         batch: the one batch of all steps; None where each has its own.
     """
 
-    def __init__(
-        self, recipe: Recipe, device: torch.device, *, mixed: bool = True, switches: Switches = PLAIN
-    ) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, *, mixed: bool = True, switches: Switches = PLAIN) -> None:
         dtype = amp_dtype(recipe.amp_dtype, device)
         self._rows = recipe.global_batch_size
         self.model: nn.Module = create_model(recipe, NUM_CLASSES).to(device).train()
         self._scaler = MarkedScaler(device.type, enabled=dtype is torch.float16)
         optimizer = create_optimizer(self.model, recipe)
         self._train = make_step(
-            self.model, optimizer, self._scaler, recipe, switches=switches, device=device, amp_dtype=dtype,
+            self.model,
+            optimizer,
+            self._scaler,
+            recipe,
+            switches=switches,
+            device=device,
+            amp_dtype=dtype,
             world=World(),
-        )  # fmt: skip
+        )
         self._data = Synthetic(recipe, device, dtype)
         self.batch = None if mixed else self._data.mixed()
         self._mark: Mark = unmarked

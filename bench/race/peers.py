@@ -59,17 +59,34 @@ def build_timm(spec: FeedSpec) -> PeerFeed:
     dataset = ImageDataset(spec.root)
     mixed = recipe.mixup > 0 or recipe.cutmix > 0
     collate = FastCollateMixup(
-        mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
-        switch_prob=recipe.mixup_switch_prob, mode=recipe.mixup_mode, label_smoothing=recipe.smoothing,
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+        mode=recipe.mixup_mode,
+        label_smoothing=recipe.smoothing,
         num_classes=len(dataset.reader.class_to_idx),
-    )  # fmt: skip
+    )
     loader = create_loader(
-        dataset, input_size=(3, *recipe.train_size), batch_size=spec.batch_size, is_training=True,
-        scale=recipe.scale, ratio=recipe.ratio, hflip=recipe.hflip, color_jitter=0.0, auto_augment=recipe.aa,
-        interpolation=recipe.train_interpolation, mean=recipe.mean, std=recipe.std, num_workers=spec.workers,
-        collate_fn=collate if mixed else None, pin_memory=device.type == "cuda", device=device,
-        use_prefetcher=True, use_multi_epochs_loader=True,
-    )  # fmt: skip
+        dataset,
+        input_size=(3, *recipe.train_size),
+        batch_size=spec.batch_size,
+        is_training=True,
+        scale=recipe.scale,
+        ratio=recipe.ratio,
+        hflip=recipe.hflip,
+        color_jitter=0.0,
+        auto_augment=recipe.aa,
+        interpolation=recipe.train_interpolation,
+        mean=recipe.mean,
+        std=recipe.std,
+        num_workers=spec.workers,
+        collate_fn=collate if mixed else None,
+        pin_memory=device.type == "cuda",
+        device=device,
+        use_prefetcher=True,
+        use_multi_epochs_loader=True,
+    )
     note = "without repeats, which it has only under torchrun" if recipe.aug_repeats > 1 else ""
     ready = spec.workers * PREFETCH_FACTOR + 1
     return PeerFeed((images for images, _ in forever(loader)), ready, note)
@@ -90,9 +107,11 @@ class TorchvisionImages(Dataset[torch.Tensor]):
         ]
         policy = RandAugmentPolicy.parse(recipe.aa)
         if policy is not None:
-            steps.append(v2.RandAugment(
-                policy.num_layers, dali_magnitude(policy), DALI_BINS, InterpolationMode.BILINEAR, list(FILL_RGB)
-            ))  # fmt: skip
+            steps.append(
+                v2.RandAugment(
+                    policy.num_layers, dali_magnitude(policy), DALI_BINS, InterpolationMode.BILINEAR, list(FILL_RGB)
+                )
+            )
         self.transform = v2.Compose(steps)
 
     def __len__(self) -> int:
@@ -109,9 +128,15 @@ def build_torchvision(spec: FeedSpec) -> PeerFeed:
     """Torchvision's tensor path, its workers being processes."""
     recipe, device = spec.load_recipe(), resolve_device(spec.device)
     loader = DataLoader(
-        TorchvisionImages(spec.root, recipe), spec.batch_size, shuffle=True, num_workers=spec.workers, drop_last=True,
-        persistent_workers=True, prefetch_factor=PREFETCH_FACTOR, pin_memory=device.type == "cuda",
-    )  # fmt: skip
+        TorchvisionImages(spec.root, recipe),
+        spec.batch_size,
+        shuffle=True,
+        num_workers=spec.workers,
+        drop_last=True,
+        persistent_workers=True,
+        prefetch_factor=PREFETCH_FACTOR,
+        pin_memory=device.type == "cuda",
+    )
     mix = PlainMix(recipe, device)
     batches = (mix(images.to(device, non_blocking=True)) for images in forever(loader))
     return PeerFeed(batches, spec.workers * PREFETCH_FACTOR, "its own RandAugment; one filter; mixed by plain torch")
@@ -147,23 +172,35 @@ def _dali_graph(spec: FeedSpec, recipe: Recipe, device: torch.device) -> "object
     def graph() -> object:
         encoded, _ = fn.readers.file(file_root=spec.root, random_shuffle=True, name="files", seed=recipe.seed)
         images = fn.decoders.image_random_crop(
-            encoded, device="mixed" if device.type == "cuda" else "cpu", random_area=list(recipe.scale),
-            random_aspect_ratio=list(recipe.ratio), num_attempts=10, adjust_orientation=False,
-        )  # fmt: skip
+            encoded,
+            device="mixed" if device.type == "cuda" else "cpu",
+            random_area=list(recipe.scale),
+            random_aspect_ratio=list(recipe.ratio),
+            num_attempts=10,
+            adjust_orientation=False,
+        )
         images = fn.resize(images, resize_y=height, resize_x=width, interp_type=filter_type, antialias=True)
         images = fn.flip(images, horizontal=fn.random.coin_flip(probability=recipe.hflip))
         if policy is not None:
             images = rand_augment.rand_augment(
-                images, n=policy.num_layers, m=dali_magnitude(policy), num_magnitude_bins=DALI_BINS,
-                shape=(height, width), max_translate_rel=0.45, fill_value=FILL_RGB[0],
-            )  # fmt: skip
+                images,
+                n=policy.num_layers,
+                m=dali_magnitude(policy),
+                num_magnitude_bins=DALI_BINS,
+                shape=(height, width),
+                max_translate_rel=0.45,
+                fill_value=FILL_RGB[0],
+            )
         return images
 
     on_gpu = device.type == "cuda"
     return graph(
-        batch_size=spec.batch_size, num_threads=spec.workers, seed=recipe.seed, prefetch_queue_depth=2,
+        batch_size=spec.batch_size,
+        num_threads=spec.workers,
+        seed=recipe.seed,
+        prefetch_queue_depth=2,
         device_id=device.index if on_gpu else None,
-    )  # fmt: skip
+    )
 
 
 def dali_magnitude(policy: RandAugmentPolicy) -> int:

@@ -131,9 +131,14 @@ class ExecutorRung:
         index, self._recipe = spec.load_index(), spec.load_recipe()
         self._plans, self._mixed = _plans(spec, index), mixed
         self._executor = create_executor(
-            spec.executor, index, self._recipe, rows=spec.batch_size, device=resolve_device(spec.device),
-            num_threads=spec.workers, prefetch=PREFETCH,
-        )  # fmt: skip
+            spec.executor,
+            index,
+            self._recipe,
+            rows=spec.batch_size,
+            device=resolve_device(spec.device),
+            num_threads=spec.workers,
+            prefetch=PREFETCH,
+        )
         self._queue: list[BatchPlan] = []
         for _ in range(PREFETCH):
             self._submit()

@@ -114,7 +114,11 @@ class _Scaler(NativeScaler):
 
 def _mixup(recipe: Recipe) -> Mixup:
     return Mixup(
-        mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, prob=recipe.mixup_prob,
-        switch_prob=recipe.mixup_switch_prob, mode=recipe.mixup_mode, label_smoothing=recipe.smoothing,
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+        mode=recipe.mixup_mode,
+        label_smoothing=recipe.smoothing,
         num_classes=NUM_CLASSES,
-    )  # fmt: skip
+    )

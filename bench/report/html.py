@@ -92,9 +92,7 @@ def _rate_bar(result: dict[str, Any], ratio: float | None) -> Bar:
     rate = result["images_per_s"]
     text = f"{rate['median']:,.0f} images/s" if ratio is None else f"{rate['median']:,.0f} rsbdali is {ratio:.2f} ×"
     colour = OURS if result["name"].startswith("rsbdali") else OTHER
-    return Bar(
-        name=result["name"], value=rate["median"], text=text, colour=colour, low=rate["min"], high=rate["max"]
-    )  # fmt: skip
+    return Bar(name=result["name"], value=rate["median"], text=text, colour=colour, low=rate["min"], high=rate["max"])
 
 
 def _footnotes(report: dict[str, Any]) -> str:
@@ -107,10 +105,14 @@ def _footnotes(report: dict[str, Any]) -> str:
 
 def _costs(report: dict[str, Any]) -> str:
     bars = [
-        Bar(name=r["name"], value=r["cpu_us_per_image"], text=f"{r['cpu_us_per_image']:,.0f} µs",
-            colour=OURS if r["name"].startswith("rsbdali") else OTHER)
+        Bar(
+            name=r["name"],
+            value=r["cpu_us_per_image"],
+            text=f"{r['cpu_us_per_image']:,.0f} µs",
+            colour=OURS if r["name"].startswith("rsbdali") else OTHER,
+        )
         for r in report["results"]
-    ]  # fmt: skip
+    ]
     subtitle = "all threads and processes together; less is better"
     return html.section("CPU time an image", subtitle, chart(bars, "CPU microseconds an image"))
 
@@ -119,11 +121,15 @@ def _stages(report: dict[str, Any]) -> str:
     if not report["stages"]:
         return ""
     bars = [
-        Bar(name=s["name"], value=s["cpu_us"], start=max(0.0, s["cumulative_cpu_us"] - max(s["cpu_us"], 0.0)),
+        Bar(
+            name=s["name"],
+            value=s["cpu_us"],
+            start=max(0.0, s["cumulative_cpu_us"] - max(s["cpu_us"], 0.0)),
             text=f"{s['cpu_us']:,.0f} µs" + (f", GPU {s['gpu_us']:,.1f} µs" if s["gpu_us"] is not None else ""),
-            colour=OURS)
+            colour=OURS,
+        )
         for s in report["stages"]
-    ]  # fmt: skip
+    ]
     subtitle = "CPU microseconds of each stage, one upon the other"
     return html.section("Where an image's time goes", subtitle, chart(bars, "CPU microseconds by stage"))
 
@@ -132,10 +138,18 @@ def _figures(report: dict[str, Any]) -> str:
     rows = []
     for r in report["results"]:
         rate, wait = r["images_per_s"], r["wait_ms_per_batch"]
-        rows.append([
-            r["name"], f"{rate['median']:,.0f}", f"{rate['min']:,.0f}", f"{rate['max']:,.0f}",
-            f"{r['cpu_us_per_image']:,.0f}", f"{wait['median']:,.1f}", f"{wait['max']:,.1f}", f"{r['memory_mib']:,.0f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                r["name"],
+                f"{rate['median']:,.0f}",
+                f"{rate['min']:,.0f}",
+                f"{rate['max']:,.0f}",
+                f"{r['cpu_us_per_image']:,.0f}",
+                f"{wait['median']:,.1f}",
+                f"{wait['max']:,.1f}",
+                f"{r['memory_mib']:,.0f}",
+            ]
+        )
     note = "<p class=note>ms/batch: what a consumer that does nothing waits for a batch. MiB: host memory (PSS).</p>"
     return html.section("Figures", "", html.table(COLUMNS, rows) + note)
 

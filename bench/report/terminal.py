@@ -20,8 +20,9 @@ def print_report(console: Console, report: BenchReport) -> None:
         m = report.model
         console.print(
             f"{m.name}, training step alone: {m.median:,.0f} images/s ({m.min:,.0f} to {m.max:,.0f}), "
-            f"batch {m.batch_size}, {m.dtype}", markup=False,
-        )  # fmt: skip
+            f"batch {m.batch_size}, {m.dtype}",
+            markup=False,
+        )
     console.print(report.verdict, style="bold", markup=False)
 
 
@@ -36,7 +37,7 @@ def _loaders(report: BenchReport) -> Table:
         caption=f"{rounds} of {c['seconds']:g} s, interleaved; {c['images']:,} images{tiled}, page cache warm\n"
         "CPU-µs: of all threads, an image; wait: ms a batch; MiB: host memory"
         + ("\nrsbdali by it: median of the rounds' own ratios" if by_it else ""),
-    )  # fmt: skip
+    )
     table.add_column("loader")
     for heading in ("images/s", "min – max", "CPU-µs", "wait", "MiB", *(["rsbdali by it"] if by_it else [])):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -48,9 +49,14 @@ def _loaders(report: BenchReport) -> Table:
 def _row(figures: LoaderFigures, ratio_to: dict[str, float]) -> list[str]:
     rate, ratio = figures.images_per_s, ratio_to.get(figures.name)
     return [
-        figures.name, f"{rate.median:,.0f}", f"{rate.min:,.0f} – {rate.max:,.0f}", f"{figures.cpu_us_per_image:,.0f}",
-        f"{figures.wait_ms.median:,.1f}", f"{figures.memory_mib:,.0f}", "" if ratio is None else f"{ratio:.2f} ×",
-    ]  # fmt: skip
+        figures.name,
+        f"{rate.median:,.0f}",
+        f"{rate.min:,.0f} – {rate.max:,.0f}",
+        f"{figures.cpu_us_per_image:,.0f}",
+        f"{figures.wait_ms.median:,.1f}",
+        f"{figures.memory_mib:,.0f}",
+        "" if ratio is None else f"{ratio:.2f} ×",
+    ]
 
 
 def _stages(stages: tuple[Stage, ...]) -> Table:

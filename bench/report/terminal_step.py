@@ -19,8 +19,9 @@ def print_step(console: Console, record: dict[str, Any]) -> None:
     config, ceiling = record["config"], record["ceiling"]
     console.print(
         f"an image: {ceiling['flops_per_image'] / 1e9:.2f} GFLOP forward and backward; {config['device']} multiplies "
-        f"matrices in {config['dtype']} at {ceiling['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s", markup=False,
-    )  # fmt: skip
+        f"matrices in {config['dtype']} at {ceiling['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s",
+        markup=False,
+    )
 
 
 def _rates(record: dict[str, Any]) -> Table:
@@ -31,16 +32,20 @@ def _rates(record: dict[str, Any]) -> Table:
         f"{c['dtype']}, {c['device']}",
         caption=f"synthetic data; {c['rounds']} × {c['seconds']:g} s, interleaved\n"
         "of peak: the model's operations by the matmul's\nrsbdali by it: median of the rounds' own ratios",
-    )  # fmt: skip
+    )
     table.add_column("step")
     for heading in ("images/s", "min – max", "ms a step", "of peak", "rsbdali by it"):
         table.add_column(heading, justify="right", no_wrap=True)
     for r in record["results"]:
         rate, by_it = r["images_per_s"], record["ratio_to"].get(r["name"])
         table.add_row(
-            r["name"], figure(rate["median"]), f"{figure(rate['min'])} – {figure(rate['max'])}", f"{r['step_ms']:,.1f}",
-            f"{r['utilisation']:.0%}", "" if by_it is None else f"{by_it:.2f} ×",
-        )  # fmt: skip
+            r["name"],
+            figure(rate["median"]),
+            f"{figure(rate['min'])} – {figure(rate['max'])}",
+            f"{r['step_ms']:,.1f}",
+            f"{r['utilisation']:.0%}",
+            "" if by_it is None else f"{by_it:.2f} ×",
+        )
     return table
 
 

@@ -14,10 +14,18 @@ from rsbdali.plan.randaugment import BICUBIC, BILINEAR, Op
 Augment = Callable[[np.ndarray, Sequence[int], Sequence[float], Sequence[int]], None]
 # to try: where Pillow's own compiler may have fused a multiplication and an addition, other pixels come out
 TRIALS = (
-    (Op.ROTATE, 17.3), (Op.SHEAR_X, 0.171), (Op.SHEAR_Y, -0.171), (Op.TRANSLATE_X, 0.271), (Op.TRANSLATE_Y, -0.271),
-    (Op.COLOR, 1.37), (Op.CONTRAST, 1.37), (Op.BRIGHTNESS, 1.37), (Op.SHARPNESS, 1.37), (Op.AUTO_CONTRAST, 0.0),
+    (Op.ROTATE, 17.3),
+    (Op.SHEAR_X, 0.171),
+    (Op.SHEAR_Y, -0.171),
+    (Op.TRANSLATE_X, 0.271),
+    (Op.TRANSLATE_Y, -0.271),
+    (Op.COLOR, 1.37),
+    (Op.CONTRAST, 1.37),
+    (Op.BRIGHTNESS, 1.37),
+    (Op.SHARPNESS, 1.37),
+    (Op.AUTO_CONTRAST, 0.0),
     (Op.EQUALIZE, 0.0),
-)  # fmt: skip
+)
 log = logging.getLogger(__name__)
 
 

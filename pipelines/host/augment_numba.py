@@ -347,9 +347,14 @@ def _interpolate(tap_4X: np.ndarray, d_X: np.ndarray, interp: int, out_X: np.nda
 
 @inner("void(u4[:, ::1], i8[::1], f8[:, ::1], i8[::1], i8, i8, u1[:, ::1])")
 def _compute_block(
-    word_HW: np.ndarray, first_B: np.ndarray, d_2X: np.ndarray, pixel_B: np.ndarray, count: int, interp: int,
+    word_HW: np.ndarray,
+    first_B: np.ndarray,
+    d_2X: np.ndarray,
+    pixel_B: np.ndarray,
+    count: int,
+    interp: int,
     out_PC: np.ndarray,
-) -> None:  # fmt: skip
+) -> None:
     """Pixels from their 2 × 2 or 4 × 4 taps: along the rows, then across."""
     tap_4X, row_4X = np.empty((4, 3 * BLOCK), np.float64), np.empty((4, 3 * BLOCK), np.float64)
     reach, word_P = 2 if interp == 0 else 4, word_HW.reshape(word_HW.size)
@@ -366,9 +371,7 @@ def _compute_block(
 
 
 @kernel("void(u1[:, :, ::1], f8, f8, f8, f8, f8, f8, i8)")
-def _warp(
-    image_HWC: np.ndarray, a0: float, a1: float, a2: float, a3: float, a4: float, a5: float, interp: int
-) -> None:
+def _warp(image_HWC: np.ndarray, a0: float, a1: float, a2: float, a3: float, a4: float, a5: float, interp: int) -> None:
     """`ImagingTransformAffine`: find where each pixel reads, and compute those that read the image block by block."""
     height, width, _ = image_HWC.shape
     word_HW = _padded_words(image_HWC)

@@ -58,10 +58,6 @@ OPS: dict[int, Callable[[Image.Image, float, Image.Resampling], Image.Image]] = 
     Op.SHARPNESS: lambda image, factor, _resampling: ImageEnhance.Sharpness(image).enhance(factor),
     Op.SHEAR_X: lambda image, shear, resampling: _affine(image, (1, shear, 0, 0, 1, 0), resampling),
     Op.SHEAR_Y: lambda image, shear, resampling: _affine(image, (1, 0, 0, shear, 1, 0), resampling),
-    Op.TRANSLATE_X: lambda image, share, resampling: _affine(
-        image, (1, 0, share * image.width, 0, 1, 0), resampling
-    ),
-    Op.TRANSLATE_Y: lambda image, share, resampling: _affine(
-        image, (1, 0, 0, 0, 1, share * image.height), resampling
-    ),
+    Op.TRANSLATE_X: lambda image, share, resampling: _affine(image, (1, 0, share * image.width, 0, 1, 0), resampling),
+    Op.TRANSLATE_Y: lambda image, share, resampling: _affine(image, (1, 0, 0, 0, 1, share * image.height), resampling),
 }

@@ -88,9 +88,15 @@ class HostExecutor:
     """
 
     def __init__(
-        self, index: ImageSource, recipe: Recipe, *, rows: int, device: torch.device, num_threads: int,
+        self,
+        index: ImageSource,
+        recipe: Recipe,
+        *,
+        rows: int,
+        device: torch.device,
+        num_threads: int,
         prefetch: int = 2,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.rows, self.prefetch = rows, prefetch
         self._index, self._device = index, torch.device(device)
         self._size = recipe.train_size
@@ -144,9 +150,7 @@ def _by_image(plan: BatchPlan) -> tuple[list[np.ndarray], np.ndarray]:
     return np.split(order_N, first_M[1:]), np.concatenate([start_M2, stop_M2 - start_M2], axis=1)
 
 
-def _start_workers(
-    count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int
-) -> list[threading.Thread]:
+def _start_workers(count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int) -> list[threading.Thread]:
     find_resize(), find_augment()  # compiled here, once, where an error is seen
     workers = [
         threading.Thread(

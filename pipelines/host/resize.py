@@ -19,9 +19,17 @@ RESAMPLING = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 assert (BILINEAR, BICUBIC) == (0, 1)
 # source and target (h, w) to try: down and up, each axis alone, and tall images, where the order of passes changes
 TRIALS = (
-    ((61, 47), (16, 16)), ((47, 150), (20, 31)), ((9, 13), (24, 20)), ((90, 20), (16, 16)), ((90, 12), (16, 16)),
-    ((40, 31), (16, 20)), ((39, 31), (16, 20)), ((38, 31), (16, 20)), ((30, 30), (30, 12)), ((200, 7), (11, 40)),
-)  # fmt: skip
+    ((61, 47), (16, 16)),
+    ((47, 150), (20, 31)),
+    ((9, 13), (24, 20)),
+    ((90, 20), (16, 16)),
+    ((90, 12), (16, 16)),
+    ((40, 31), (16, 20)),
+    ((39, 31), (16, 20)),
+    ((38, 31), (16, 20)),
+    ((30, 30), (30, 12)),
+    ((200, 7), (11, 40)),
+)
 log = logging.getLogger(__name__)
 
 # whether columns come first, by source (H, W) and target (h, w)
@@ -36,9 +44,16 @@ class Resize(Protocol):
     """Resizes a box of an image and cuts a part out of the result."""
 
     def __call__(
-        self, window_HWC: np.ndarray, box: tuple[int, int, int, int], out_HWC: np.ndarray, interp: int, *,
-        mirror: bool = False, size: tuple[int, int] | None = None, offset: tuple[int, int] = (0, 0),
-    ) -> None:  # fmt: skip
+        self,
+        window_HWC: np.ndarray,
+        box: tuple[int, int, int, int],
+        out_HWC: np.ndarray,
+        interp: int,
+        *,
+        mirror: bool = False,
+        size: tuple[int, int] | None = None,
+        offset: tuple[int, int] = (0, 0),
+    ) -> None:
         """Resize one image.
 
         Args:
@@ -86,9 +101,15 @@ def _compiled_resize(run: Callable[..., None], columns_first: ColumnsFirst) -> R
     """`resize_numba.resize` behind the door that its loops need: one type of argument, contiguous and writable."""
 
     def resize(
-        window_HWC: np.ndarray, box: tuple[int, int, int, int], out_HWC: np.ndarray, interp: int, *,
-        mirror: bool = False, size: tuple[int, int] | None = None, offset: tuple[int, int] = (0, 0),
-    ) -> None:  # fmt: skip
+        window_HWC: np.ndarray,
+        box: tuple[int, int, int, int],
+        out_HWC: np.ndarray,
+        interp: int,
+        *,
+        mirror: bool = False,
+        size: tuple[int, int] | None = None,
+        offset: tuple[int, int] = (0, 0),
+    ) -> None:
         target = size or out_HWC.shape[:2]
         window_HWC = np.require(window_HWC, np.uint8, ("C", "W"))
         order = columns_first(box[2], box[3], *target)
@@ -98,9 +119,15 @@ def _compiled_resize(run: Callable[..., None], columns_first: ColumnsFirst) -> R
 
 
 def resize_pillow(
-    window_HWC: np.ndarray, box: tuple[int, int, int, int], out_HWC: np.ndarray, interp: int, *,
-    mirror: bool = False, size: tuple[int, int] | None = None, offset: tuple[int, int] = (0, 0),
-) -> None:  # fmt: skip
+    window_HWC: np.ndarray,
+    box: tuple[int, int, int, int],
+    out_HWC: np.ndarray,
+    interp: int,
+    *,
+    mirror: bool = False,
+    size: tuple[int, int] | None = None,
+    offset: tuple[int, int] = (0, 0),
+) -> None:
     """By Pillow: the reference; see `Resize`."""
     (y, x, h, w), (height, width) = box, size or out_HWC.shape[:2]
     image = Image.fromarray(np.ascontiguousarray(window_HWC[y : y + h, x : x + w]))

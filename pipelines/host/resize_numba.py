@@ -18,9 +18,15 @@ LINES = 32  # of a block: few enough for the first-level cache, enough for the l
 
 
 def resize(
-    window_HWC: np.ndarray, box: tuple[int, int, int, int], size: tuple[int, int], offset: tuple[int, int],
-    interp: int, mirror: bool, columns_first: bool, out_HWC: np.ndarray,
-) -> None:  # fmt: skip
+    window_HWC: np.ndarray,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
+    offset: tuple[int, int],
+    interp: int,
+    mirror: bool,
+    columns_first: bool,
+    out_HWC: np.ndarray,
+) -> None:
     """Resize a box of an image and cut a part out of the result, mirrored left to right or not.
 
     Args:
@@ -209,9 +215,14 @@ def _columns_to_lines(block_AX: np.ndarray, top: int, out_HX: np.ndarray) -> Non
 
 @kernel("void(u1[:, :, ::1], i8, i8, i8, i4[:, ::1], i4[::1], u1[:, ::1])")
 def _weigh_columns(
-    image_HWC: np.ndarray, top: int, left: int, width: int, weight_AK: np.ndarray, first_A: np.ndarray,
+    image_HWC: np.ndarray,
+    top: int,
+    left: int,
+    width: int,
+    weight_AK: np.ndarray,
+    first_A: np.ndarray,
     out_HX: np.ndarray,
-) -> None:  # fmt: skip
+) -> None:
     """`ImagingResampleHorizontal_8bpc`: transpose a block of lines, weigh, transpose back."""
     block_SX = np.empty((width, 3 * LINES), np.uint8)
     out_AX = np.empty((len(first_A), 3 * LINES), np.uint8)

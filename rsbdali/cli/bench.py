@@ -45,7 +45,7 @@ def bench_loader(recipe: str, overrides: tuple[str, ...], data: Path | None, **r
     "--torch-compile",
     type=click.Choice(["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]),
     help="Measure the steps through torch.compile in this mode too.",
-)  # fmt: skip
+)
 @click.option("--cuda-graph", is_flag=True, help="Measure our step as CUDA graphs too.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the record here.")
 def bench_step(recipe: str, overrides: tuple[str, ...], **rest: Any) -> None:

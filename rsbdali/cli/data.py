@@ -18,9 +18,13 @@ from rsbdali.errors import RsbdaliError
 @click.option("--class-map", type=click.Path(path_type=Path), help="Class names in label order, one a line (timm's).")
 @click.option("--bad-list", type=click.Path(path_type=Path), help="Write what is skipped or converted here (CSV).")
 def index_command(
-    folder: Path, workers: int | None, rebuild: bool, val_labels: Path | None, class_map: Path | None,
+    folder: Path,
+    workers: int | None,
+    rebuild: bool,
+    val_labels: Path | None,
+    class_map: Path | None,
     bad_list: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Scan FOLDER (or its train and val folders): counts, sizes, formats, and every file that is no image.
 
     Ends with 2 where training would refuse the data.
@@ -28,9 +32,14 @@ def index_command(
     from rsbdali.tools.index_summary import report
 
     report(
-        Console(), folder, threads=workers, rebuild=rebuild, val_labels=val_labels, class_map=class_map,
+        Console(),
+        folder,
+        threads=workers,
+        rebuild=rebuild,
+        val_labels=val_labels,
+        class_map=class_map,
         bad_list=bad_list,
-    )  # fmt: skip
+    )
 
 
 @click.command("demo-data")

@@ -36,6 +36,9 @@ DATA = click.option(
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 WORKERS = click.option("--workers", "-j", type=click.IntRange(1), help="CPU threads of the loader (default: all).")
 EXECUTOR = click.option(
-    "--executor", type=click.Choice(["auto", "graph", "host"]), default="auto", show_default=True,
+    "--executor",
+    type=click.Choice(["auto", "graph", "host"]),
+    default="auto",
+    show_default=True,
     help="graph: all in DALI; host: DALI decodes, the CPU's threads do the rest.",
-)  # fmt: skip
+)

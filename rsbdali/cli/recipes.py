@@ -27,9 +27,15 @@ def recipe_list() -> None:
         sizes = f"{r.train_size[0]} → {r.test_size[0]}"
         reported = r.reported
         table.add_row(
-            name, r.model, sizes, str(r.epochs), str(r.global_batch_size), f"{reported.top1} %", f"{reported.hours:g}",
+            name,
+            r.model,
+            sizes,
+            str(r.epochs),
+            str(r.global_batch_size),
+            f"{reported.top1} %",
+            f"{reported.hours:g}",
             reported.hardware,
-        )  # fmt: skip
+        )
     Console(soft_wrap=not sys.stdout.isatty()).print(table)
 
 

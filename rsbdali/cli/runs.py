@@ -47,9 +47,11 @@ def report_command(runs: tuple[Path, ...], output: Path) -> None:
     "--checkpoint", required=True, type=click.Path(path_type=Path), help="A checkpoint that `rsbdali train` wrote."
 )
 @click.option(
-    "--format", required=True, type=click.Choice(["safetensors", "onnx", "timm", "hf"]),
+    "--format",
+    required=True,
+    type=click.Choice(["safetensors", "onnx", "timm", "hf"]),
     help="timm: a folder for create_model('local-dir:…'); hf: the same with a model card.",
-)  # fmt: skip
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
 @click.option(
     "--ema/--no-ema", "use_ema", default=None, help="Averaged weights or not (default: where there are some)."

@@ -20,9 +20,12 @@ from rsbdali.errors import RsbdaliError
 @click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint; auto: the experiment's newest whole one.")
 @click.option("--checkpoint-every", metavar="500steps|10m", help="Save that often too, besides the ends of epochs.")
 @click.option(
-    "--on-nan", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
+    "--on-nan",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
     help="A loss that is not finite: stop and note the batch, or leave the step's update out.",
-)  # fmt: skip
+)
 @click.option("--initial-checkpoint", type=click.Path(path_type=Path), help="Start from these weights.")
 @click.option("--pretrained", is_flag=True, help="Start from timm's weights for the model.")
 @DEVICE
@@ -30,27 +33,33 @@ from rsbdali.errors import RsbdaliError
 @EXECUTOR
 @click.option("--deterministic", is_flag=True, help="Bitwise repeatable steps, slower on a GPU.")
 @click.option(
-    "--torch-compile", default="off", show_default=True,
+    "--torch-compile",
+    default="off",
+    show_default=True,
     type=click.Choice(["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]),
     help="Run the model through torch.compile in this mode.",
-)  # fmt: skip
+)
 @click.option("--cuda-graph", is_flag=True, help="Capture the step into CUDA graphs and replay them (one GPU).")
 @click.option("--max-bad-images", type=click.IntRange(0), help="Stop once more images than this do not decode.")
 @click.option("--val-labels", type=click.Path(path_type=Path), help="Label file of a flat val folder (ImageNet's).")
 @click.option("--class-map", type=click.Path(path_type=Path), help="Class names in label order, one a line (timm's).")
 @click.option(
-    "--log", "loggers", multiple=True, type=click.Choice(["tensorboard", "wandb", "mlflow"]),
+    "--log",
+    "loggers",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb", "mlflow"]),
     help="Send the figures there too (repeatable); needs the extra of that name.",
-)  # fmt: skip
+)
 @click.option("--nproc", type=click.IntRange(1), default=1, help="Processes on this machine, one a GPU (torchrun's).")
 @click.option("--affinity/--no-affinity", default=True, help="Keep each of several processes to its own cores.")
 @click.option(
-    "--rank-timeout", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True,
+    "--rank-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
     help="Minutes that processes wait for each other in a step.",
-)  # fmt: skip
-def train(
-    recipe: str, overrides: tuple[str, ...], demo: bool, data: Path | None, nproc: int, **rest: Any
-) -> int:  # fmt: skip
+)
+def train(recipe: str, overrides: tuple[str, ...], demo: bool, data: Path | None, nproc: int, **rest: Any) -> int:
     """Train a recipe: from a folder of images to a validated checkpoint."""
     from functools import partial
 

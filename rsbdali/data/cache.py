@@ -63,9 +63,13 @@ def _parse(file: IO[bytes], fingerprint: bytes | None) -> Scan | None:
     # reading an array verifies its checksum
     columns = {name: archive[name] for name in COLUMNS}
     return Scan(
-        classes=tuple(texts["classes"]), columns=columns, bad=bad, kind=texts["kind"], shards=tuple(texts["shards"]),
+        classes=tuple(texts["classes"]),
+        columns=columns,
+        bad=bad,
+        kind=texts["kind"],
+        shards=tuple(texts["shards"]),
         notes=tuple(texts["notes"]),
-    )  # fmt: skip
+    )
 
 
 def write(path: Path, fingerprint: bytes, scan: Scan) -> bool:

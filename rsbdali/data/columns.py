@@ -23,9 +23,15 @@ from rsbdali.errors import DataError
 
 
 def to_scan(
-    what: str, found: Sequence[Found], *, kind: str, shards: Sequence[str] = (), classes: Sequence[str] | None = None,
-    bad: Sequence[tuple[str, str]] = (), notes: Sequence[str] = (),
-) -> Scan:  # fmt: skip
+    what: str,
+    found: Sequence[Found],
+    *,
+    kind: str,
+    shards: Sequence[str] = (),
+    classes: Sequence[str] | None = None,
+    bad: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
+) -> Scan:
     """Order images and make columns of them.
 
     Args:
@@ -50,9 +56,13 @@ def to_scan(
     failed = [(display(kept[i], shards), str(kept[i].header)) for i in order if isinstance(kept[i].header, str)]
     columns = _columns([kept[i] for i in good], [label_F[i] for i in good])
     return Scan(
-        classes=names, columns=columns, bad=(*bad, *failed), kind=kind, shards=tuple(shards),
+        classes=names,
+        columns=columns,
+        bad=(*bad, *failed),
+        kind=kind,
+        shards=tuple(shards),
         notes=(*notes, *notes_on_classes(names, columns["label_N"])),
-    )  # fmt: skip
+    )
 
 
 def notes_on_classes(classes: Sequence[str], label_N: np.ndarray) -> tuple[str, ...]:
@@ -77,9 +87,7 @@ def display(found: Found, shards: Sequence[str]) -> str:
     return f"{shards[found.place.shard]}::{found.place.path}" if found.place.shard >= 0 else found.place.path
 
 
-def _labels(
-    what: str, found: Sequence[Found], classes: Sequence[str] | None
-) -> tuple[tuple[str, ...], Sequence[int]]:  # fmt: skip
+def _labels(what: str, found: Sequence[Found], classes: Sequence[str] | None) -> tuple[tuple[str, ...], Sequence[int]]:
     """Class names in label order (none where only numbers are known), and each image's label."""
     numbers = [-1 if f.label is None else f.label for f in found]
     if max(numbers) > MOST_LABEL:
@@ -123,7 +131,7 @@ def _columns(found: Sequence[Found], labels: Sequence[int]) -> dict[str, np.ndar
 
 def header_columns(
     paths: list[bytes], sizes: list[int], label_N: np.ndarray, headers: list[Header]
-) -> dict[str, np.ndarray]:  # fmt: skip
+) -> dict[str, np.ndarray]:
     """Columns that every source has, from its N images in order; `COLUMNS` without the places in shards."""
     header_N4 = np.array(headers, np.int32).reshape(-1, 4)
     return {

@@ -183,10 +183,17 @@ class ImageIndex:
 
     @classmethod
     def scan(
-        cls, root: str | os.PathLike[str], *, classes: Sequence[str] | None = None, labels: Path | None = None,
-        need_classes: bool = True, threads: int | None = None, progress: Progress | None = None,
-        class_map: Path | None = None, image_root: str | os.PathLike[str] | None = None,
-    ) -> "ImageIndex":  # fmt: skip
+        cls,
+        root: str | os.PathLike[str],
+        *,
+        classes: Sequence[str] | None = None,
+        labels: Path | None = None,
+        need_classes: bool = True,
+        threads: int | None = None,
+        progress: Progress | None = None,
+        class_map: Path | None = None,
+        image_root: str | os.PathLike[str] | None = None,
+    ) -> "ImageIndex":
         """List a source and read every header, without any cache.
 
         Args:
@@ -210,11 +217,20 @@ class ImageIndex:
 
     @classmethod
     def load(
-        cls, root: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None,
-        classes: Sequence[str] | None = None, labels: Path | None = None, need_classes: bool = True,
-        check: bool = True, rebuild: bool = False, threads: int | None = None, progress: Progress | None = None,
-        class_map: Path | None = None, image_root: str | os.PathLike[str] | None = None,
-    ) -> "ImageIndex":  # fmt: skip
+        cls,
+        root: str | os.PathLike[str],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        classes: Sequence[str] | None = None,
+        labels: Path | None = None,
+        need_classes: bool = True,
+        check: bool = True,
+        rebuild: bool = False,
+        threads: int | None = None,
+        progress: Progress | None = None,
+        class_map: Path | None = None,
+        image_root: str | os.PathLike[str] | None = None,
+    ) -> "ImageIndex":
         """The index from the cache where the source is unchanged, else scanned and cached.
 
         Unchanged means: the same files by relative path, size and time of last change, links followed.
@@ -251,9 +267,15 @@ class ImageIndex:
 
 
 def _index(
-    place: Location, scan: Scan, cache_dir: Path | None, root: str | os.PathLike[str] | None,
-    classes: Sequence[str] | None, class_map: Path | None, label_file: Path | None, need_classes: bool,
-) -> ImageIndex:  # fmt: skip
+    place: Location,
+    scan: Scan,
+    cache_dir: Path | None,
+    root: str | os.PathLike[str] | None,
+    classes: Sequence[str] | None,
+    class_map: Path | None,
+    label_file: Path | None,
+    need_classes: bool,
+) -> ImageIndex:
     """The index of a scan, its labels checked and translated."""
     folder = image_root(place, root)
     join = place.join if root is None else lambda name: os.path.join(folder, name)
@@ -268,12 +290,21 @@ def _index(
     if copies := int((scan.columns["care_N"] & Care.CONVERT > 0).sum()):
         log.info(
             "%s: %d of %d images are read through an RGB copy, which Pillow makes at first use in %s",
-            place.text, copies, len(scan.columns["care_N"]), (cache_dir or cache.default_folder()) / "rgb",
-        )  # fmt: skip
+            place.text,
+            copies,
+            len(scan.columns["care_N"]),
+            (cache_dir or cache.default_folder()) / "rgb",
+        )
     names, label_N = labels_of(place.text, scan, classes, label_file, need_classes=need_classes)
     columns: dict[str, Any] = {**scan.columns, "label_N": label_N}
     return ImageIndex(
-        root=Path(folder), name=place.text, classes=names, shards=scan.shards, reader=reader_of(scan, place, folder),
-        bad=tuple(BadFile(join(path), reason) for path, reason in scan.bad), cache_dir=cache_dir, notes=scan.notes,
+        root=Path(folder),
+        name=place.text,
+        classes=names,
+        shards=scan.shards,
+        reader=reader_of(scan, place, folder),
+        bad=tuple(BadFile(join(path), reason) for path, reason in scan.bad),
+        cache_dir=cache_dir,
+        notes=scan.notes,
         **columns,
-    )  # fmt: skip
+    )

@@ -137,7 +137,7 @@ def _labels_alone(path: Path, lines: list[tuple[int, str]], classes: Sequence[st
 
 def _named_rows(
     path: Path, lines: list[tuple[int, str]], names: Sequence[str], classes: Sequence[str]
-) -> list[tuple[int, str, str]]:  # fmt: skip
+) -> list[tuple[int, str, str]]:
     """(line number, file name, label) of each line."""
     known, places = {*names, *(os.path.splitext(name)[0] for name in names)}, set(classes)
     rows = []
@@ -197,7 +197,7 @@ log = logging.getLogger(__name__)
 
 def labels_of(
     what: str, scan: Scan, classes: Sequence[str] | None, label_file: Path | None, *, need_classes: bool
-) -> tuple[tuple[str, ...], np.ndarray]:  # fmt: skip
+) -> tuple[tuple[str, ...], np.ndarray]:
     """Class names, and the label of each image in them.
 
     Args:
@@ -251,9 +251,7 @@ def _by_name(what: str, scan: Scan, classes: Sequence[str]) -> tuple[tuple[str, 
     return tuple(classes), translate[scan.columns["label_N"]]
 
 
-def _by_file(
-    scan: Scan, classes: Sequence[str] | None, label_file: Path
-) -> tuple[tuple[str, ...], np.ndarray]:  # fmt: skip
+def _by_file(scan: Scan, classes: Sequence[str] | None, label_file: Path) -> tuple[tuple[str, ...], np.ndarray]:
     if classes is None:
         raise DataError(f"{label_file}: a label file needs class names: give the training set's")
     ends = scan.columns["path_end_N"].tolist()

@@ -6,19 +6,55 @@ import re
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp")
 # images by other names, which are counted, not read
 SKIPPED = (
-    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pgm", ".pjpeg", ".ppm", ".tga",
-    ".tif", ".tiff",
-)  # fmt: skip
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".heic",
+    ".heif",
+    ".jfif",
+    ".jp2",
+    ".jpe",
+    ".jxl",
+    ".pgm",
+    ".pjpeg",
+    ".ppm",
+    ".tga",
+    ".tif",
+    ".tiff",
+)
 # what file managers and NAS systems add; names that begin with a dot (._x.jpg, .ipynb_checkpoints) are hidden anyway
 HIDDEN = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"})
 # names of columns in a table or a label file, the first one there is taken
 PATH_NAMES = (
-    "path", "filepath", "file_path", "image_path", "img_path", "file", "filename", "file_name", "image", "img",
-    "image_name", "image_file", "name", "image_id", "imageid", "id",
-)  # fmt: skip
+    "path",
+    "filepath",
+    "file_path",
+    "image_path",
+    "img_path",
+    "file",
+    "filename",
+    "file_name",
+    "image",
+    "img",
+    "image_name",
+    "image_file",
+    "name",
+    "image_id",
+    "imageid",
+    "id",
+)
 LABEL_NAMES = (
-    "label", "labels", "target", "targets", "class_id", "cls", "class_idx", "label_id", "category_id", "y",
-)  # fmt: skip
+    "label",
+    "labels",
+    "target",
+    "targets",
+    "class_id",
+    "cls",
+    "class_idx",
+    "label_id",
+    "category_id",
+    "y",
+)
 CLASS_NAMES = ("class", "class_name", "classname", "classes", "category", "label_name", "wnid", "synset")
 
 

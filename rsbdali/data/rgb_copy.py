@@ -15,9 +15,16 @@ from rsbdali.data.cache import default_folder
 
 # what Pillow raises on content that it refuses; SyntaxError is what its PNG reader raises on a damaged chunk
 REFUSALS = (
-    OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, ArithmeticError, struct.error,
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    EOFError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
     Image.DecompressionBombError,
-)  # fmt: skip
+)
 TOLD_EVERY = 1000  # copies: half a minute of one thread, for photographs
 log = logging.getLogger(__name__)
 _made = itertools.count(1)

@@ -15,9 +15,18 @@ from rsbdali.errors import DataError
 NAMES = {"train": ("train",), "val": ("val", "validation")}
 # in this order; * stands for numbers of shards, {} for the split's name
 FORMS = (
-    "{}.tar", "{}-*.tar", "{}_*.tar", "*-{}-*.tar", "*_{}_*.tar", "{}.parquet", "{}-*.parquet", "data/{}.parquet",
-    "data/{}-*.parquet", "{}.csv", "{}.tsv",
-)  # fmt: skip
+    "{}.tar",
+    "{}-*.tar",
+    "{}_*.tar",
+    "*-{}-*.tar",
+    "*_{}_*.tar",
+    "{}.parquet",
+    "{}-*.parquet",
+    "data/{}.parquet",
+    "data/{}-*.parquet",
+    "{}.csv",
+    "{}.tsv",
+)
 
 
 def find_split(data_dir: str | os.PathLike[str], split: str) -> Path:
@@ -62,9 +71,7 @@ def find_images(data_dir: str | os.PathLike[str]) -> Path:
     if place.pattern is not None or place.is_url:
         return Path(place.text) if place.pattern is not None else _train_or_all(place)
     if not os.path.isdir(place.text):
-        raise DataError(
-            f"{os.fspath(data_dir)}: no such folder: expected a folder of images, or one that holds train/"
-        )
+        raise DataError(f"{os.fspath(data_dir)}: no such folder: expected a folder of images, or one that holds train/")
     data_dir = Path(data_dir)
     if (data_dir / "train").is_dir():
         return data_dir / "train"
@@ -88,7 +95,7 @@ def find_parts(data_dir: str | os.PathLike[str]) -> list[tuple[str, Path]]:
 
 def load_indexes(
     data_dir: str | os.PathLike[str], world: World, *, class_map: Path | None = None, val_labels: Path | None = None
-) -> tuple[ImageIndex, ImageIndex]:  # fmt: skip
+) -> tuple[ImageIndex, ImageIndex]:
     """Indexes of the training and the validation images, labels by the training set's class names.
 
     Args:

@@ -71,9 +71,16 @@ def launch_config(nproc: int) -> Any:
     known = {field.name for field in dataclasses.fields(LaunchConfig)}
     more: dict[str, Any] = {"signals_to_handle": SIGNALS} if "signals_to_handle" in known else {}  # since torch 2.9
     return LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=nproc, run_id=str(uuid.uuid4()), role="rsbdali",
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, **more,
-    )  # fmt: skip
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=str(uuid.uuid4()),
+        role="rsbdali",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        **more,
+    )
 
 
 def without_nproc(arguments: Sequence[str]) -> list[str]:

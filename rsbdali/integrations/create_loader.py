@@ -111,10 +111,17 @@ def create_loader(
         DeviceError: there is no such device.
     """
     timm_names = {
-        "input_size": input_size, "scale": scale, "ratio": ratio, "hflip": hflip, "auto_augment": auto_augment,
-        "num_aug_repeats": num_aug_repeats, "interpolation": interpolation, "crop_pct": crop_pct, "mean": mean,
+        "input_size": input_size,
+        "scale": scale,
+        "ratio": ratio,
+        "hflip": hflip,
+        "auto_augment": auto_augment,
+        "num_aug_repeats": num_aug_repeats,
+        "interpolation": interpolation,
+        "crop_pct": crop_pct,
+        "mean": mean,
         "std": std,
-    }  # fmt: skip
+    }
     settings = _recipe(recipe, timm_names, is_training)
     randaugment = RandAugmentPolicy.parse(settings.aa) is not None
     refuse(others, is_training=is_training, randaugment=randaugment, honoured=create_loader.__annotations__)
@@ -129,9 +136,14 @@ def create_loader(
     with as_current(place):
         index = open_index(dataset, is_training=is_training, world=meeting(world))
     common: dict[str, Any] = {
-        "rank": world.rank, "world_size": world.size, "device": place, "num_threads": _threads(num_workers),
-        "dtype": dtype, "prefetch": prefetch, "on_bad": on_bad,
-    }  # fmt: skip
+        "rank": world.rank,
+        "world_size": world.size,
+        "device": place,
+        "num_threads": _threads(num_workers),
+        "dtype": dtype,
+        "prefetch": prefetch,
+        "on_bad": on_bad,
+    }
     given = None if isinstance(dataset, str | os.PathLike) else dataset
     if not is_training:
         rows = _rows(batch_size, recipe) or DEFAULT_EVAL_ROWS
@@ -141,9 +153,12 @@ def create_loader(
     training = TrainLoader(index, settings, executor=executor, max_bad_images=max_bad_images, **common)
     training.mixup_enabled &= mix.enabled
     return TupleLoader(
-        training, num_classes=_soft_classes(settings, mix, index),
-        smoothing=settings.smoothing, channels_last=channels_last, dataset=given,
-    )  # fmt: skip
+        training,
+        num_classes=_soft_classes(settings, mix, index),
+        smoothing=settings.smoothing,
+        channels_last=channels_last,
+        dataset=given,
+    )
 
 
 @dataclass(frozen=True)
@@ -182,10 +197,14 @@ def _mix_of(collate_fn: Callable[..., Any] | None, is_training: bool) -> _Mix:
             value = getattr(collate_fn, name)
             raise RecipeError(f"FastCollateMixup's {name}={value!r} cannot be honoured: only {plain!r} is")
     overrides = {
-        "mixup": collate_fn.mixup_alpha, "cutmix": collate_fn.cutmix_alpha, "mixup_prob": collate_fn.mix_prob,
-        "mixup_switch_prob": collate_fn.switch_prob, "mixup_mode": collate_fn.mode,
-        "smoothing": collate_fn.label_smoothing, "mixup_off_epoch": 0,
-    }  # fmt: skip
+        "mixup": collate_fn.mixup_alpha,
+        "cutmix": collate_fn.cutmix_alpha,
+        "mixup_prob": collate_fn.mix_prob,
+        "mixup_switch_prob": collate_fn.switch_prob,
+        "mixup_mode": collate_fn.mode,
+        "smoothing": collate_fn.label_smoothing,
+        "mixup_off_epoch": 0,
+    }
     return _Mix(overrides, collate_fn.num_classes, collate_fn.mixup_enabled)
 
 

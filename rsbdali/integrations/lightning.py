@@ -50,9 +50,15 @@ class RSBDataModule(LightningDataModule):
     """
 
     def __init__(
-        self, data: Any, recipe: str | Recipe = "a3", *, batch_size: int | None = None, eval_batch_size: int = 256,
-        num_workers: int | None = None, **arguments: Any,
-    ) -> None:  # fmt: skip
+        self,
+        data: Any,
+        recipe: str | Recipe = "a3",
+        *,
+        batch_size: int | None = None,
+        eval_batch_size: int = 256,
+        num_workers: int | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__()
         self.data, self.recipe, self.batch_size, self.eval_batch_size = data, recipe, batch_size, eval_batch_size
         self.num_workers, self.arguments = num_workers, arguments
@@ -84,10 +90,15 @@ class RSBDataModule(LightningDataModule):
         if trainer is None:
             raise RsbdaliError("RSBDataModule has no trainer yet: pass it to trainer.fit(model, datamodule=…)")
         loader = create_loader(
-            self.data, recipe=self.recipe, rank=trainer.global_rank, world_size=trainer.world_size,
-            device=trainer.strategy.root_device, num_workers=self.num_workers or _threads(trainer.num_devices),
-            **arguments, **self.arguments,
-        )  # fmt: skip
+            self.data,
+            recipe=self.recipe,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            device=trainer.strategy.root_device,
+            num_workers=self.num_workers or _threads(trainer.num_devices),
+            **arguments,
+            **self.arguments,
+        )
         self._open.append(loader)
         return loader
 

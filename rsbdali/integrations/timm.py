@@ -39,9 +39,10 @@ def patched() -> Iterator[None]:
     theirs = timm.data.create_loader
     ours = _stand_in(theirs)
     holders = [
-        module for name, module in list(sys.modules.items())
+        module
+        for name, module in list(sys.modules.items())
         if name.split(".")[0] == "timm" and vars(module).get("create_loader") is theirs
-    ]  # fmt: skip
+    ]
     with ExitStack() as stack:
         for module in holders:
             stack.enter_context(_replaced(module, "create_loader", ours))
@@ -84,9 +85,14 @@ def _tell(loader: TupleLoader, *, is_training: bool) -> None:
     below = loader.loader
     log.info(
         "%s loader by rsbdali in place of timm's: %d images, %d batches of %d, %d threads, %s%s",
-        "training" if is_training else "evaluation", len(below.index), len(loader), loader.batch_size,
-        below.num_threads, below.device, ", mixing" if loader.mixup_enabled else "",
-    )  # fmt: skip
+        "training" if is_training else "evaluation",
+        len(below.index),
+        len(loader),
+        loader.batch_size,
+        below.num_threads,
+        below.device,
+        ", mixing" if loader.mixup_enabled else "",
+    )
 
 
 def run(script: str, arguments: Sequence[str]) -> None:

@@ -18,12 +18,21 @@ from rsbdali.recipe import Recipe
 
 SAME_IN_BOTH = {"mean": "mean", "std": "std"}
 TRAINING = {
-    **SAME_IN_BOTH, "input_size": "img_size", "interpolation": "train_interpolation", "scale": "scale",
-    "ratio": "ratio", "hflip": "hflip", "auto_augment": "aa", "num_aug_repeats": "aug_repeats",
-}  # fmt: skip
+    **SAME_IN_BOTH,
+    "input_size": "img_size",
+    "interpolation": "train_interpolation",
+    "scale": "scale",
+    "ratio": "ratio",
+    "hflip": "hflip",
+    "auto_augment": "aa",
+    "num_aug_repeats": "aug_repeats",
+}
 EVALUATION = {
-    **SAME_IN_BOTH, "input_size": "test_img_size", "interpolation": "interpolation", "crop_pct": "crop_pct",
-}  # fmt: skip
+    **SAME_IN_BOTH,
+    "input_size": "test_img_size",
+    "interpolation": "interpolation",
+    "crop_pct": "crop_pct",
+}
 """Argument → key of `Recipe`, in training and in evaluation; the others change nothing there, in timm neither."""
 
 TIMM_DEFAULTS = {"train_interpolation": "bilinear", "interpolation": "bilinear", "crop_pct": 0.875}
@@ -53,7 +62,8 @@ REFUSED = {
     "train_crop_mode": Refused((None, "", "rrc"), "only random resized crops are offered", evaluation=False),
     "vflip": Refused((0,), "only horizontal flips are offered", evaluation=False),
     "color_jitter": Refused(
-        (None, 0), "colour jitter is not offered: give auto_augment='rand-…', which turns it off in timm too, or None",
+        (None, 0),
+        "colour jitter is not offered: give auto_augment='rand-…', which turns it off in timm too, or None",
         evaluation=False,
     ),
     "grayscale_prob": Refused((None, 0), "no grey conversion is offered", evaluation=False),
@@ -66,7 +76,7 @@ REFUSED = {
     "input_size_choices": Refused((None,), "all batches have one size", evaluation=False),
     "num_batches": Refused((None,), "an epoch is all images", evaluation=False),
     "worker_seeding": Refused(("all", "part"), "all draws come from seed=, workers draw nothing", evaluation=False),
-}  # fmt: skip
+}
 
 NO_BEARING = {
     "pin_memory": "batches reach a GPU through pinned memory anyway",
@@ -167,12 +177,43 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 # keys that mean the same there and here
 SAME = (
-    "model", "drop", "drop_path", "crop_pct", "mean", "std", "epochs", "opt", "lr", "min_lr", "weight_decay",
-    "warmup_epochs", "warmup_lr", "clip_grad", "smoothing", "bce_loss", "bce_target_thresh", "scale", "ratio", "hflip",
-    "train_interpolation", "interpolation", "aa", "aug_repeats", "reprob", "mixup", "cutmix", "mixup_prob",
-    "mixup_switch_prob", "mixup_mode", "mixup_off_epoch", "seed", "model_ema", "model_ema_decay",
-    "checkpoint_hist", "log_interval",
-)  # fmt: skip
+    "model",
+    "drop",
+    "drop_path",
+    "crop_pct",
+    "mean",
+    "std",
+    "epochs",
+    "opt",
+    "lr",
+    "min_lr",
+    "weight_decay",
+    "warmup_epochs",
+    "warmup_lr",
+    "clip_grad",
+    "smoothing",
+    "bce_loss",
+    "bce_target_thresh",
+    "scale",
+    "ratio",
+    "hflip",
+    "train_interpolation",
+    "interpolation",
+    "aa",
+    "aug_repeats",
+    "reprob",
+    "mixup",
+    "cutmix",
+    "mixup_prob",
+    "mixup_switch_prob",
+    "mixup_mode",
+    "mixup_off_epoch",
+    "seed",
+    "model_ema",
+    "model_ema_decay",
+    "checkpoint_hist",
+    "log_interval",
+)
 
 
 def timm_arguments(recipe: Recipe, world_size: int) -> dict[str, Any]:

@@ -51,9 +51,14 @@ class TupleLoader:
     batch_sampler = None
 
     def __init__(
-        self, loader: TrainLoader | EvalLoader, *, num_classes: int | None = None, smoothing: float = 0.0,
-        channels_last: bool = True, dataset: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        loader: TrainLoader | EvalLoader,
+        *,
+        num_classes: int | None = None,
+        smoothing: float = 0.0,
+        channels_last: bool = True,
+        dataset: Any = None,
+    ) -> None:
         self.loader, self.num_classes, self.smoothing = loader, num_classes, smoothing
         self.channels_last = channels_last
         self.dataset = loader.index if dataset is None else dataset

@@ -5,5 +5,11 @@ from rsbdali.loader.eval import EvalBatch, EvalLoader
 from rsbdali.loader.train import TrainBatch, TrainLoader, create_executor
 
 __all__ = [
-    "EvalBatch", "EvalLoader", "TrainBatch", "TrainLoader", "create_executor", "default_threads", "resolve_device",
-]  # fmt: skip
+    "EvalBatch",
+    "EvalLoader",
+    "TrainBatch",
+    "TrainLoader",
+    "create_executor",
+    "default_threads",
+    "resolve_device",
+]

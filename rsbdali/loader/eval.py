@@ -75,9 +75,14 @@ class EvalLoader:
         self.batch_size = batch_size
         self.num_threads = num_threads or default_threads()
         open_executor = partial(
-            EvalExecutor, index, recipe, rows=batch_size, device=self.device, num_threads=self.num_threads,
+            EvalExecutor,
+            index,
+            recipe,
+            rows=batch_size,
+            device=self.device,
+            num_threads=self.num_threads,
             prefetch=prefetch,
-        )  # fmt: skip
+        )
         self._feed: Feed[np.ndarray] = Feed(open_executor, make=self._plan, depth=prefetch)
 
     def __len__(self) -> int:

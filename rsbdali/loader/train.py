@@ -116,9 +116,15 @@ class TrainLoader:
         self.num_threads = num_threads or default_threads()
         self._pool = BufferPool((self.planner.group_rows, *recipe.train_size, 3), dtype)
         open_executor = partial(
-            create_executor, executor, index, recipe, rows=self.planner.group_rows, device=self.device,
-            num_threads=self.num_threads, prefetch=prefetch,
-        )  # fmt: skip
+            create_executor,
+            executor,
+            index,
+            recipe,
+            rows=self.planner.group_rows,
+            device=self.device,
+            num_threads=self.num_threads,
+            prefetch=prefetch,
+        )
         self._feed: Feed[BatchPlan] = Feed(open_executor, make=self._plan, depth=prefetch)
         self._bad_rows = BadRows(index, self.planner, self.bad)
 

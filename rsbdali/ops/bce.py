@@ -75,9 +75,7 @@ def bce_loss(
         from rsbdali.ops.bce_kernel import bce_fused  # Triton takes a while to import, and a CPU needs none
 
         return bce_fused(logits_NC, label_N, partner_label_N, lam_N, smoothing, threshold)
-    return bce_loss_reference(
-        logits_NC, label_N, partner_label_N, lam_N, smoothing=smoothing, threshold=threshold
-    )
+    return bce_loss_reference(logits_NC, label_N, partner_label_N, lam_N, smoothing=smoothing, threshold=threshold)
 
 
 def bce_loss_reference(

@@ -21,10 +21,21 @@ EXACT = {"enable_fp_fusion": False}  # a target on the edge of the threshold has
 
 @triton.jit
 def bce_kernel(  # noqa: ANN201
-    logits, labels, partners, lams, partials, residual, on, off, threshold,  # noqa: ANN001
-    CLASSES: tl.constexpr, STRIDE: tl.constexpr, THRESHOLDED: tl.constexpr, RESIDUAL: tl.constexpr,
+    logits,
+    labels,
+    partners,
+    lams,
+    partials,
+    residual,
+    on,
+    off,
+    threshold,
+    CLASSES: tl.constexpr,
+    STRIDE: tl.constexpr,
+    THRESHOLDED: tl.constexpr,
+    RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """A block of classes of one row: program (row, block). Writes the block's loss and, if RESIDUAL, σ(x) − y.
 
     Pointers to the logits' type, int64, int64, float32, float32 and the logits' type. To be compiled with
@@ -58,14 +69,14 @@ def bce_kernel(  # noqa: ANN201
 
 
 @triton.jit
-def _target(y, threshold, THRESHOLDED: tl.constexpr):  # noqa: ANN001, ANN202
+def _target(y, threshold, THRESHOLDED: tl.constexpr):  # noqa: ANN202
     if THRESHOLDED:
         y = tl.where(y > threshold, 1.0, 0.0)
     return y
 
 
 @triton.jit
-def scale_kernel(residual, grad, grad_output, share, total, BLOCK: tl.constexpr):  # noqa: ANN001, ANN201
+def scale_kernel(residual, grad, grad_output, share, total, BLOCK: tl.constexpr):  # noqa: ANN201
     """`grad` is residual · (grad_output · share), in float32; `grad_output` points to one float32 on the device."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     scale = tl.load(grad_output) * share
@@ -74,9 +85,13 @@ def scale_kernel(residual, grad, grad_output, share, total, BLOCK: tl.constexpr)
 
 
 def bce_fused(
-    logits_NC: torch.Tensor, label_N: torch.Tensor, partner_label_N: torch.Tensor, lam_N: torch.Tensor,
-    smoothing: float, threshold: float | None,
-) -> torch.Tensor:  # fmt: skip
+    logits_NC: torch.Tensor,
+    label_N: torch.Tensor,
+    partner_label_N: torch.Tensor,
+    lam_N: torch.Tensor,
+    smoothing: float,
+    threshold: float | None,
+) -> torch.Tensor:
     """`bce_loss` by the kernel; arguments and result as there. The residual is computed if a gradient is wanted."""
     arguments = (logits_NC, label_N, partner_label_N, lam_N, smoothing, threshold)
     if torch.is_grad_enabled() and logits_NC.requires_grad:
@@ -90,9 +105,14 @@ class _FusedBCE(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits_NC: torch.Tensor, label_N: torch.Tensor, partner_label_N: torch.Tensor, lam_N: torch.Tensor,
-        smoothing: float, threshold: float | None,
-    ) -> torch.Tensor:  # fmt: skip
+        ctx: Any,
+        logits_NC: torch.Tensor,
+        label_N: torch.Tensor,
+        partner_label_N: torch.Tensor,
+        lam_N: torch.Tensor,
+        smoothing: float,
+        threshold: float | None,
+    ) -> torch.Tensor:
         residual_NC = torch.empty(logits_NC.shape, dtype=logits_NC.dtype, device=logits_NC.device)
         loss = _launch(logits_NC, label_N, partner_label_N, lam_N, smoothing, threshold, residual_NC)
         ctx.save_for_backward(residual_NC)
@@ -111,9 +131,14 @@ class _FusedBCE(torch.autograd.Function):
 
 
 def _launch(
-    logits_NC: torch.Tensor, label_N: torch.Tensor, partner_label_N: torch.Tensor, lam_N: torch.Tensor,
-    smoothing: float, threshold: float | None, residual_NC: torch.Tensor | None,
-) -> torch.Tensor:  # fmt: skip
+    logits_NC: torch.Tensor,
+    label_N: torch.Tensor,
+    partner_label_N: torch.Tensor,
+    lam_N: torch.Tensor,
+    smoothing: float,
+    threshold: float | None,
+    residual_NC: torch.Tensor | None,
+) -> torch.Tensor:
     rows, classes = logits_NC.shape
     if logits_NC.stride(1) != 1:
         logits_NC = logits_NC.contiguous()
@@ -123,9 +148,20 @@ def _launch(
     off = smoothing / classes
     with torch.cuda.device_of(logits_NC):
         bce_kernel[tuple(partials.shape)](
-            logits_NC, label_N.contiguous(), partner_label_N.contiguous(), lam_N.float().contiguous(), partials,
-            partials if residual_NC is None else residual_NC, 1.0 - smoothing + off, off, threshold or 0.0,
-            CLASSES=classes, STRIDE=logits_NC.stride(0), THRESHOLDED=threshold is not None,
-            RESIDUAL=residual_NC is not None, BLOCK=block, **EXACT,
-        )  # fmt: skip
+            logits_NC,
+            label_N.contiguous(),
+            partner_label_N.contiguous(),
+            lam_N.float().contiguous(),
+            partials,
+            partials if residual_NC is None else residual_NC,
+            1.0 - smoothing + off,
+            off,
+            threshold or 0.0,
+            CLASSES=classes,
+            STRIDE=logits_NC.stride(0),
+            THRESHOLDED=threshold is not None,
+            RESIDUAL=residual_NC is not None,
+            BLOCK=block,
+            **EXACT,
+        )
     return partials.sum() / (rows * classes)

@@ -24,9 +24,14 @@ from rsbdali.ops.backend import use_kernels
 from rsbdali.ops.lamb_launch import Constants, KernelStep, Tensors, same_order
 
 FIXED = {
-    "bias_correction": True, "grad_averaging": True, "trust_clip": False, "always_adapt": False, "caution": False,
-    "decoupled_decay": False, "corrected_weight_decay": False,
-}  # fmt: skip
+    "bias_correction": True,
+    "grad_averaging": True,
+    "trust_clip": False,
+    "always_adapt": False,
+    "caution": False,
+    "decoupled_decay": False,
+    "corrected_weight_decay": False,
+}
 """timm's settings that are not to be changed here, and what they stand at."""
 
 
@@ -199,6 +204,10 @@ class Lamb(timm.optim.Lamb):
         step = float(group["step"])
         root2 = math.sqrt(1 - beta2**step)
         return lamb_cpu.Scalars(
-            factor=factor, betas=(beta1, beta2), damping=group["eps"] * root2, scale=root2 / (1 - beta1**step),
-            weight_decay=float(group["weight_decay"]), lr=float(group["lr"]),
-        )  # fmt: skip
+            factor=factor,
+            betas=(beta1, beta2),
+            damping=group["eps"] * root2,
+            scale=root2 / (1 - beta1**step),
+            weight_decay=float(group["weight_decay"]),
+            lr=float(group["lr"]),
+        )

@@ -27,13 +27,13 @@ P, G, M, V, LENGTH, GROUP = (tl.constexpr(i) for i in range(6))
 
 
 @triton.jit
-def _values(table, tensor, COLUMN: tl.constexpr, VECTOR: tl.constexpr):  # noqa: ANN001, ANN202
+def _values(table, tensor, COLUMN: tl.constexpr, VECTOR: tl.constexpr):  # noqa: ANN202
     address = tl.load(table + tensor * 6 + COLUMN)
     return tl.multiple_of(address.to(tl.pointer_type(tl.float32)), 4 * VECTOR)
 
 
 @triton.jit
-def _place(table, chunks, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: ANN001, ANN202
+def _place(table, chunks, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: ANN202
     """This program's tensor, the positions of its values there, and which of them exist."""
     program = tl.program_id(0)
     tensor = tl.load(chunks + program * 2)
@@ -43,13 +43,13 @@ def _place(table, chunks, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: A
 
 
 @triton.jit
-def _update(p, m, v, damping, decay):  # noqa: ANN001, ANN202
+def _update(p, m, v, damping, decay):  # noqa: ANN202
     """The update up to the factor `scale`, in timm's order of operations."""
     return m / (tl.sqrt(v) + damping) + decay * p
 
 
 @triton.jit
-def grad_squares_kernel(table, chunks, sums_C, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: ANN001, ANN201
+def grad_squares_kernel(table, chunks, sums_C, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: ANN201
     """Σ g² of each chunk, of gradients as they are."""
     tensor, at, valid = _place(table, chunks, VECTOR, CHUNK)
     g = tl.load(_values(table, tensor, G, VECTOR) + at, mask=valid, other=0.0)
@@ -58,9 +58,20 @@ def grad_squares_kernel(table, chunks, sums_C, VECTOR: tl.constexpr, CHUNK: tl.c
 
 @triton.jit
 def step_scalars_kernel(  # noqa: ANN201
-    sums_C, num_chunks, steps_G, num_groups, grad_scale, found_inf, common, scalars_G2,  # noqa: ANN001
-    max_norm, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: ANN001
-):  # fmt: skip
+    sums_C,
+    num_chunks,
+    steps_G,
+    num_groups,
+    grad_scale,
+    found_inf,
+    common,
+    scalars_G2,
+    max_norm,
+    LOG_BETA1: tl.constexpr,
+    LOG_BETA2: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """`common`, `scalars_G2` and the new step counts, by one program. `grad_scale` and `found_inf` are GradScaler's."""
     total = tl.zeros([BLOCK], tl.float64)
     for start in range(0, num_chunks, BLOCK):
@@ -83,9 +94,18 @@ def step_scalars_kernel(  # noqa: ANN201
 
 @triton.jit
 def moments_kernel(  # noqa: ANN201
-    table, chunks, common, scalars_G2, rates_G2, squares_C2,  # noqa: ANN001
-    BETA2: tl.constexpr, TAKE1: tl.constexpr, TAKE2: tl.constexpr, VECTOR: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
+    table,
+    chunks,
+    common,
+    scalars_G2,
+    rates_G2,
+    squares_C2,
+    BETA2: tl.constexpr,
+    TAKE1: tl.constexpr,
+    TAKE2: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """New moments of each chunk, and its Σ p² and Σ u². TAKE is 1 − β."""
     if tl.load(common + 1) != 0.0:
         tensor, at, valid = _place(table, chunks, VECTOR, CHUNK)
@@ -108,8 +128,14 @@ def moments_kernel(  # noqa: ANN201
 
 @triton.jit
 def step_sizes_kernel(  # noqa: ANN201
-    table, first_chunk_T1, scalars_G2, rates_G2, squares_C2, sizes_T, BLOCK: tl.constexpr,  # noqa: ANN001
-):  # fmt: skip
+    table,
+    first_chunk_T1,
+    scalars_G2,
+    rates_G2,
+    squares_C2,
+    sizes_T,
+    BLOCK: tl.constexpr,
+):
     """Factor on u for each tensor: the trust ratio where there is weight decay, times −lr · scale."""
     tensor = tl.program_id(0)
     first, end = tl.load(first_chunk_T1 + tensor), tl.load(first_chunk_T1 + tensor + 1)
@@ -130,8 +156,15 @@ def step_sizes_kernel(  # noqa: ANN201
 
 @triton.jit
 def apply_kernel(  # noqa: ANN201
-    table, chunks, common, scalars_G2, rates_G2, sizes_T, VECTOR: tl.constexpr, CHUNK: tl.constexpr,  # noqa: ANN001
-):  # fmt: skip
+    table,
+    chunks,
+    common,
+    scalars_G2,
+    rates_G2,
+    sizes_T,
+    VECTOR: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """The step itself: p += size · u."""
     if tl.load(common + 1) != 0.0:
         tensor, at, valid = _place(table, chunks, VECTOR, CHUNK)

@@ -111,9 +111,13 @@ class KernelStep:
         self._sizes_T = torch.empty(len(rows), device=self._device)
 
     def launch(
-        self, tensors: Sequence[Tensors], steps_G: torch.Tensor, constants: Constants,
-        grad_scale: torch.Tensor | None = None, found_inf: torch.Tensor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        tensors: Sequence[Tensors],
+        steps_G: torch.Tensor,
+        constants: Constants,
+        grad_scale: torch.Tensor | None = None,
+        found_inf: torch.Tensor | None = None,
+    ) -> None:
         """Make one step over the tensors last prepared.
 
         Args:
@@ -137,13 +141,29 @@ class KernelStep:
         inf = self._zero if found_inf is None else found_inf
         k.grad_squares_kernel[(count,)](self._table_T6, chunks, self._sums_C, **each_chunk)
         k.step_scalars_kernel[(1,)](
-            self._sums_C, count, steps_G, len(steps_G), scale, inf, *shared[:2], constants.max_norm,
-            LOG_BETA1=math.log(beta1), LOG_BETA2=math.log(beta2), EPS=constants.eps, BLOCK=1024,
-        )  # fmt: skip
+            self._sums_C,
+            count,
+            steps_G,
+            len(steps_G),
+            scale,
+            inf,
+            *shared[:2],
+            constants.max_norm,
+            LOG_BETA1=math.log(beta1),
+            LOG_BETA2=math.log(beta2),
+            EPS=constants.eps,
+            BLOCK=1024,
+        )
         k.moments_kernel[(count,)](
-            self._table_T6, chunks, *shared, self._squares_C2, BETA2=beta2, TAKE1=1 - beta1, TAKE2=1 - beta2,
+            self._table_T6,
+            chunks,
+            *shared,
+            self._squares_C2,
+            BETA2=beta2,
+            TAKE1=1 - beta1,
+            TAKE2=1 - beta2,
             **each_chunk,
-        )  # fmt: skip
+        )
         k.step_sizes_kernel[(len(tensors),)](
             self._table_T6, self._first_T1, *shared[1:], self._squares_C2, self._sizes_T, BLOCK=256
         )

@@ -19,9 +19,17 @@ from rsbdali.ops.mix_cpu import Rows, mix_cpu
 
 
 def mix_normalize(
-    images_NHWC: torch.Tensor, partner_N: Rows, lam_N: Rows, box_N4: Rows, mean: Sequence[float],
-    std: Sequence[float], dtype: torch.dtype = torch.float32, out: torch.Tensor | None = None, *, channels: int = 3,
-) -> torch.Tensor:  # fmt: skip
+    images_NHWC: torch.Tensor,
+    partner_N: Rows,
+    lam_N: Rows,
+    box_N4: Rows,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    out: torch.Tensor | None = None,
+    *,
+    channels: int = 3,
+) -> torch.Tensor:
     """Mix each row with its partner and normalise: (mixed / 255 − mean) / std.
 
     Row i takes the partner's pixels inside its box (CutMix); where the box is empty it becomes λ·own + (1−λ)·partner
@@ -66,9 +74,16 @@ def mix_normalize(
 
 
 def mix_normalize_reference(
-    images_NHWC: torch.Tensor, partner_N: Rows, lam_N: Rows, box_N4: Rows, mean: Sequence[float],
-    std: Sequence[float], dtype: torch.dtype = torch.float32, *, channels: int = 3,
-) -> torch.Tensor:  # fmt: skip
+    images_NHWC: torch.Tensor,
+    partner_N: Rows,
+    lam_N: Rows,
+    box_N4: Rows,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    *,
+    channels: int = 3,
+) -> torch.Tensor:
     """`mix_normalize` in plain torch, on any device: the meaning, not the fast way."""
     device = images_NHWC.device
     partner_N, lam_N, box_N4 = (_on(rows, device) for rows in (partner_N, lam_N, box_N4))
@@ -89,9 +104,14 @@ def mix_normalize_reference(
 
 
 def mix_bytes(
-    partner_N: np.ndarray, lam_N: np.ndarray, box_N4: np.ndarray, height: int, width: int, dtype: torch.dtype,
+    partner_N: np.ndarray,
+    lam_N: np.ndarray,
+    box_N4: np.ndarray,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
     channels: int = 3,
-) -> int:  # fmt: skip
+) -> int:
     """Bytes that `mix_normalize` has to read and write: its floor, over the memory's bandwidth.
 
     (1 or 2)·H·W·3 bytes in a row and itemsize·H·W·channels out. A mixup reads two images; CutMix reads the partner

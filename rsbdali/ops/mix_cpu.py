@@ -10,9 +10,15 @@ Rows = np.ndarray | torch.Tensor
 
 
 def mix_cpu(
-    images_NHWC: torch.Tensor, partner_N: Rows, lam_N: Rows, box_N4: Rows, mean: Sequence[float],
-    std: Sequence[float], dtype: torch.dtype, out: torch.Tensor | None,
-) -> torch.Tensor:  # fmt: skip
+    images_NHWC: torch.Tensor,
+    partner_N: Rows,
+    lam_N: Rows,
+    box_N4: Rows,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
     """`mix_normalize` for three channels: each pixel is converted once for itself and once for its partner.
 
     Args:

@@ -23,10 +23,22 @@ STORE_BYTES = 16  # the widest store of a thread
 
 @triton.jit(do_not_specialize=["count"])  # not compiled anew for another number of images
 def mix_kernel(  # noqa: ANN201
-    images, out, rows, count,  # noqa: ANN001
-    scale0, scale1, scale2, shift0, shift1, shift2,  # noqa: ANN001
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, VEC: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    images,
+    out,
+    rows,
+    count,
+    scale0,
+    scale1,
+    scale2,
+    shift0,
+    shift1,
+    shift2,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    VEC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One block of one image. Pointers to uint8, the result's type and int32 (see `pack`); `count` images.
 
     CHANNELS is the result's, 3 or 4; the fourth is zero.
@@ -87,7 +99,7 @@ def mix_kernel(  # noqa: ANN201
 
 
 @triton.jit
-def _by_channel(first, k, value0, value1, value2, CHANNELS: tl.constexpr):  # noqa: ANN001, ANN202
+def _by_channel(first, k, value0, value1, value2, CHANNELS: tl.constexpr):  # noqa: ANN202
     """The channel's value at each place. `k % 3` is known when compiled, so a place costs no arithmetic."""
     if CHANNELS == 4:
         channel = k % 4
@@ -132,7 +144,16 @@ def mix_fused(
     grid = (rows * triton.cdiv(height * width * channels, BLOCK),)
     with torch.cuda.device_of(images_NHWC):
         mix_kernel[grid](
-            images_NHWC, out, rows_N6, rows, *scales, *shifts, HEIGHT=height, WIDTH=width, CHANNELS=channels,
-            VEC=chunk(width, channels, out.dtype), BLOCK=BLOCK,
-        )  # fmt: skip
+            images_NHWC,
+            out,
+            rows_N6,
+            rows,
+            *scales,
+            *shifts,
+            HEIGHT=height,
+            WIDTH=width,
+            CHANNELS=channels,
+            VEC=chunk(width, channels, out.dtype),
+            BLOCK=BLOCK,
+        )
     return out

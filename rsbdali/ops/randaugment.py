@@ -16,9 +16,14 @@ HostRows: TypeAlias = np.ndarray | torch.Tensor
 
 
 def randaugment(
-    images_NHWC: torch.Tensor, flip_N: HostRows, op_NL: HostRows, arg_NL: HostRows, op_interp_NL: HostRows, *,
+    images_NHWC: torch.Tensor,
+    flip_N: HostRows,
+    op_NL: HostRows,
+    arg_NL: HostRows,
+    op_interp_NL: HostRows,
+    *,
     fill: Sequence[int],
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Flip each image if its row says so, then apply its L ops in turn.
 
     Args:

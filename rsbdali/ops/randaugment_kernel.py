@@ -25,8 +25,15 @@ APPLY_BLOCK = 256  # pixels a program of `apply` makes
 EXACT = {"enable_fp_fusion": False}  # compiler options without which the last bit is wrong
 
 TABLE_OPS = (
-    Op.AUTO_CONTRAST, Op.EQUALIZE, Op.INVERT, Op.POSTERIZE, Op.SOLARIZE, Op.SOLARIZE_ADD, Op.CONTRAST, Op.BRIGHTNESS,
-)  # fmt: skip
+    Op.AUTO_CONTRAST,
+    Op.EQUALIZE,
+    Op.INVERT,
+    Op.POSTERIZE,
+    Op.SOLARIZE,
+    Op.SOLARIZE_ADD,
+    Op.CONTRAST,
+    Op.BRIGHTNESS,
+)
 
 AUTO_CONTRAST = tl.constexpr(int(Op.AUTO_CONTRAST))
 EQUALIZE = tl.constexpr(int(Op.EQUALIZE))
@@ -48,9 +55,13 @@ FLIP, CUBIC = tl.constexpr(1), tl.constexpr(2)
 
 @triton.jit
 def tables_kernel(  # noqa: ANN201
-    images, tables, rows,  # noqa: ANN001
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    images,
+    tables,
+    rows,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """The tables of one image; nothing for an op that needs none. Pointers to uint8, uint8 (N, 3, 256) and int64."""
     image = tl.program_id(0)
     row = rows + image * ROW
@@ -88,13 +99,13 @@ def tables_kernel(  # noqa: ANN201
 
 
 @triton.jit
-def _store_for_all(table, level, mapped):  # noqa: ANN001, ANN202
+def _store_for_all(table, level, mapped):  # noqa: ANN202
     for channel in tl.static_range(3):
         tl.store(table + channel * 256 + level, mapped.to(tl.uint8))
 
 
 @triton.jit
-def _histogram(source, COUNT: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN001, ANN202
+def _histogram(source, COUNT: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN202
     histogram = tl.zeros([256], tl.int32)
     for first in range(0, COUNT, BLOCK):
         pixel = first + tl.arange(0, BLOCK)
@@ -105,7 +116,7 @@ def _histogram(source, COUNT: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN00
 
 
 @triton.jit
-def _auto_contrast(histogram, level):  # noqa: ANN001, ANN202
+def _auto_contrast(histogram, level):  # noqa: ANN202
     low = tl.min(tl.where(histogram > 0, level, 255), axis=0)
     high = tl.max(tl.where(histogram > 0, level, 0), axis=0)
     flat = high <= low
@@ -115,7 +126,7 @@ def _auto_contrast(histogram, level):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _equalize(histogram, level, COUNT: tl.constexpr):  # noqa: ANN001, ANN202
+def _equalize(histogram, level, COUNT: tl.constexpr):  # noqa: ANN202
     brightest = tl.max(tl.where(histogram > 0, level, 0), axis=0)
     step = (COUNT - tl.sum(tl.where(level == brightest, histogram, 0), axis=0)) // 255
     below = tl.cumsum(histogram, axis=0) - histogram
@@ -125,7 +136,7 @@ def _equalize(histogram, level, COUNT: tl.constexpr):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _mean_luma(source, COUNT: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN001, ANN202
+def _mean_luma(source, COUNT: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN202
     total = tl.zeros([BLOCK], tl.int64)
     for first in range(0, COUNT, BLOCK):
         pixel = first + tl.arange(0, BLOCK)
@@ -138,22 +149,30 @@ def _mean_luma(source, COUNT: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN00
 
 
 @triton.jit
-def _luma(red, green, blue):  # noqa: ANN001, ANN202
+def _luma(red, green, blue):  # noqa: ANN202
     """Pillow's RGB to L."""
     return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
 
 
 @triton.jit
-def _blend(base, value, factor):  # noqa: ANN001, ANN202
+def _blend(base, value, factor):  # noqa: ANN202
     """From `base` to `value` and, for a factor above 1, beyond; float32."""
     return tl.minimum(tl.maximum(base + factor * (value - base), 0.0), 255.0).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["fill0", "fill1", "fill2"])
 def apply_kernel(  # noqa: ANN201
-    images, out, tables, rows, fill0, fill1, fill2,  # noqa: ANN001
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    images,
+    out,
+    tables,
+    rows,
+    fill0,
+    fill1,
+    fill2,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One block of pixels of one image: program (image, block). Pointers to uint8, three of them, and int64."""
     image = tl.program_id(0)
     row = rows + image * ROW
@@ -178,9 +197,16 @@ def apply_kernel(  # noqa: ANN201
 
 @triton.jit
 def _look_up(  # noqa: ANN202
-    source, out, first, table, by_table, flip,  # noqa: ANN001
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    source,
+    out,
+    first,
+    table,
+    by_table,
+    flip,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """The copy, and the ops with a table. It goes by bytes, three blocks of them, so that stores are wide."""
     for part in tl.static_range(3):
         byte = first * 3 + part * BLOCK + tl.arange(0, BLOCK)
@@ -196,9 +222,15 @@ def _look_up(  # noqa: ANN202
 
 @triton.jit
 def _color(  # noqa: ANN202
-    source, out, first, factor, flip,  # noqa: ANN001
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    source,
+    out,
+    first,
+    factor,
+    flip,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     pixel = first + tl.arange(0, BLOCK)
     here = source + _row(pixel // WIDTH, HEIGHT, WIDTH) + _column(pixel % WIDTH, flip, WIDTH)
     red = tl.load(here).to(tl.int32)
@@ -212,9 +244,15 @@ def _color(  # noqa: ANN202
 
 @triton.jit
 def _sharpness(  # noqa: ANN202
-    source, out, first, factor, flip,  # noqa: ANN001
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    source,
+    out,
+    first,
+    factor,
+    flip,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """A blend with the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13, whose border stays as it is."""
     pixel = first + tl.arange(0, BLOCK)
     x = pixel % WIDTH
@@ -237,16 +275,26 @@ def _sharpness(  # noqa: ANN202
 
 
 @triton.jit
-def _sum_of_line(line, left, middle, right):  # noqa: ANN001, ANN202
+def _sum_of_line(line, left, middle, right):  # noqa: ANN202
     total = tl.load(line + left).to(tl.int32) + tl.load(line + middle).to(tl.int32)
     return total + tl.load(line + right).to(tl.int32)
 
 
 @triton.jit
 def _warp(  # noqa: ANN202
-    source, out, first, values, cubic, flip, fill0, fill1, fill2,  # noqa: ANN001
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    source,
+    out,
+    first,
+    values,
+    cubic,
+    flip,
+    fill0,
+    fill1,
+    fill2,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """`Image.transform` by the matrix at `values`, float64."""
     pixel = first + tl.arange(0, BLOCK)
     x = (pixel % WIDTH).to(tl.float64) + 0.5
@@ -289,19 +337,19 @@ def _warp(  # noqa: ANN202
 
 
 @triton.jit
-def _value(values, word: tl.constexpr):  # noqa: ANN001, ANN202
+def _value(values, word: tl.constexpr):  # noqa: ANN202
     return tl.load(values + word).to(tl.float64, bitcast=True)
 
 
 @triton.jit
-def _linear_line(line, x0, x1, t):  # noqa: ANN001, ANN202
+def _linear_line(line, x0, x1, t):  # noqa: ANN202
     v0 = tl.load(line + x0).to(tl.float64)
     v1 = tl.load(line + x1).to(tl.float64)
     return v0 + (v1 - v0) * t
 
 
 @triton.jit
-def _cubic_line(line, x0, x1, x2, x3, t):  # noqa: ANN001, ANN202
+def _cubic_line(line, x0, x1, x2, x3, t):  # noqa: ANN202
     v0 = tl.load(line + x0).to(tl.float64)
     v1 = tl.load(line + x1).to(tl.float64)
     v2 = tl.load(line + x2).to(tl.float64)
@@ -310,7 +358,7 @@ def _cubic_line(line, x0, x1, x2, x3, t):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _cubic(v0, v1, v2, v3, t):  # noqa: ANN001, ANN202
+def _cubic(v0, v1, v2, v3, t):  # noqa: ANN202
     """Pillow's BICUBIC macro (a = -0.5), in its order of operations."""
     p2 = v2 - v0
     p3 = 2.0 * (v0 - v1) + v2 - v3
@@ -319,20 +367,20 @@ def _cubic(v0, v1, v2, v3, t):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _column(x, flip, WIDTH: tl.constexpr):  # noqa: ANN001, ANN202
+def _column(x, flip, WIDTH: tl.constexpr):  # noqa: ANN202
     """Where in a line column x of the image, flipped or not, is read; edges are repeated."""
     x = tl.minimum(tl.maximum(x, 0), WIDTH - 1)
     return tl.where(flip, WIDTH - 1 - x, x) * 3
 
 
 @triton.jit
-def _row(y, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):  # noqa: ANN001, ANN202
+def _row(y, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):  # noqa: ANN202
     """Where line y begins; edges are repeated."""
     return tl.minimum(tl.maximum(y, 0), HEIGHT - 1) * (WIDTH * 3)
 
 
 @triton.jit
-def _store(out, pixel, channel: tl.constexpr, level, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):  # noqa: ANN001, ANN202
+def _store(out, pixel, channel: tl.constexpr, level, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):  # noqa: ANN202
     tl.store(out + pixel * 3 + channel, level.to(tl.uint8), mask=pixel < HEIGHT * WIDTH)
 
 
@@ -359,9 +407,14 @@ def pack(
 
 
 def randaugment_fused(
-    images_NHWC: torch.Tensor, flip_N: np.ndarray, op_NL: np.ndarray, arg_NL: np.ndarray, op_interp_NL: np.ndarray, *,
+    images_NHWC: torch.Tensor,
+    flip_N: np.ndarray,
+    op_NL: np.ndarray,
+    arg_NL: np.ndarray,
+    op_interp_NL: np.ndarray,
+    *,
     fill: Sequence[int],
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """`randaugment` on the current stream, without waiting: one or two launches a layer.
 
     A layer in which no image's op has a table is one launch.

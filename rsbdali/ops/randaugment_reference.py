@@ -24,9 +24,14 @@ class Warp(NamedTuple):
 
 
 def randaugment_reference(
-    images_NHWC: torch.Tensor, flip_N: np.ndarray, op_NL: np.ndarray, arg_NL: np.ndarray, op_interp_NL: np.ndarray, *,
+    images_NHWC: torch.Tensor,
+    flip_N: np.ndarray,
+    op_NL: np.ndarray,
+    arg_NL: np.ndarray,
+    op_interp_NL: np.ndarray,
+    *,
     fill: Sequence[int],
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """`randaugment` by Pillow, on any device: the images travel to the host and back."""
     out_NHWC = np.empty(images_NHWC.shape, np.uint8)
     rows = zip(images_NHWC.cpu().numpy(), flip_N, op_NL, arg_NL, op_interp_NL, strict=True)

@@ -30,8 +30,11 @@ def affine_matrices(op_N: np.ndarray, arg_N: np.ndarray, size: tuple[int, int]) 
     height, width = size
     matrix_N6 = np.tile(np.array(IDENTITY), (len(op_N), 1))
     for op, column, factor in (
-        (Op.SHEAR_X, 1, 1.0), (Op.SHEAR_Y, 3, 1.0), (Op.TRANSLATE_X, 2, width), (Op.TRANSLATE_Y, 5, height),
-    ):  # fmt: skip
+        (Op.SHEAR_X, 1, 1.0),
+        (Op.SHEAR_Y, 3, 1.0),
+        (Op.TRANSLATE_X, 2, width),
+        (Op.TRANSLATE_Y, 5, height),
+    ):
         rows = op_N == op
         matrix_N6[rows, column] = arg_N[rows] * factor
     for row in np.flatnonzero(op_N == Op.ROTATE):

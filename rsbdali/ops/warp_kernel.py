@@ -16,7 +16,7 @@ FILL_R, FILL_G, FILL_B = (tl.constexpr(level) for level in FILL_RGB)
 
 
 @triton.jit
-def warp_kernel(images, out, matrices, cubics, height, width, BLOCK: tl.constexpr):  # noqa: ANN001, ANN201
+def warp_kernel(images, out, matrices, cubics, height, width, BLOCK: tl.constexpr):  # noqa: ANN201
     """One block of pixels of one image: program (image, block). Pointers to uint8, uint8, float64 and int32."""
     image = tl.program_id(0)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -58,20 +58,20 @@ def warp_kernel(images, out, matrices, cubics, height, width, BLOCK: tl.constexp
 
 
 @triton.jit
-def _tap(source, column, row, height, width):  # noqa: ANN001, ANN202
+def _tap(source, column, row, height, width):  # noqa: ANN202
     column = tl.minimum(tl.maximum(column, 0), width - 1)
     row = tl.minimum(tl.maximum(row, 0), height - 1)
     return tl.load(source + (row * width + column) * 3).to(tl.float64)
 
 
 @triton.jit
-def _linear_line(source, left, row, dx, height, width):  # noqa: ANN001, ANN202
+def _linear_line(source, left, row, dx, height, width):  # noqa: ANN202
     first = _tap(source, left, row, height, width)
     return first + (_tap(source, left + 1, row, height, width) - first) * dx
 
 
 @triton.jit
-def _cubic_line(source, left, row, dx, height, width):  # noqa: ANN001, ANN202
+def _cubic_line(source, left, row, dx, height, width):  # noqa: ANN202
     return _cubic(
         _tap(source, left - 1, row, height, width),
         _tap(source, left, row, height, width),
@@ -82,7 +82,7 @@ def _cubic_line(source, left, row, dx, height, width):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _cubic(v0, v1, v2, v3, t):  # noqa: ANN001, ANN202
+def _cubic(v0, v1, v2, v3, t):  # noqa: ANN202
     p2 = v2 - v0
     p3 = 2.0 * (v0 - v1) + v2 - v3
     p4 = v1 - v0 - v2 + v3
@@ -104,7 +104,13 @@ def warp_fused(images_NHWC: torch.Tensor, matrix_N6: torch.Tensor, cubic_N: torc
     out_NHWC = torch.empty_like(images_NHWC)
     grid = (n, triton.cdiv(height * width, BLOCK))
     warp_kernel[grid](
-        images_NHWC, out_NHWC, matrix_N6.contiguous(), cubic_N.to(torch.int32), height, width,
-        BLOCK=BLOCK, enable_fp_fusion=False,
-    )  # fmt: skip
+        images_NHWC,
+        out_NHWC,
+        matrix_N6.contiguous(),
+        cubic_N.to(torch.int32),
+        height,
+        width,
+        BLOCK=BLOCK,
+        enable_fp_fusion=False,
+    )
     return out_NHWC

@@ -33,9 +33,12 @@ def generator(seed: int, stream: Stream, epoch: int, step: int, extra: int = 0) 
 
 
 def draw_crops(
-    rng: np.random.Generator, width_N: np.ndarray, height_N: np.ndarray, scale: tuple[float, float],
+    rng: np.random.Generator,
+    width_N: np.ndarray,
+    height_N: np.ndarray,
+    scale: tuple[float, float],
     ratio: tuple[float, float],
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Random resized crops by timm's algorithm (`RandomResizedCropAndInterpolation.get_params`).
 
     Ten tries of an area uniform in scale × the image's and a log-uniform aspect ratio; the first that fits wins, else

@@ -27,9 +27,17 @@ from rsbdali.errors import CheckpointError
 
 # what torch's reader of plain data ends with on damaged bytes, beside pickle's own error
 UNREADABLE = (
-    RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OverflowError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
     struct.error,
-)  # fmt: skip
+)
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 

@@ -43,9 +43,12 @@ class Saver:
     """
 
     def __init__(
-        self, folder: Path, keep: int, history: Mapping[str, float] | None = None,
+        self,
+        folder: Path,
+        keep: int,
+        history: Mapping[str, float] | None = None,
         first: Callable[[], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder, self.keep, self._first = folder, keep, first
         # name → metric, of the files that are still there
         self.history = {name: metric for name, metric in (history or {}).items() if (folder / name).exists()}

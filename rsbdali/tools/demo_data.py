@@ -43,9 +43,13 @@ class DemoData:
 
 
 def make_demo_data(
-    out: Path, *, images_per_class_train: int = 160, images_per_class_val: int = 40, seed: int = 0,
+    out: Path,
+    *,
+    images_per_class_train: int = 160,
+    images_per_class_val: int = 40,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> DemoData:  # fmt: skip
+) -> DemoData:
     """Write `out/train/<class>/<i>.JPEG` and `out/val/<class>/<i>.JPEG`.
 
     Images already there from an earlier call with the same parameters are kept, so that a second call costs nothing and

@@ -106,9 +106,13 @@ def original(index: ImageIndex, sample: int, tile: tuple[int, int], crop_N4: np.
 
 
 def put(
-    canvas: Image.Image, layout: Layout, at: tuple[int, int], image: Image.Image | None, caption: list[str],
+    canvas: Image.Image,
+    layout: Layout,
+    at: tuple[int, int],
+    image: Image.Image | None,
+    caption: list[str],
     mark: tuple[int, int, int] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Paste an image (enlarged to the tile where it is a training image) and write its caption below."""
     x, y = layout.place(*at)
     height, width = layout.tile

@@ -92,9 +92,15 @@ def care_text(care: int) -> str:
 
 
 def report(
-    console: Console, folder: Path, *, threads: int | None = None, rebuild: bool = False,
-    val_labels: Path | None = None, class_map: Path | None = None, bad_list: Path | None = None,
-) -> None:  # fmt: skip
+    console: Console,
+    folder: Path,
+    *,
+    threads: int | None = None,
+    rebuild: bool = False,
+    val_labels: Path | None = None,
+    class_map: Path | None = None,
+    bad_list: Path | None = None,
+) -> None:
     """Index a folder, or its train and val folders, with a progress bar, and print what is there.
 
     Args:

@@ -161,14 +161,20 @@ def _refuse_strangers(out: Path, jobs: Sequence[ShardJob]) -> None:
 
 def _manifest(
     options: PackOptions, indexes: dict[str, ImageIndex], records: dict[str, list[ShardRecord]]
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     shrunk = sum(record.shrunk for r in records.values() for record in r)
     return {
         "format": MANIFEST_FORMAT,
         "made_by": f"rsbdali {__version__}",
         "source": os.fspath(options.data),
-        "shrunk": None if options.max_size is None else {
-            "max_size": options.max_size, "side": "longer", "filter": "lanczos", "jpeg_quality": 90, "images": shrunk,
+        "shrunk": None
+        if options.max_size is None
+        else {
+            "max_size": options.max_size,
+            "side": "longer",
+            "filter": "lanczos",
+            "jpeg_quality": 90,
+            "images": shrunk,
             "effect_on_parity": EFFECT,
         },
         "splits": {
@@ -180,4 +186,4 @@ def _manifest(
             }
             for split, index in indexes.items()
         },
-    }  # fmt: skip
+    }

@@ -135,9 +135,7 @@ def write_shard(job: ShardJob, *, max_size: int | None) -> ShardJob:
 
     try:
         write_public(job.path, fill)
-        record = ShardRecord(
-            job.name, len(job), shrunk, job.path.stat().st_size, file_digest(job.path), job.made_from
-        )
+        record = ShardRecord(job.name, len(job), shrunk, job.path.stat().st_size, file_digest(job.path), job.made_from)
         text = json.dumps(asdict(record)).encode()
         write_public(job.record_path, lambda file: file.write(text))
     except OSError as error:

@@ -38,9 +38,14 @@ from rsbdali.tools.drawing import (
 
 
 def preview(
-    recipe: Recipe, data: Path, out: Path = Path("preview.png"), *, images: int = 4, draws: int = 4,
+    recipe: Recipe,
+    data: Path,
+    out: Path = Path("preview.png"),
+    *,
+    images: int = 4,
+    draws: int = 4,
     executor: str = "auto",
-) -> Path:  # fmt: skip
+) -> Path:
     """Draw the picture and write it as PNG.
 
     Args:
@@ -75,15 +80,19 @@ def preview(
     return out
 
 
-def _draw(
-    recipe: Recipe, index: ImageIndex, images: int, draws: int, executor: str
-) -> tuple[BatchPlan, torch.Tensor]:
+def _draw(recipe: Recipe, index: ImageIndex, images: int, draws: int, executor: str) -> tuple[BatchPlan, torch.Tensor]:
     """A plan of `draws` augmentations for each of `images` images, and its pixels: uint8 (N, H, W, 3)."""
     # repeated augmentation in one mix group is just that; λ by element, so that the mixed row shows several
     asked = dataclasses.replace(
-        recipe, global_batch_size=images * draws, mix_groups=1, batch_size=None, aug_repeats=draws,
-        aug_repeats_mode="local", mixup_mode="elem", mixup_off_epoch=0,
-    )  # fmt: skip
+        recipe,
+        global_batch_size=images * draws,
+        mix_groups=1,
+        batch_size=None,
+        aug_repeats=draws,
+        aug_repeats_mode="local",
+        mixup_mode="elem",
+        mixup_off_epoch=0,
+    )
     width_N, height_N = index.width_N, index.height_N
     if len(index) < images * draws:  # an epoch must hold a batch: let the planner see the few images several times
         copies = -(-images * draws // len(index))
@@ -112,9 +121,14 @@ def _rows_by_image(plan: BatchPlan) -> list[np.ndarray]:
 
 
 def _image_row(
-    canvas: Image.Image, layout: Layout, row: int, index: ImageIndex, plan: BatchPlan, images_NHWC: torch.Tensor,
+    canvas: Image.Image,
+    layout: Layout,
+    row: int,
+    index: ImageIndex,
+    plan: BatchPlan,
+    images_NHWC: torch.Tensor,
     row_N: np.ndarray,
-) -> None:  # fmt: skip
+) -> None:
     sample = int(plan.sample_N[row_N[0]])
     whole = original(index, sample, layout.tile, plan.crop_N4[row_N])
     caption = [class_name(index, sample), f"{index.width_N[sample]} x {index.height_N[sample]} px"]
@@ -126,9 +140,14 @@ def _image_row(
 
 
 def _mixed_row(
-    canvas: Image.Image, layout: Layout, recipe: Recipe, index: ImageIndex, plan: BatchPlan,
-    images_NHWC: torch.Tensor, rows: list[np.ndarray],
-) -> None:  # fmt: skip
+    canvas: Image.Image,
+    layout: Layout,
+    recipe: Recipe,
+    index: ImageIndex,
+    plan: BatchPlan,
+    images_NHWC: torch.Tensor,
+    rows: list[np.ndarray],
+) -> None:
     mixed_NHWC = mixed_pixels(recipe, plan, images_NHWC)
     shown = _interesting(plan, rows, layout.draws)
     put(canvas, layout, (layout.rows - 1, 0), None, [])

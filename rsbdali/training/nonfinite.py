@@ -43,9 +43,14 @@ class LossWatch:
     """
 
     def __init__(
-        self, on_nan: OnNan, *, scaled: bool, world: World, folder: Path | None = None,
+        self,
+        on_nan: OnNan,
+        *,
+        scaled: bool,
+        world: World,
+        folder: Path | None = None,
         name_of: Callable[[int], str] = str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._allowed = MAX_IN_A_ROW if scaled or on_nan == "skip" else 1
         self._world, self._folder, self._name_of = world, folder, name_of
         self._in_a_row = 0

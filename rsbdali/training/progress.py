@@ -111,9 +111,13 @@ class Live:
         self._recipe, self._console = recipe, console
         facts = TextColumn("{task.fields[facts]}", markup=False)
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), facts,
-            console=console, transient=True,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            MofNCompleteColumn(),
+            facts,
+            console=console,
+            transient=True,
+        )
         self._run: TaskID = self._progress.add_task("epochs", total=recipe.epochs, completed=epoch, facts="")
         self._epoch: TaskID = self._progress.add_task("steps", total=steps_per_epoch, facts="")
         self._progress.start()

@@ -179,9 +179,13 @@ def train(options: TrainOptions) -> TrainSummary:
 
 
 def make_state(
-    recipe: Recipe, num_classes: int, device: torch.device, *, initial_checkpoint: Path | None = None,
+    recipe: Recipe,
+    num_classes: int,
+    device: torch.device,
+    *,
+    initial_checkpoint: Path | None = None,
     pretrained: bool = False,
-) -> RunState:  # fmt: skip
+) -> RunState:
     """Model, optimiser, GradScaler and averaged weights of a run at its start, on the device."""
     model = create_model(recipe, num_classes, initial_checkpoint=initial_checkpoint, pretrained=pretrained)
     model.to(device)
@@ -206,9 +210,13 @@ def _folder(options: TrainOptions, world: World) -> Path:
 
 
 def _train_loader(
-    options: TrainOptions, index: ImageIndex, world: World, device: torch.device, folder: Path,
+    options: TrainOptions,
+    index: ImageIndex,
+    world: World,
+    device: torch.device,
+    folder: Path,
     threads: int | None,
-) -> TrainLoader:  # fmt: skip
+) -> TrainLoader:
     return TrainLoader(
         index,
         options.recipe,
@@ -224,9 +232,13 @@ def _train_loader(
 
 
 def _eval_loader(
-    options: TrainOptions, index: ImageIndex, world: World, device: torch.device, folder: Path,
+    options: TrainOptions,
+    index: ImageIndex,
+    world: World,
+    device: torch.device,
+    folder: Path,
     threads: int | None,
-) -> EvalLoader:  # fmt: skip
+) -> EvalLoader:
     return EvalLoader(
         index,
         options.recipe,
@@ -241,9 +253,14 @@ def _eval_loader(
 
 
 def _run(
-    options: TrainOptions, world: World, device: torch.device, folder: Path, loader: TrainLoader,
-    eval_loader: EvalLoader, save_every: Interval | None,
-) -> tuple[Outcome, float]:  # fmt: skip
+    options: TrainOptions,
+    world: World,
+    device: torch.device,
+    folder: Path,
+    loader: TrainLoader,
+    eval_loader: EvalLoader,
+    save_every: Interval | None,
+) -> tuple[Outcome, float]:
     recipe, classes = options.recipe, loader.index.classes
     start = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
     state = make_state(recipe, len(classes), device, **start)  # type: ignore[arg-type]
@@ -266,10 +283,21 @@ def _run(
     dtype = amp_dtype(recipe.amp_dtype, device)
     with closing(reporter), run_log:
         outcome = Trainer(
-            state, identity, loader, eval_loader, device=device, amp_dtype=dtype, world=world, reporter=reporter,
-            files=files, saver=saver, on_nan=options.on_nan, save_every=save_every, name_of=loader.index.path,
+            state,
+            identity,
+            loader,
+            eval_loader,
+            device=device,
+            amp_dtype=dtype,
+            world=world,
+            reporter=reporter,
+            files=files,
+            saver=saver,
+            on_nan=options.on_nan,
+            save_every=save_every,
+            name_of=loader.index.path,
             switches=options.switches,
-        ).run()  # fmt: skip
+        ).run()
         run_log.status = "finished" if outcome.signal is None else "stopped"
     return outcome, state.seconds
 
@@ -300,7 +328,13 @@ def _introduce(state: RunState, identity: Identity, world: World, device: torch.
     recipe, parameters = identity.recipe, sum(p.numel() for p in state.model.parameters())
     log.info(
         "%s: %s, %.1f M parameters, %d classes, %d steps of %d images an epoch, %s on %s%s",
-        recipe.name, recipe.model, parameters / 1e6, len(identity.class_names), identity.steps_per_epoch,
-        recipe.global_batch_size, name_of(amp_dtype(recipe.amp_dtype, device)), device,
+        recipe.name,
+        recipe.model,
+        parameters / 1e6,
+        len(identity.class_names),
+        identity.steps_per_epoch,
+        recipe.global_batch_size,
+        name_of(amp_dtype(recipe.amp_dtype, device)),
+        device,
         f", {world.size} processes" if world.size > 1 else "",
-    )  # fmt: skip
+    )

@@ -126,10 +126,17 @@ class Trainer:
         self.loader, self.eval_loader, self.device, self.amp_dtype = loader, eval_loader, device, amp_dtype
         self.world, self.reporter, self.files, self.saver = world, reporter, files, saver
         self._step = make_step(
-            state.model, state.optimizer, state.scaler, self.recipe,
-            switches=switches, device=device, amp_dtype=amp_dtype, world=world, ema=state.ema,
+            state.model,
+            state.optimizer,
+            state.scaler,
+            self.recipe,
+            switches=switches,
+            device=device,
+            amp_dtype=amp_dtype,
+            world=world,
+            ema=state.ema,
             guard=UpdateGuard(state.model, world) if on_nan == "skip" else None,
-        )  # fmt: skip
+        )
         self._losses = LossWatch(
             on_nan, scaled=state.scaler.is_enabled(), world=world, folder=files.path if files else None, name_of=name_of
         )
@@ -251,9 +258,13 @@ class Trainer:
 
     def _figures(self, model: torch.nn.Module) -> EvalResult:
         return evaluate(
-            model, self.eval_loader, device=self.device, amp_dtype=self.amp_dtype, world=self.world,
+            model,
+            self.eval_loader,
+            device=self.device,
+            amp_dtype=self.amp_dtype,
+            world=self.world,
             should_stop=lambda: self._stop.signal is not None,
-        )  # fmt: skip
+        )
 
     def _finish(self, result: EvalResult | None, more: dict[str, Any]) -> None:
         """Close an epoch: best figures, files, checkpoints, position."""

@@ -83,9 +83,15 @@ def validate(options: ValidateOptions) -> EvalResult:
         model = _model(options, content, recipe, index.num_classes).to(device)
         dtype = amp_dtype(recipe.amp_dtype, device)
         loader = EvalLoader(
-            index, recipe, rank=world.rank, world_size=world.size, device=device, num_threads=options.workers,
-            batch_size=options.batch_size or eval_batch_size(device), dtype=dtype,
-        )  # fmt: skip
+            index,
+            recipe,
+            rank=world.rank,
+            world_size=world.size,
+            device=device,
+            num_threads=options.workers,
+            batch_size=options.batch_size or eval_batch_size(device),
+            dtype=dtype,
+        )
         with closing(loader):
             return evaluate(model, loader, device=device, amp_dtype=dtype, world=world)
 
@@ -131,9 +137,12 @@ def _index(options: ValidateOptions, content: Mapping[str, Any] | None, *, check
     ours = ours_in(content or {})
     classes = None if ours is None else tuple(ours["class_names"])
     return ImageIndex.load(
-        find_split(options.data, "val"), classes=classes, labels=options.val_labels, class_map=options.class_map,
+        find_split(options.data, "val"),
+        classes=classes,
+        labels=options.val_labels,
+        class_map=options.class_map,
         check=check,
-    )  # fmt: skip
+    )
 
 
 def _model(

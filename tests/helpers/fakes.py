@@ -16,9 +16,18 @@ CLASSES = 4
 def recipe(**values: object) -> Recipe:
     """A recipe that a CPU trains in moments."""
     small = {
-        "name": "toy", "model": "test_resnet", "img_size": 32, "test_img_size": 32, "epochs": 2,
-        "global_batch_size": 32, "mix_groups": 2, "opt": "lamb", "lr": 5e-3, "warmup_epochs": 0, "log_interval": 1,
-    }  # fmt: skip
+        "name": "toy",
+        "model": "test_resnet",
+        "img_size": 32,
+        "test_img_size": 32,
+        "epochs": 2,
+        "global_batch_size": 32,
+        "mix_groups": 2,
+        "opt": "lamb",
+        "lr": 5e-3,
+        "warmup_epochs": 0,
+        "log_interval": 1,
+    }
     return Recipe.from_dict({**small, **values})
 
 
@@ -49,9 +58,15 @@ class FakeTrainLoader:
         label_N = torch.randint(CLASSES, (rows,), generator=torch.Generator().manual_seed(seed))
         images = images_of(label_N, self.recipe.train_size, seed)
         return SimpleNamespace(
-            images=images, label_N=label_N, partner_label_N=label_N.flip(0), lam_N=torch.full((rows,), 0.9),
-            epoch=epoch, step=step, group=group, plan=SimpleNamespace(sample_N=torch.arange(rows) + seed),
-        )  # fmt: skip
+            images=images,
+            label_N=label_N,
+            partner_label_N=label_N.flip(0),
+            lam_N=torch.full((rows,), 0.9),
+            epoch=epoch,
+            step=step,
+            group=group,
+            plan=SimpleNamespace(sample_N=torch.arange(rows) + seed),
+        )
 
     def __iter__(self) -> Iterator[SimpleNamespace]:
         epoch, first = self.place

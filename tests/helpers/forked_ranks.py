@@ -51,10 +51,18 @@ def train(kind: str, folder: Path, steps: int, world: World) -> str:
     files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_primary else None
     loader = FakeTrainLoader if kind == "toy" else SpoiltLoader
     trainer = Trainer(
-        state, identity, loader(chosen, steps=steps, **place), FakeEvalLoader(chosen, **place), device=CPU,
-        amp_dtype=torch.float32, world=world, reporter=Silent(), files=files,
-        saver=Saver(folder, 2, state.history) if files else None, on_nan="skip" if kind == "skip" else "stop",
-    )  # fmt: skip
+        state,
+        identity,
+        loader(chosen, steps=steps, **place),
+        FakeEvalLoader(chosen, **place),
+        device=CPU,
+        amp_dtype=torch.float32,
+        world=world,
+        reporter=Silent(),
+        files=files,
+        saver=Saver(folder, 2, state.history) if files else None,
+        on_nan="skip" if kind == "skip" else "stop",
+    )
     outcome = trainer.run()
     total = sum(parameter.double().sum().item() for parameter in state.model.parameters())
     return f"epochs {outcome.epochs} weights {total}"

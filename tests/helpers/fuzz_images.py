@@ -1,6 +1,6 @@
 """For test_fuzz_images.py, in a child process: images with mutated headers that the check lets pass, decoded by DALI.
 
-    fuzz_images.py COUNT SEED     prints how many images were decoded, and in how many batches DALI refused one
+fuzz_images.py COUNT SEED     prints how many images were decoded, and in how many batches DALI refused one
 """
 
 import sys

@@ -43,9 +43,17 @@ def run(folder: Path, steps: int, chosen: Recipe, world: World) -> int:
     files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_primary else None
     saver = Saver(folder, 2, state.history) if world.is_primary else None
     trainer = Trainer(
-        state, identity, loader, evaluation, device=device, amp_dtype=torch.float32, world=world,
-        reporter=Plain(chosen, steps) if files else Silent(), files=files, saver=saver,
-    )  # fmt: skip
+        state,
+        identity,
+        loader,
+        evaluation,
+        device=device,
+        amp_dtype=torch.float32,
+        world=world,
+        reporter=Plain(chosen, steps) if files else Silent(),
+        files=files,
+        saver=saver,
+    )
     outcome = trainer.run()
     if world.is_primary:
         content = {"state_dict": state.model.state_dict(), "last": vars(outcome.last) if outcome.last else None}

@@ -35,19 +35,25 @@ class Listener(Silent):
 class Run:
     """One session of a toy run in a folder."""
 
-    def __init__(
-        self, folder: Path, recipe: Recipe, *, steps: int = 3, resume: str = "auto", **more: Any
-    ) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, *, steps: int = 3, resume: str = "auto", **more: Any) -> None:
         self.state: RunState = make_state(recipe, CLASSES, CPU)
         identity = Identity(recipe, tuple("abcd"), recipe.mix_groups, steps)
         resume_from(self.state, identity, resume, folder)
         self.loader, self.eval_loader = FakeTrainLoader(recipe, steps=steps), FakeEvalLoader(recipe)
         self.listener = Listener()
         self.trainer = Trainer(
-            self.state, identity, self.loader, self.eval_loader, device=CPU, amp_dtype=torch.float32, world=World(),
-            reporter=self.listener, files=RunFolder(folder, epoch=self.state.epoch, step=self.state.step),
-            saver=Saver(folder, recipe.checkpoint_hist, self.state.history), **more,
-        )  # fmt: skip
+            self.state,
+            identity,
+            self.loader,
+            self.eval_loader,
+            device=CPU,
+            amp_dtype=torch.float32,
+            world=World(),
+            reporter=self.listener,
+            files=RunFolder(folder, epoch=self.state.epoch, step=self.state.step),
+            saver=Saver(folder, recipe.checkpoint_hist, self.state.history),
+            **more,
+        )
 
     def go(self) -> Outcome:
         return self.trainer.run()

@@ -40,9 +40,14 @@ def report(checks: Iterable[Callable[[], None]]) -> None:
 
 
 def compiled(
-    kernel: Any, capability: int, types: dict[str, str], constants: dict[str, Any], *, aligned: Iterable[str] = (),
+    kernel: Any,
+    capability: int,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    *,
+    aligned: Iterable[str] = (),
     **options: Any,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """A kernel's stages ("ptx", "cubin", …), compiled for a GPU that need not be there.
 
     Args:

@@ -12,9 +12,17 @@ CHUNK = 512  # files that one thread reads in a row
 # More threads than cores: on a disk or a network each waits; in a warm cache 1 to 16 take about the same time.
 DEFAULT_THREADS = 16
 COLUMNS = (
-    "label_N", "width_N", "height_N", "nbytes_N", "format_N", "care_N", "path_bytes", "path_end_N", "shard_N",
+    "label_N",
+    "width_N",
+    "height_N",
+    "nbytes_N",
+    "format_N",
+    "care_N",
+    "path_bytes",
+    "path_end_N",
+    "shard_N",
     "offset_N",
-)  # fmt: skip
+)
 Progress = Callable[[int, int], None]
 
 

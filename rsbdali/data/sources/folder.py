@@ -208,9 +208,11 @@ def scan_tree(root: Path, tree: Tree, threads: int | None = None, progress: Prog
     found = [(name, header) for (name, _), header in zip(files, headers, strict=True) if isinstance(header, str)]
     columns = _columns(files, label_F, headers)
     return Scan(
-        classes=classes, columns=columns, bad=(*tree.unreadable, *found),
+        classes=classes,
+        columns=columns,
+        bad=(*tree.unreadable, *found),
         notes=(*_notes(tree, classes, [name for name, _ in files]), *notes_on_classes(classes, columns["label_N"])),
-    )  # fmt: skip
+    )
 
 
 def _notes(tree: Tree, classes: tuple[str, ...], files: list[str]) -> list[str]:

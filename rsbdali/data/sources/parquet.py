@@ -121,9 +121,14 @@ def _is_label(kind: Any) -> bool:
     return any(
         test(kind)
         for test in (
-            types.is_integer, types.is_boolean, types.is_floating, types.is_string, types.is_large_string, types.is_null
+            types.is_integer,
+            types.is_boolean,
+            types.is_floating,
+            types.is_string,
+            types.is_large_string,
+            types.is_null,
         )
-    )  # fmt: skip
+    )
 
 
 def class_names(schema: Any) -> tuple[str, ...]:

@@ -39,10 +39,14 @@ class WandbLogger:
         run_id = known or uuid.uuid4().hex[:12]
         try:
             self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", PROJECT), name=folder.name, dir=str(folder), id=run_id,
-                resume="allow" if known else None, config=dict(config),
+                project=os.environ.get("WANDB_PROJECT", PROJECT),
+                name=folder.name,
+                dir=str(folder),
+                id=run_id,
+                resume="allow" if known else None,
+                config=dict(config),
                 settings=wandb.Settings(console="off"),  # the live display would fill its log
-            )  # fmt: skip
+            )
         except wandb.errors.Error as error:
             reason = str(error).strip().splitlines()[0]
             raise RsbdaliError(f"--log wandb: {reason} (log in by `wandb login`, or set WANDB_MODE=offline)") from error

@@ -74,10 +74,10 @@ def table(
     """
     heads = "".join(f"<th>{escape(text)}" for text in head)
     lines = "".join(
-        "<tr>" + "".join(
-            f"<td>{(labels or {}).get(text, '') if at == 0 else ''}{escape(text)}" for at, text in enumerate(row)
-        ) for row in rows
-    )  # fmt: skip
+        "<tr>"
+        + "".join(f"<td>{(labels or {}).get(text, '') if at == 0 else ''}{escape(text)}" for at, text in enumerate(row))
+        for row in rows
+    )
     return f'<div class=scroll tabindex=0><table class="{kind}"><thead><tr>{heads}<tbody>{lines}</table></div>'
 
 

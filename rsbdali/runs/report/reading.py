@@ -116,9 +116,16 @@ def _read(folder: Path, name: str) -> Run:
     elif not any(number(row.get("eval_top1")) is not None for row in epochs):
         notes.append("no epoch was evaluated")
     return Run(
-        name=name, folder=folder, facts=facts, recipe=recipe, epochs=epochs, steps=steps, notes=notes,
-        checkpoints=_checkpoints(folder, epochs), bad_images=_bad_images(folder / "bad_images.csv"),
-    )  # fmt: skip
+        name=name,
+        folder=folder,
+        facts=facts,
+        recipe=recipe,
+        epochs=epochs,
+        steps=steps,
+        notes=notes,
+        checkpoints=_checkpoints(folder, epochs),
+        bad_images=_bad_images(folder / "bad_images.csv"),
+    )
 
 
 def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -35,12 +35,18 @@ def summary(runs: Sequence[Run]) -> str:
     head = ("run", "model", "epochs", "best top-1, %", "last top-1, %", "train loss", "images/s", "wait", "bad images")
     rows = [
         (
-            run.name, str(run.recipe.get("model", UNKNOWN)), f"{len(run.epochs)}{planned(run)}",
-            _best(run), _last(run, "eval_top1", ".2f"), _last(run, "train_loss", ".4g"),
-            _middle(run, "images_per_s", ",.0f"), _middle(run, "wait_share", ".1%"), str(run.bad_images),
+            run.name,
+            str(run.recipe.get("model", UNKNOWN)),
+            f"{len(run.epochs)}{planned(run)}",
+            _best(run),
+            _last(run, "eval_top1", ".2f"),
+            _last(run, "train_loss", ".4g"),
+            _middle(run, "images_per_s", ",.0f"),
+            _middle(run, "wait_share", ".1%"),
+            str(run.bad_images),
         )
         for run in runs
-    ]  # fmt: skip
+    ]
     marks = {run.name: key(k) for k, run in enumerate(runs)}
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes] + _not_comparable(runs)
     subtitle = "images/s and wait are medians over epochs; wait: share of time in which training waited for data"
@@ -143,11 +149,15 @@ def checkpoints(runs: Sequence[Run]) -> str:
     head = ("run", "file", "top-1, %", "epoch", "MB")
     rows = [
         (
-            run.name, found.name, UNKNOWN if found.top1 is None else f"{found.top1:.2f}",
-            UNKNOWN if found.epoch is None else str(found.epoch + 1), f"{found.size / 1e6:,.1f}",
+            run.name,
+            found.name,
+            UNKNOWN if found.top1 is None else f"{found.top1:.2f}",
+            UNKNOWN if found.epoch is None else str(found.epoch + 1),
+            f"{found.size / 1e6:,.1f}",
         )
-        for run in runs for found in run.checkpoints[:SHOWN_CHECKPOINTS]
-    ]  # fmt: skip
+        for run in runs
+        for found in run.checkpoints[:SHOWN_CHECKPOINTS]
+    ]
     notes = [f"{run.name}: no checkpoint is there" for run in runs if not run.checkpoints]
     more = {run.name: len(run.checkpoints) - SHOWN_CHECKPOINTS for run in runs}
     notes += [f"{name}: {count} more" for name, count in more.items() if count > 0]
@@ -160,9 +170,14 @@ def checkpoints(runs: Sequence[Run]) -> str:
 def epochs(runs: Sequence[Run]) -> str:
     """All figures of the curves as tables, closed at first."""
     columns = {
-        "train_loss": ".5g", "eval_loss": ".5g", "eval_top1": ".3f", "eval_top5": ".3f", "lr": ".4g",
-        "images_per_s": ",.0f", "wait_share": ".1%",
-    }  # fmt: skip
+        "train_loss": ".5g",
+        "eval_loss": ".5g",
+        "eval_top1": ".3f",
+        "eval_top5": ".3f",
+        "lr": ".4g",
+        "images_per_s": ",.0f",
+        "wait_share": ".1%",
+    }
     head = ("epoch", "train loss", "eval loss", "top-1, %", "top-5, %", "learning rate", "images/s", "wait")
     parts = []
     for run in runs:

@@ -30,9 +30,16 @@ CGROUP = Path("/sys/fs/cgroup")
 def examine(data: Path | None = None) -> list[Finding]:
     """Run every check; takes a few seconds, as DALI is tried in a child process. With `data`, try its images too."""
     checks: tuple[Callable[[], list[Finding]], ...] = (
-        check_python, check_torch, check_gpus, check_dali, check_triton, check_cpu, check_memory, check_limits,
+        check_python,
+        check_torch,
+        check_gpus,
+        check_dali,
+        check_triton,
+        check_cpu,
+        check_memory,
+        check_limits,
         check_cache,
-    )  # fmt: skip
+    )
     found = [finding for check in checks for finding in check()]
     return found if data is None else found + check_data(data)
 

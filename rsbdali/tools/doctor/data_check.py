@@ -29,9 +29,13 @@ def main(data: str, count: int) -> None:
     sample_N = np.unique(np.linspace(0, len(index) - 1, count).astype(np.int64))
     bad = [(index.path(i), reason) for i, reason in _decode(index, sample_N).items()]
     found = {
-        "name": index.name, "images": len(index), "tried": len(sample_N), "bad": bad, "left_out": len(index.bad),
+        "name": index.name,
+        "images": len(index),
+        "tried": len(sample_N),
+        "bad": bad,
+        "left_out": len(index.bad),
         "converted": int((index.care_N[sample_N] & Care.CONVERT > 0).sum()),
-    }  # fmt: skip
+    }
     sys.stdout.write(json.dumps(found))
 
 

@@ -81,9 +81,7 @@ def judge_no_gpu(driver: str | None, built_for: str | None, warning: str, visibl
     return Finding(Level.AMISS, "GPU", f"{seen}{': ' + warning if warning else ''}", mend)
 
 
-def judge_architecture(
-    name: str, topic: str, capability: tuple[int, int], arch_list: Sequence[str]
-) -> Finding | None:
+def judge_architecture(name: str, topic: str, capability: tuple[int, int], arch_list: Sequence[str]) -> Finding | None:
     """None if a torch with code for `arch_list` (sm_80, compute_90, …) runs on a GPU of this capability.
 
     Machine code (sm_XY) runs on the same major version at or above it, intermediate code (compute_XY) on all above.

@@ -64,9 +64,16 @@ def _export(source: Source, images_NCHW: torch.Tensor, path: Path) -> None:
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
-                source.model, (images_NCHW,), str(path), dynamo=True, verbose=False, external_data=size > MAX_BYTES,
-                input_names=["images"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("N")},),
-            )  # fmt: skip
+                source.model,
+                (images_NCHW,),
+                str(path),
+                dynamo=True,
+                verbose=False,
+                external_data=size > MAX_BYTES,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+            )
         except torch.onnx.OnnxExporterError as error:
             reason = str(error).strip().splitlines()[0]
             raise RsbdaliError(f"{source.recipe.model} cannot be exported to ONNX: {reason}") from error

@@ -74,10 +74,15 @@ def read_source(path: Path, *, use_ema: bool | None = None) -> Source:
     names = tuple(str(name) for name in ours["class_names"])
     recipe = Recipe.from_dict({**ours["recipe"], "model": content["arch"]})
     return Source(
-        model=_model(content, recipe, len(names), path, averaged=averaged), recipe=recipe, class_names=names,
-        averaged=averaged, epochs=int(content["epoch"]) + 1, top1=_top1(content, is_evaluated=averaged == has_ema),
-        versions=dict(ours["versions"]), facts=read_args(path.parent)[0],
-    )  # fmt: skip
+        model=_model(content, recipe, len(names), path, averaged=averaged),
+        recipe=recipe,
+        class_names=names,
+        averaged=averaged,
+        epochs=int(content["epoch"]) + 1,
+        top1=_top1(content, is_evaluated=averaged == has_ema),
+        versions=dict(ours["versions"]),
+        facts=read_args(path.parent)[0],
+    )
 
 
 def _model(content: Mapping[str, Any], recipe: Recipe, num_classes: int, path: Path, *, averaged: bool) -> nn.Module:
