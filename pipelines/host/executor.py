@@ -4,6 +4,8 @@ An image that a batch holds several times (repeated augmentation) is decoded onc
 crops.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -25,6 +27,7 @@ class HostExecutor:
         device: where batches are handed out; a GPU gets them by a copy from pinned memory.
         num_threads: threads that work.
         prefetch: how many batches the caller means to keep submitted; nothing waits here, so it is only kept.
+        augment: flip and apply RandAugment too; else the rows are only resized.
     """
 
     def __init__(
@@ -36,13 +39,14 @@ class HostExecutor:
         device: torch.device,
         num_threads: int,
         prefetch: int = 2,
+        augment: bool = True,
     ) -> None:
-        self.rows, self.prefetch = rows, prefetch
+        self.rows, self.prefetch, self._augment = rows, prefetch, augment
         self._workers = Workers(index, rows=rows, size=recipe.train_size, device=device, num_threads=num_threads)
 
     def submit(self, plan: BatchPlan) -> None:
         """Queue one batch."""
-        self._workers.submit(plan_job(plan))
+        self._workers.submit(plan_job(plan) if self._augment else resize_job(plan))
 
     def collect(self) -> DecodedBatch:
         """The oldest batch (see `Executor`)."""
@@ -55,17 +59,28 @@ class HostExecutor:
 
 def plan_job(plan: BatchPlan) -> Job:
     """The images of a plan, and how a row is made: resize its crop, flip it, apply RandAugment."""
+    augment = find_augment()
+    op_NL, arg_NL, op_interp_NL = (getattr(plan, name).tolist() for name in ("op_NL", "arg_NL", "op_interp_NL"))
+    resized = resize_job(plan, mirror_N=plan.flip_N)
+
+    def write(row: int, window_HWC: np.ndarray, start: tuple[int, int], out_HWC: np.ndarray) -> None:
+        resized.write(row, window_HWC, start, out_HWC)
+        augment(out_HWC, op_NL[row], arg_NL[row], op_interp_NL[row])
+
+    return replace(resized, write=write)
+
+
+def resize_job(plan: BatchPlan, mirror_N: np.ndarray | None = None) -> Job:
+    """The images of a plan, and how a row is made without augmentation: resize its crop, mirror it if asked to."""
     rows_M, window_M4 = _by_image(plan)
-    resize, augment = find_resize(), find_augment()
+    resize = find_resize()
     # lists, which Python reads faster one by one
-    names = ("crop_N4", "interp_N", "flip_N", "op_NL", "arg_NL", "op_interp_NL")
-    crop_N4, interp_N, flip_N, op_NL, arg_NL, op_interp_NL = (getattr(plan, name).tolist() for name in names)
+    crop_N4, interp_N = plan.crop_N4.tolist(), plan.interp_N.tolist()
+    mirrored = [False] * len(plan) if mirror_N is None else mirror_N.tolist()
 
     def write(row: int, window_HWC: np.ndarray, start: tuple[int, int], out_HWC: np.ndarray) -> None:
         y, x, h, w = crop_N4[row]
-        box = (y - start[0], x - start[1], h, w)
-        resize(window_HWC, box, out_HWC, interp_N[row], mirror=flip_N[row])
-        augment(out_HWC, op_NL[row], arg_NL[row], op_interp_NL[row])
+        resize(window_HWC, (y - start[0], x - start[1], h, w), out_HWC, interp_N[row], mirror=mirrored[row])
 
     return Job(plan.sample_N[[rows[0] for rows in rows_M]], window_M4, rows_M, write)
 
