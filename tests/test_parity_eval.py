@@ -56,8 +56,8 @@ def test_parity_eval_host(
 
 
 # The graph's resize differs from Pillow's as in training (see check_resize in test_parity_graph.py): nearly everywhere
-# by at most 1, by some levels where a cubic overshoots or the crop reaches the image's edge. Any shift of the crop or of
-# the scale would show in the mean.
+# by at most 1, by some levels where a cubic overshoots or the crop reaches the image's edge. Any shift of the crop or
+# of the scale would show in the mean.
 @pytest.mark.parametrize("device", DEVICES)
 @SETTINGS
 def test_parity_eval(
