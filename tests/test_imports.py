@@ -21,14 +21,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "atomic": set(),
     "recipes": set(),  # holds YAML files
-    "recipe": {"errors"},
+    "bounded": set(),
+    "recipe": {"errors", "bounded"},
     "environment": {"__init__", "errors", "atomic"},
     "distributed": {"errors"},
     "data": {"errors", "atomic", "distributed"},
-    "plan": {"errors", "recipe"},
+    "plan": {"errors", "bounded", "recipe"},
     # an op carries out what the plan drew, so both use its op numbers and the fill color
     "ops": {"errors", "plan", "distributed"},
-    "runs": {"__init__", "errors", "atomic", "recipe", "environment", "distributed"},
+    "runs": {"__init__", "errors", "bounded", "atomic", "recipe", "environment", "distributed"},
     "pipelines": {"errors", "recipe", "data", "plan", "ops"},
     "loader": {"errors", "recipe", "distributed", "data", "plan", "ops", "pipelines"},
     "training": {"errors", "recipe", "environment", "distributed", "data", "ops", "runs", "loader"},
