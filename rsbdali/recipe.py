@@ -7,6 +7,7 @@ out of range are refused in one line.
 import dataclasses
 import difflib
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ AT_ONCE, NEXT_EPOCH, REFUSED = OnResume
 
 
 def _key(
-    on_resume: OnResume, low: float | None = None, high: float = bounded.MOST_COUNT, *, is_name: bool = False
+    on_resume: OnResume, low: float | None = None, high: float | None = None, *, is_name: bool = False
 ) -> dict[str, Any]:
     """Metadata of a key: what a resume makes of another value, the bounds of a number, whether a text is a name."""
     return {"on_resume": on_resume, "low": low, "high": high, "is_name": is_name}
@@ -293,13 +294,15 @@ def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:
     if low is None or value is None:
         return
     for number in value if isinstance(value, tuple) else (value,):
-        if not low <= number <= high:
-            what = "only 0 is supported" if low == high == 0 else _bounds(low, high)
-            raise RecipeError(f"{f.name}={shown(value)} is out of range: {what}")
+        most = high if high is not None else bounded.MOST_COUNT if isinstance(number, int) else sys.float_info.max
+        if not low <= number <= most:
+            raise RecipeError(f"{f.name}={shown(value)} is out of range: {_bounds(low, high, most, number)}")
 
 
-def _bounds(low: float, high: float) -> str:
-    return f"at least {low:g}" if high == bounded.MOST_COUNT else f"{low:g} to {high:g}"
+def _bounds(low: float, high: float | None, most: float, number: float) -> str:
+    if high is None:
+        return f"at most {most:g}" if number > most else f"at least {low:g}"
+    return "only 0 is supported" if low == high == 0 else f"{low:g} to {high:g}"
 
 
 def _describe(hint: Any) -> str:

@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tools": {
         "__init__",
         "errors",
+        "bounded",
         "atomic",
         "recipe",
         "environment",

@@ -219,7 +219,7 @@ def test_a_users_mistakes(tmp_path: Path) -> None:
         read_runs([tmp_path])
     folder = make_run(tmp_path / "run")
     (folder / "args.yaml").write_text("a: [1")
-    with pytest.raises(RsbdaliError, match=r"args\.yaml cannot be read"):
+    with pytest.raises(RsbdaliError, match=r"args\.yaml is no YAML"):
         read_runs([folder])
     (folder / "args.yaml").write_text("[]")
     with pytest.raises(RsbdaliError, match=r"args\.yaml holds no settings"):
