@@ -148,7 +148,9 @@ def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
 
 
 def test_nothing_breaks_out_of_the_page(tmp_path: Path) -> None:
-    make_run(tmp_path / HOSTILE.replace("/", "∕"), facts={"data": HOSTILE, HOSTILE: 1}, name=HOSTILE, model=HOSTILE)
+    folder = make_run(tmp_path / HOSTILE.replace("/", "∕"), facts={"data": HOSTILE, HOSTILE: 1})
+    settings = (folder / "args.yaml").read_text().replace("name: a3", f"name: '{HOSTILE}'")
+    (folder / "args.yaml").write_text(settings.replace("model: resnet50", f"model: '{HOSTILE}'"))
     make_run(tmp_path / "plain")
     text = report(read_runs([tmp_path]))
     page = Page(text)
