@@ -165,6 +165,8 @@ def _keep_lines(path: Path, keep: Callable[[bytes], bool], head: bytes = b"") ->
     kept = [head] if head else []
     for line in lines:
         try:
+            if len(line) > bounded.MOST_BYTES:
+                raise NotPlain("is too long")
             # a line without its end was cut off when the run was
             if line != head and line.endswith(b"\n") and keep(line):
                 kept.append(line)
