@@ -139,9 +139,9 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def shown(value: Any) -> str:
-    """`repr` of a value for a message, cut short, whatever it is."""
+    """`repr` of a value for a message, cut short and in one line, whatever it is."""
     try:
-        return clipped(_REPR.repr(value))
+        return clipped(" ".join(_REPR.repr(value).split()))
     except (ValueError, RecursionError):  # an integer of 5000 digits
         return f"a very long {type(value).__name__}"
 

@@ -231,7 +231,7 @@ def _yaml_value(key: str, value: Any) -> Any:
     try:
         return bounded.parse_yaml(value)
     except NotPlain as error:
-        raise RecipeError(f"{key}={bounded.clipped(value)}: not a YAML value, it {error}") from error
+        raise RecipeError(f"{key}={shown(value)}: not a YAML value, it {error}") from error
 
 
 def _build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:

@@ -331,7 +331,7 @@ SPARSE = torch.zeros(timm.create_model("test_resnet", num_classes=4).fc.weight.s
             "x",
             "optimizer state does not fit",
         ),
-        (("optimizer", "state", 0, "exp_avg"), torch.ones(1), "(exp_avg of shape (1,) for a weight of"),
+        (("optimizer", "state", 0, "exp_avg"), torch.ones(1), "(exp_avg torch.Size([1]) for a weight torch.Size("),
         (("optimizer", "state"), {"x": {}}, "(an entry belongs to no weight)"),
         (("optimizer", "state"), 7, "optimizer state does not fit"),
         (("state_dict", "fc.weight"), SPARSE, "weights cannot be taken"),

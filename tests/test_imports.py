@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": {"__init__", "errors", "bounded", "atomic", "recipe", "environment", "distributed"},
     "pipelines": {"errors", "recipe", "data", "plan", "ops"},
     "loader": {"errors", "recipe", "distributed", "data", "plan", "ops", "pipelines"},
-    "training": {"errors", "recipe", "environment", "distributed", "data", "ops", "runs", "loader"},
+    "training": {"errors", "bounded", "recipe", "environment", "distributed", "data", "ops", "runs", "loader"},
     "integrations": {"errors", "recipe", "distributed", "data", "plan", "ops", "loader"},
     "tools": {
         "__init__",

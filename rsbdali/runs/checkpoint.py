@@ -100,7 +100,7 @@ def read_verified(path: Path) -> dict[str, Any]:
         try:
             with zipfile.ZipFile(path) as archive:
                 rotten = archive.testzip()
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, *UNREADABLE) as error:
             raise CheckpointError(f"{path} is truncated or damaged ({_first_line(error)})") from error
         if rotten is not None:
             raise CheckpointError(f"{path} is damaged: {rotten} in it does not agree with its checksum")

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from timm.utils import ModelEmaV3
@@ -218,15 +218,19 @@ def _misfit(optimizer: torch.optim.Optimizer) -> str:
         if not isinstance(parameter, torch.Tensor) or not isinstance(state, dict):
             return "an entry belongs to no weight"
         for name, value in state.items():
-            if not (_is_scalar(value) or isinstance(value, torch.Tensor)):
+            if not (_is_scalar(value) or (_is_dense(value) and name != "step")):
                 return f"{shown(name)} is {shown(value)}"
-            if name in MOMENTS and value.shape != parameter.shape:
-                return f"{name} of shape {shown(tuple(value.shape))} for a weight of {tuple(parameter.shape)}"
+            if name in MOMENTS and (not _is_dense(value) or value.shape != parameter.shape):
+                return f"{name} {shown(getattr(value, 'shape', value))} for a weight {shown(parameter.shape)}"
     return ""
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
+def _is_dense(value: Any) -> TypeGuard[torch.Tensor]:
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided
+
+
 def _is_scalar(value: Any) -> bool:
-    return value is None or is_number(value) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+    return value is None or is_number(value) or (_is_dense(value) and value.numel() == 1)

@@ -110,7 +110,8 @@ def choose_recipe(options: ValidateOptions, content: Mapping[str, Any] | None) -
     else:
         values = {**Recipe.load(FALLBACK).to_dict(), **_published(options)}
     if content is not None:
-        values["model"] = options.model or content.get("arch") or values["model"]
+        arch = content.get("arch")
+        values["model"] = options.model or (arch if isinstance(arch, str) else values["model"])
     elif options.model is not None:
         values["model"] = options.model
     recipe = Recipe.from_dict(values)
