@@ -10,7 +10,9 @@ Rank 0 writes them, but for the bad images, which each rank adds for itself.
 
 import csv
 import json
+import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from io import StringIO
 from pathlib import Path
@@ -18,8 +20,12 @@ from typing import Any
 
 import yaml
 
+from rsbdali import bounded
+from rsbdali.bounded import NotPlain, is_count
 from rsbdali.errors import RsbdaliError
-from rsbdali.recipe import Recipe
+from rsbdali.recipe import Recipe, check_name
+
+log = logging.getLogger(__name__)
 
 LAST, BEST = "last.pth.tar", "model_best.pth.tar"  # of `checkpoint_manager`, which brings torch along
 ARGS = "args.yaml"
@@ -33,10 +39,11 @@ def choose_folder(output: Path, experiment: str | None, recipe: Recipe, *, resum
     taken; a resume stays in the folder of its checkpoint, and `auto` means the newest of the numbered ones.
 
     Raises:
-        RsbdaliError: another run is there already.
+        RsbdaliError: another run is there already, or the experiment's name leads out of the output folder.
     """
     source = None if resume in (None, "auto") else Path(str(resume)).parent
     if experiment is not None:
+        check_name("--experiment", experiment, parts=True)
         folder = output / experiment
         if resume != "auto" and (folder / LAST).exists() and not (source and source.resolve() == folder.resolve()):
             raise RsbdaliError(f"{folder} holds a run already: go on with --resume auto, or name another --experiment")
@@ -48,6 +55,11 @@ def choose_folder(output: Path, experiment: str | None, recipe: Recipe, *, resum
     if resume == "auto" and taken:
         return output / _numbered(base, taken[-1])
     return output / _numbered(base, taken[-1] + 1 if taken else 1)
+
+
+def is_epoch_file(name: str) -> bool:
+    """Whether a file's name is that of an epoch's checkpoint, without a folder."""
+    return re.fullmatch(r"checkpoint-[0-9]{1,10}\.pth\.tar", name) is not None
 
 
 def _numbered(base: str, number: int) -> str:
@@ -65,7 +77,7 @@ def _numbers(output: Path, base: str) -> Iterable[int]:
 
 
 class RunFolder:
-    """Writes the files. On a resume the lines of what will be done again are dropped first.
+    """Writes the files. On a resume the lines of what will be done again are dropped first; damaged ones too, and said.
 
     Args:
         path: made if it is not there.
@@ -77,14 +89,14 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._summary, self._metrics = path / "summary.csv", path / "metrics.jsonl"
-        _keep_lines(self._summary, lambda line: line.startswith("epoch,") or int(line.split(",", 1)[0]) < epoch)
-        _keep_lines(self._metrics, lambda line: _is_before(json.loads(line), epoch, step))
+        _keep_lines(self._summary, lambda line: _epoch_of_row(line) < epoch, head=_csv_line(SUMMARY_COLUMNS).encode())
+        _keep_lines(self._metrics, lambda line: _is_before(parse_record(line), epoch, step))
 
     def write_args(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         """Write `args.yaml`; `facts` (data, versions, device, …) become comments."""
         header = "".join(f"# {key}: {value}\n" for key, value in facts.items())
         body = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-        _rewrite(self.path / ARGS, header + body)
+        _rewrite(self.path / ARGS, (header + body).encode())
 
     def sync(self) -> None:
         """Bring the lines to the disk: a checkpoint must not be ahead of them should the machine fail."""
@@ -107,7 +119,7 @@ class RunFolder:
 def add_bad_image(folder: Path, path: str, reason: str) -> None:
     """Add one line to `bad_images.csv`, unless it is there. Several ranks may: a short append is one write."""
     file = folder / "bad_images.csv"
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if file.exists() else []
     line = _csv_line((path, reason))
     if line not in lines:
         _append(file, line if lines else _csv_line(("path", "reason")) + line)
@@ -119,20 +131,57 @@ def _is_before(record: Mapping[str, Any], epoch: int, step: int) -> bool:
     return bool(record["step"] <= step)  # a line's step counts those done, that line's own included
 
 
-def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
+def parse_record(line: bytes) -> dict[str, Any]:
+    """A line of `metrics.jsonl`: its kind and epoch are there, and but for an epoch's own line its step.
+
+    Raises:
+        NotPlain: it is damaged.
+    """
+    record = bounded.parse_json(line)
+    if not isinstance(record, dict) or not is_count(record.get("epoch")) or not isinstance(record.get("kind"), str):
+        raise NotPlain("is no record of a run")
+    if record["kind"] != "epoch" and not is_count(record.get("step")):
+        raise NotPlain("is no record of a step")
+    return record
+
+
+def _epoch_of_row(line: bytes) -> int:
+    epoch, *cells = line.decode("utf-8", "replace").rstrip("\r\n").split(",")
+    if not re.fullmatch("[0-9]{1,10}", epoch) or len(cells) != len(SUMMARY_COLUMNS) - 1:
+        raise NotPlain("is no row")
+    for cell in filter(None, cells):
+        try:
+            float(cell)
+        except ValueError as error:
+            raise NotPlain("is no row of numbers") from error
+    return int(epoch)
+
+
+def _keep_lines(path: Path, keep: Callable[[bytes], bool], head: bytes = b"") -> None:
+    """Drop the lines that `keep` is false for, and those that it cannot read; `head` stands before the others."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    # a line without its end was cut off when the run was
-    kept = [line for line in lines if line.endswith("\n") and keep(line)]
+    lines, damaged = list(bounded.read_lines(path)), 0
+    kept = [head] if head else []
+    for line in lines:
+        try:
+            if len(line) > bounded.MOST_BYTES:
+                raise NotPlain("is too long")
+            # a line without its end was cut off when the run was
+            if line != head and line.endswith(b"\n") and keep(line):
+                kept.append(line)
+        except NotPlain:
+            damaged += 1
+    if damaged:
+        log.warning("%s: %d lines that do not parse are dropped", path, damaged)
     if kept != lines:
-        _rewrite(path, "".join(kept))
+        _rewrite(path, b"".join(kept))
 
 
-def _rewrite(path: Path, text: str) -> None:
-    """Readers see the old text or all of the new one."""
+def _rewrite(path: Path, content: bytes) -> None:
+    """Readers see the old content or all of the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
 
 
@@ -164,16 +213,21 @@ def read_args(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
         RsbdaliError: the file is damaged.
     """
     path = folder / ARGS
-    if not path.is_file():
+    if not path.exists():
         return {}, {}
     try:
-        text = path.read_text(encoding="utf-8")
-        recipe = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RsbdaliError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        text = bounded.read_text(path)
+        recipe = bounded.parse_yaml(text)
+    except NotPlain as error:
+        raise RsbdaliError(f"{path} {error}") from error
     if not isinstance(recipe, dict):
         raise RsbdaliError(f"{path} holds no settings")
     return _header(text), {str(key): value for key, value in recipe.items()}
+
+
+def fact_count(facts: Mapping[str, str], key: str) -> int | None:
+    """A whole number among the facts of a run; None where there is none."""
+    return int(facts[key]) if re.fullmatch("[0-9]{1,10}", facts.get(key, "")) else None
 
 
 def _header(text: str) -> dict[str, str]:
