@@ -9,7 +9,7 @@ from timm.utils.summary import update_summary
 
 from rsbdali.errors import RsbdaliError
 from rsbdali.recipe import Recipe
-from rsbdali.runs.folder import RunFolder, add_bad_image, choose_folder
+from rsbdali.runs.folder import RunFolder, add_bad_image, check_free, choose_folder
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -89,7 +89,8 @@ def test_names_of_runs(tmp_path: Path) -> None:
     assert choose("mine", resume="auto") == "mine"
     for resume in (None, str(tmp_path / "a3-resnet50/last.pth.tar")):
         with pytest.raises(RsbdaliError, match="mine holds a run already: go on with --resume auto"):
-            choose("mine", resume)
+            check_free(tmp_path / "mine", "mine", resume)
+    check_free(tmp_path / "mine", "mine", str(tmp_path / "mine/checkpoint-3.pth.tar"))
     assert choose("mine", str(tmp_path / "mine/checkpoint-3.pth.tar")) == "mine"
     # without a name a run goes on where its checkpoint lies, if that is a run's folder
     assert choose(resume=str(tmp_path / "mine/last.pth.tar")) == "a3-resnet50-3"

@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 
 from rsbdali import __version__
 from rsbdali.cli import bench, data, recipes, runs, training
+from rsbdali.distributed.launch import end_with_launcher
 from rsbdali.errors import RsbdaliError
 
 INTERRUPTED = 130
@@ -18,6 +19,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line and exit; the `rsbdali` script."""
+    end_with_launcher()
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     _set_up_logging(debug)

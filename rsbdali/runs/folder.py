@@ -27,20 +27,14 @@ SUMMARY_COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5",
 
 
 def choose_folder(output: Path, experiment: str | None, recipe: Recipe, *, resume: str | None) -> Path:
-    """The run's folder; nothing is made yet.
+    """The run's folder; nothing is made yet (see `claim`).
 
     A named experiment is one folder. Without a name it is `<recipe>-<model>`, with a number behind it where that is
     taken; a resume stays in the folder of its checkpoint, and `auto` means the newest of the numbered ones.
-
-    Raises:
-        RsbdaliError: another run is there already.
     """
-    source = None if resume in (None, "auto") else Path(str(resume)).parent
     if experiment is not None:
-        folder = output / experiment
-        if resume != "auto" and (folder / LAST).exists() and not (source and source.resolve() == folder.resolve()):
-            raise RsbdaliError(f"{folder} holds a run already: go on with --resume auto, or name another --experiment")
-        return folder
+        return output / experiment
+    source = _source(resume)
     if source and (source / ARGS).exists():
         return source
     base = f"{recipe.name}-{recipe.model}"
@@ -50,18 +44,33 @@ def choose_folder(output: Path, experiment: str | None, recipe: Recipe, *, resum
     return output / _numbered(base, taken[-1] + 1 if taken else 1)
 
 
+def check_free(folder: Path, experiment: str | None, resume: str | None) -> None:
+    """Refuse to begin a run where there is one.
+
+    Raises:
+        RsbdaliError: another run is in the folder already.
+    """
+    if experiment is None or resume == "auto" or not (folder / LAST).exists():
+        return
+    source = _source(resume)
+    if source is None or source.resolve() != folder.resolve():
+        raise RsbdaliError(f"{folder} holds a run already: go on with --resume auto, or name another --experiment")
+
+
+def _source(resume: str | None) -> Path | None:
+    return None if resume is None or resume == "auto" else Path(resume).parent
+
+
 def _numbered(base: str, number: int) -> str:
     return base if number == 1 else f"{base}-{number}"
 
 
 def _numbers(output: Path, base: str) -> Iterable[int]:
-    names = [folder.name for folder in output.glob(f"{base}*")] if output.is_dir() else []
-    for name in names:
-        suffix = name.removeprefix(base)
-        if not suffix:
+    for name in os.listdir(output) if output.is_dir() else []:
+        if name == base:
             yield 1
-        elif suffix.startswith("-") and suffix[1:].isdigit():
-            yield int(suffix[1:])
+        elif name.startswith(f"{base}-") and (suffix := name[len(base) + 1 :]).isdecimal():
+            yield int(suffix)
 
 
 class RunFolder:
