@@ -119,7 +119,7 @@ def weights(content: Mapping[str, Any], *, use_ema: bool = True) -> dict[str, to
     """
     keys = (("state_dict_ema", "model_ema") if use_ema else ()) + ("state_dict", "model")
     found = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
-    state = clean(found)
+    state = clean(found) if all(isinstance(name, str) for name in found) else {}
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError("the checkpoint holds no model weights (state_dict)")
     return state

@@ -139,8 +139,13 @@ def _place(path: Path, wrong: list[str]) -> tuple[int, int] | None:
         wrong.append(str(error))
         return None
     ours = content.get("rsbdali")
-    position = ours.get("position", {}) if isinstance(ours, Mapping) else {}
-    return int(position.get("epoch", -1)), int(position.get("step", 0))
+    if not isinstance(ours, Mapping) or "position" not in ours:
+        return -1, 0
+    match ours["position"]:
+        case {"epoch": int(epoch), "step": int(step)}:
+            return epoch, step
+    wrong.append(f"{path} does not say its position")
+    return None
 
 
 def _name(epoch: int) -> str:

@@ -90,14 +90,22 @@ def _open(path: Path) -> IO[bytes]:
         try:
             _lock(file, path)
             if _is_at(file, path):  # else its holder has removed it in the meantime
-                file.truncate()
-                file.write("".join(f"{key}: {value}\n" for key, value in _this_process().items()).encode())
-                file.flush()
+                _write(file, path)
                 return file
         except BaseException:
             file.close()
             raise
         file.close()
+
+
+def _write(file: IO[bytes], path: Path) -> None:
+    try:
+        file.truncate()
+        file.write("".join(f"{key}: {value}\n" for key, value in _this_process().items()).encode())
+        file.flush()
+    except OSError:  # a full disk
+        path.unlink()
+        raise
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

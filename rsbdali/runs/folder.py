@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from rsbdali.atomic import write_text
 from rsbdali.errors import RsbdaliError
 from rsbdali.recipe import Recipe
 
@@ -91,9 +92,9 @@ class RunFolder:
 
     def write_args(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         """Write `args.yaml`; `facts` (data, versions, device, …) become comments."""
-        header = "".join(f"# {key}: {value}\n" for key, value in facts.items())
+        header = "".join(f"# {key}: {one_line(value)}\n" for key, value in facts.items())
         body = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-        _rewrite(self.path / ARGS, header + body)
+        write_text(self.path / ARGS, header + body)
 
     def sync(self) -> None:
         """Bring the lines to the disk: a checkpoint must not be ahead of them should the machine fail."""
@@ -115,11 +116,18 @@ class RunFolder:
 
 def add_bad_image(folder: Path, path: str, reason: str) -> None:
     """Add one line to `bad_images.csv`, unless it is there. Several ranks may: a short append is one write."""
-    file = folder / "bad_images.csv"
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    file, text = folder / "bad_images.csv", ""
+    if file.exists():
+        with file.open(encoding="utf-8", errors="replace", newline="") as written:
+            text = written.read()
     line = _csv_line((path, reason))
-    if line not in lines:
-        _append(file, line if lines else _csv_line(("path", "reason")) + line)
+    if f"\n{line}" not in text:
+        _append(file, line if text else _csv_line(("path", "reason")) + line)
+
+
+def one_line(value: object) -> str:
+    """A value as text for one line: line ends and whatever else is not to be seen in it are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
 def _is_before(record: Mapping[str, Any], epoch: int, step: int) -> bool:
@@ -135,19 +143,12 @@ def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
     # a line without its end was cut off when the run was
     kept = [line for line in lines if line.endswith("\n") and keep(line)]
     if kept != lines:
-        _rewrite(path, "".join(kept))
-
-
-def _rewrite(path: Path, text: str) -> None:
-    """Readers see the old text or all of the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+        write_text(path, "".join(kept))
 
 
 def _append(path: Path, text: str) -> None:
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError as error:
         raise RsbdaliError(f"cannot write {path} ({error.strerror}): the last checkpoint is whole") from error
@@ -156,7 +157,7 @@ def _append(path: Path, text: str) -> None:
 def _csv_line(values: Iterable[Any]) -> str:
     line = StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()
+    return line.getvalue().encode("utf-8", "backslashreplace").decode()  # as it will stand in the file
 
 
 def read_args(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:

@@ -5,9 +5,11 @@ also in the middle of an epoch.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -18,12 +20,30 @@ from rsbdali.environment import versions
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint, resume_rules
-from rsbdali.runs.checkpoint import load_weights
+from rsbdali.runs.checkpoint import UNREADABLE, load_weights
 
 log = logging.getLogger(__name__)
 
 TIMM_VERSION = 2  # of the layout: `epoch` is the last one completed
 OURS = "rsbdali"
+MISSING = object()
+# what a run's record in a checkpoint holds; others may have written it
+RECORD: dict[str, tuple[type, ...]] = {
+    "recipe": (Mapping,),
+    "versions": (Mapping,),
+    "position.epoch": (int,),
+    "position.step": (int,),
+    "class_names": (list, tuple),
+    "mix_groups": (int,),
+    "steps_per_epoch": (int,),
+    "updates": (int,),
+    "loss_sum": (int, float),
+    "loss_steps": (int,),
+    "seconds": (int, float),
+    "best.top1": (int, float, NoneType),
+    "best.epoch": (int, NoneType),
+    "history": (Mapping,),
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +150,8 @@ class RunState:
         load_weights(self.model, checkpoint.weights(content, use_ema=False), path)
         _load_optimizer(self.optimizer, content, path)
         if self.scaler.is_enabled() and content.get("amp_scaler"):
-            self.scaler.load_state_dict(content["amp_scaler"])
+            with _named("amp_scaler", path):
+                self.scaler.load_state_dict(content["amp_scaler"])
         if self.ema is not None:
             load_weights(self.ema.module, checkpoint.weights(content), path)
         self.epoch, self.step = ours["position"]["epoch"], ours["position"]["step"]
@@ -141,9 +162,29 @@ class RunState:
 
 
 def ours_in(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What rsbdali recorded in a checkpoint, None in one of another program."""
+    """What rsbdali recorded in a checkpoint, None in one of another program.
+
+    Raises:
+        CheckpointError: a record is there, and lacks something or holds something else in its place.
+    """
     found = content.get(OURS)
-    return found if isinstance(found, Mapping) else None
+    if found is None:
+        return None
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"the checkpoint's `{OURS}` is no record of a run")
+    for name, kinds in RECORD.items():
+        value: Any = found
+        for word in name.split("."):
+            value = value.get(word, MISSING) if isinstance(value, Mapping) else MISSING
+        if not isinstance(value, kinds):
+            raise CheckpointError(f"the checkpoint's record of its run is damaged: {OURS}.{name} is {_kind(value)}")
+    if not all(isinstance(name, str) for name in found["class_names"]):
+        raise CheckpointError(f"the checkpoint's record of its run is damaged: {OURS}.class_names are no names")
+    return found
+
+
+def _kind(value: object) -> str:
+    return "missing" if value is MISSING else f"a {type(value).__name__}"
 
 
 def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Mapping[str, Any]:
@@ -154,7 +195,11 @@ def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Mappi
     if tuple(ours["class_names"]) != identity.class_names:
         counts = f"{len(ours['class_names'])} there, {len(identity.class_names)} here"
         raise CheckpointError(f"{path} is of other classes ({counts}): --initial-checkpoint starts from its weights")
-    changed = _changes(content, ours, identity)
+    position, steps = ours["position"], ours["steps_per_epoch"]
+    if position["epoch"] < 0 or not 0 <= position["step"] <= steps:
+        raise CheckpointError(f"{path} stands at step {position['step']} of {steps} in epoch {position['epoch'] + 1}")
+    with _named("optimizer", path):
+        changed = _changes(content, ours, identity)
     resume_rules.refuse(changed, **ours["position"], path=path)
     if ours["position"]["step"] and ours["steps_per_epoch"] != identity.steps_per_epoch:
         raise CheckpointError(
@@ -186,10 +231,17 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any]
     the rate of the earlier recipe.
     """
     built = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    try:
+    with _named("optimizer", path):
         optimizer.load_state_dict(content["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: its optimizer state does not fit this run's ({error})") from error
     for group, own in zip(optimizer.param_groups, built, strict=True):
         group.update(own)
         group.pop("initial_lr", None)
+
+
+@contextmanager
+def _named(key: str, path: Path) -> Iterator[None]:
+    """Say which part of a checkpoint it is that does not fit, whatever torch stumbles over in it."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path}: its {key} state does not fit this run's ({error})") from error

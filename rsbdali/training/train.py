@@ -31,7 +31,7 @@ from rsbdali.loader.eval import eval_batch_size
 from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import Saver, resume_from
 from rsbdali.runs.claim import claimed
-from rsbdali.runs.folder import BEST, LAST, add_bad_image
+from rsbdali.runs.folder import BEST, LAST, add_bad_image, one_line
 from rsbdali.runs.loggers import Place, require
 from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
 from rsbdali.runs.state import Identity, RunState
@@ -321,7 +321,7 @@ def _facts(options: TrainOptions, world: World, device: torch.device) -> dict[st
 def _run_log(options: TrainOptions, folder: Path, state: RunState, facts: Mapping[str, Any]) -> RunLog:
     per_epoch = int(facts["steps_per_epoch"])
     place = Place(folder=folder, step=state.epoch * per_epoch + state.step, resumed=state.updates > 0)
-    config = {**options.recipe.to_dict(), **{key: str(value) for key, value in facts.items()}}
+    config = {**options.recipe.to_dict(), **{key: one_line(value) for key, value in facts.items()}}
     return RunLog(open_loggers(options.loggers, place), config, per_epoch)
 
 

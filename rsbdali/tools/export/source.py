@@ -72,13 +72,15 @@ def read_source(path: Path, *, use_ema: bool | None = None) -> Source:
         raise CheckpointError(f"{path} holds no averaged weights: leave --ema out (train with --set model_ema=true)")
     averaged = has_ema and use_ema is not False
     names = tuple(str(name) for name in ours["class_names"])
-    recipe = Recipe.from_dict({**ours["recipe"], "model": content["arch"]})
+    if not isinstance(content.get("epoch"), int):
+        raise CheckpointError(f"{path} does not say its epoch")
+    recipe = Recipe.from_dict({**ours["recipe"], "model": content.get("arch")})
     return Source(
         model=_model(content, recipe, len(names), path, averaged=averaged),
         recipe=recipe,
         class_names=names,
         averaged=averaged,
-        epochs=int(content["epoch"]) + 1,
+        epochs=content["epoch"] + 1,
         top1=_top1(content, is_evaluated=averaged == has_ema),
         versions=dict(ours["versions"]),
         facts=read_args(path.parent)[0],
@@ -95,4 +97,4 @@ def _model(content: Mapping[str, Any], recipe: Recipe, num_classes: int, path: P
 def _top1(content: Mapping[str, Any], *, is_evaluated: bool) -> float | None:
     """A checkpoint's metric is that of the averaged weights where there are some."""
     metric = content.get("metric")
-    return float(metric) if is_evaluated and metric is not None else None
+    return float(metric) if is_evaluated and isinstance(metric, int | float) else None
