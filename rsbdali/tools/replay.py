@@ -128,7 +128,7 @@ def replay(options: ReplayOptions) -> Replay:
     facts, values = read_args(options.run)
     if not values:
         raise RsbdaliError(f"{options.run} is no run's folder: it holds no {ARGS}")
-    processes = int(facts.get("processes", 1))
+    processes = _count(options, facts, "processes", 1)
     recipe = Recipe.from_dict(values)
     recipe = dataclasses.replace(recipe, mix_groups=max(recipe.mix_groups, processes))
     index = _index(options, facts)
@@ -150,10 +150,17 @@ def _index(options: ReplayOptions, facts: dict[str, str]) -> ImageIndex:
         raise RsbdaliError(f"{options.run} does not say where its data lies: add --data")
     class_map = Path(facts["class_map"]) if "class_map" in facts else None
     index = ImageIndex.load(find_split(data, "train"), class_map=class_map)
-    then = int(facts.get("train_images", len(index)))
+    then = _count(options, facts, "train_images", len(index))
     if then != len(index):
         raise DataError(f"{index.name} has {len(index)} images now and had {then} in the run: its batches are gone")
     return index
+
+
+def _count(options: ReplayOptions, facts: dict[str, str], key: str, default: int) -> int:
+    text = facts.get(key, str(default))
+    if not (text.isdecimal() and len(text) < 16 and int(text) > 0):
+        raise RsbdaliError(f"{options.run / ARGS} is damaged: {key}: {text}")
+    return int(text)
 
 
 def _place(options: ReplayOptions, recipe: Recipe, steps: int) -> tuple[int, int]:

@@ -30,7 +30,7 @@ def _read(path: Path) -> dict[str, str]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RsbdaliError(f"{path} is damaged: remove it, and services begin a new record ({error})") from error
     if not isinstance(content, dict):
         raise RsbdaliError(f"{path} is damaged: remove it, and services begin a new record")

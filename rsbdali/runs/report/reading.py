@@ -5,6 +5,7 @@ What a folder lacks stays empty, and `Run.notes` says so.
 
 import csv
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ class Run:
     def steps_per_epoch(self) -> int | None:
         """Optimiser steps an epoch, where the run recorded them."""
         text = self.facts.get("steps_per_epoch", "")
-        return int(text) if text.isdigit() and int(text) else None
+        return int(text) or None if text.isdecimal() and len(text) < 10 else None
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -69,7 +70,12 @@ def number(value: Any) -> float | None:
     """A finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) < float("inf") else None  # false for NaN too
+    return float(value) if abs(value) <= sys.float_info.max else None  # false for NaN too
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value can be the number of an epoch or a step."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1_000_000_000
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -105,7 +111,7 @@ def _is_run(folder: Path) -> bool:
 def _read(folder: Path, name: str) -> Run:
     facts, recipe = read_args(folder)
     records, notes = _records(folder / "metrics.jsonl")
-    steps = [r for r in records if r["kind"] == "step" and "step" in r]
+    steps = [r for r in records if r["kind"] == "step" and is_count(r.get("step"))]
     epochs = [r for r in records if r["kind"] == "epoch"]
     if not epochs:
         epochs = _summary(folder / "summary.csv")
@@ -136,20 +142,29 @@ def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also of numbers and depths that are no damage but malice
             damaged += 1
             continue
-        if isinstance(record, dict) and isinstance(record.get("epoch"), int) and "kind" in record:
+        if isinstance(record, dict) and is_count(record.get("epoch")) and "kind" in record:
             records.append(record)
     return records, [f"metrics.jsonl: {damaged} damaged lines left out"] if damaged else []
 
 
 def _summary(path: Path) -> list[dict[str, Any]]:
+    rows = [{key: _float(value) for key, value in row.items() if key} for row in _csv(path)]
+    numbered = [{**row, "epoch": int(row["epoch"])} for row in rows if number(row.get("epoch")) is not None]
+    return [row for row in numbered if is_count(row["epoch"])]
+
+
+def _csv(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table, none where it is missing or no table at all."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{key: _float(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
-    return [{**row, "epoch": int(row["epoch"])} for row in rows if row.get("epoch") is not None]
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        try:
+            return list(csv.DictReader(file))
+        except csv.Error:
+            return []
 
 
 def _float(text: Any) -> Any:
@@ -165,7 +180,7 @@ def _checkpoints(folder: Path, epochs: Iterable[dict[str, Any]]) -> list[Checkpo
     kept = []
     for path in folder.glob("checkpoint-*.pth.tar"):
         word = path.name.removeprefix("checkpoint-").removesuffix(".pth.tar")
-        if word.isdigit():
+        if word.isdecimal():
             epoch = int(word)
             kept.append(Checkpoint(name=path.name, size=path.stat().st_size, epoch=epoch, top1=top1.get(epoch)))
     kept.sort(key=lambda c: (-1.0 if c.top1 is None else c.top1, -(c.epoch or 0)), reverse=True)
@@ -179,7 +194,4 @@ def _checkpoints(folder: Path, epochs: Iterable[dict[str, Any]]) -> list[Checkpo
 
 
 def _bad_images(path: Path) -> int:
-    if not path.is_file():
-        return 0
-    with path.open(newline="", encoding="utf-8") as file:
-        return sum(1 for _ in csv.DictReader(file))
+    return len(_csv(path))
