@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rsbdali.atomic import write_text
 from rsbdali.bench.material import enough_images
 from rsbdali.bench.race.contestant import ContestantFailed
 from rsbdali.bench.race.feeds import FeedSpec
@@ -107,9 +108,8 @@ def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
         write_record(options.json, to_json(report))
     if options.report:
         from rsbdali.bench.report.html import page
-        from rsbdali.runs.report.html import write_page
 
-        write_page(options.report, page(to_json(report)))
+        write_text(options.report, page(to_json(report)))
     return report
 
 

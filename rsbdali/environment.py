@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from rsbdali import __version__
+from rsbdali.atomic import write_text
 
 PACKAGES = (
     "rsbdali",
@@ -112,7 +113,4 @@ def versions() -> dict[str, str]:
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a record, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -146,18 +146,24 @@ def test_index_names_what_is_no_image(image_tree: Callable[..., Path]) -> None:
 
 
 def test_train_and_validate_in_processes_of_their_own(image_tree: Callable[..., Path], tmp_path: Path) -> None:
-    data = image_tree(per_class=4, odd=("truncated", "empty", "text", "grey", "cmyk", "png")).parent
-    image_tree(per_class=3, split="val", seed=1)
+    """In folders, and of images, whose names are no text."""
+    name = os.fsdecode(b"caf\xe9")
+    data = image_tree(per_class=4, odd=("truncated", "empty", "text", "grey", "cmyk", "png"), name=name).parent
+    image_tree(per_class=3, split="val", seed=1, name=name)
+    out = tmp_path / os.fsdecode(b"out\xff")
     small = "model=test_resnet img_size=32 test_img_size=40 epochs=2 global_batch_size=8 warmup_epochs=0 scale=[1,1]"
     overrides = [word for pair in small.split() for word in ("--set", pair)]
     common = ["--data", data, "--device", "cpu", "--workers", "1"]
-    trained = run("train", *common, "--output", tmp_path / "out", "--experiment", "run", *overrides)
+    trained = run("train", *common, "--output", out, "--experiment", "run", *overrides)
     assert trained.returncode == 0, trained.stderr
     for name in ("odd_truncated", "odd_empty", "odd_text"):
         assert trained.stderr.count(name) == 1, trained.stderr
     assert "top-1" in trained.stdout
-    assert trained.stdout.splitlines()[-1] == f"checkpoint {tmp_path / 'out' / 'run' / 'model_best.pth.tar'}"
-    validated = run("validate", *common, "--checkpoint", tmp_path / "out" / "run" / "last.pth.tar")
+    assert trained.stdout.splitlines()[-1] == f"checkpoint {tmp_path}/out\\udcff/run/model_best.pth.tar"
+    bad = (out / "run/bad_images.csv").read_text(encoding="utf-8")
+    for name in ("odd_truncated", "odd_empty", "odd_text"):
+        assert bad.count(f"/caf\\udce9/train/class0/{name}.JPEG,") == 1
+    validated = run("validate", *common, "--checkpoint", out / "run" / "last.pth.tar")
     assert validated.returncode == 0, validated.stderr
     assert "over 9 images" in validated.stdout
     loss = validated.stdout.split("loss ")[1].split()[0]

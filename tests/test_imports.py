@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "bench": {
         "errors",
+        "atomic",
         "recipe",
         "environment",
         "distributed",

@@ -1,7 +1,10 @@
 """`--nproc` and torchrun, Slurm's variables, and who gets which cores."""
 
+import contextlib
+import json
 import logging
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -74,6 +77,39 @@ def test_slurm_speaks_torchruns_words() -> None:
 )
 def test_slurm_is_silent_where_no_tasks_run(env: dict[str, str]) -> None:
     assert slurm.torchrun_variables(env) == {}
+
+
+SHELL = """
+import json, os, sys
+from rsbdali.distributed import slurm
+env = {**json.loads(sys.argv[1]), "SLURM_TASK_PID": str(os.getpid())}
+print(bool(slurm.torchrun_variables(env)), flush=True)  # rsbdali as the task itself
+child = os.fork()
+if not child:
+    os.setsid()  # as a notebook's kernel: no terminal of its own
+    print(bool(slurm.torchrun_variables(env)), flush=True)
+else:
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_slurm_is_silent_in_a_shell_at_a_terminal(terminal: bool) -> None:
+    command = [sys.executable, "-c", SHELL, json.dumps(TASK)]
+    if not terminal:  # a script that srun started, as it has no terminal
+        done = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=True)
+        assert done.stdout.split() == ["True", "True"]
+        return
+    child, master = pty.fork()
+    if not child:
+        os.execv(sys.executable, command)
+    said = b""
+    with contextlib.suppress(OSError):  # Linux's way to say that nobody has the other end any more
+        while more := os.read(master, 1000):
+            said += more
+    os.close(master)
+    os.waitpid(child, 0)
+    assert said.split() == [b"True", b"False"]
 
 
 def test_slurms_mistakes_are_named() -> None:
@@ -170,6 +206,7 @@ def test_ranks_start_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     ("code", "expected"),
     [
         ("import os, sys; sys.exit(0 if os.environ['WORLD_SIZE'] == '2' else 9)", 0),
+        ("import os, sys; sys.exit(0 if os.environ['RSBDALI_LAUNCHER'] == str(os.getppid()) else 9)", 0),
         ("import os, sys; sys.exit(3 if os.environ['RANK'] == '1' else 0)", 3),
         ("import os; os.kill(os.getpid(), 9)", 137),
     ],
@@ -185,8 +222,42 @@ def test_a_signal_to_the_launcher_reaches_the_ranks(capfd: pytest.CaptureFixture
     rank = "import signal, os; os.kill(os.getppid(), signal.SIGUSR1); print(signal.sigwait([signal.SIGUSR1]).name)"
     block = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]);"
     code = launch.run(launch.launch_config(1), ["-u", "-c", block + rank], debug=False)
-    assert code == 128 + signal.SIGUSR1
+    assert code == 143  # as a rank that SIGUSR1 stopped
     assert capfd.readouterr().out == "SIGUSR1\n"
+
+
+STARTER = """
+import os, signal, subprocess, sys
+env = {**os.environ, "RSBDALI_LAUNCHER": str(os.getpid())}
+subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=env)
+signal.pause()
+"""
+RANK = """
+import os, signal
+from rsbdali.distributed.launch import end_with_launcher
+end_with_launcher()
+print(os.getpid(), os.environ.get("RSBDALI_LAUNCHER"), flush=True)
+signal.pause()
+"""
+
+
+def test_a_rank_ends_with_its_launcher() -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", STARTER, RANK], stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    rank, variable = launcher.stdout.readline().split()
+    assert variable == "None"  # what the rank starts is no rank
+    launcher.kill()
+    try:
+        assert launcher.communicate(timeout=60)[0] == ""  # the pipe is closed: the rank, which has it too, is gone
+    except subprocess.TimeoutExpired:
+        os.kill(int(rank), signal.SIGKILL)
+        raise
+
+
+def test_the_command_line_looks_for_its_launcher() -> None:
+    env = {**os.environ, "RSBDALI_LAUNCHER": "1"}  # that went before, so that this process is a child of another one
+    command = [sys.executable, "-m", "rsbdali", "recipe", "list"]
+    assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == -signal.SIGKILL
 
 
 def test_each_start_has_keys_of_its_own() -> None:

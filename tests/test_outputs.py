@@ -2,14 +2,16 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
 from timm.utils.summary import update_summary
 
+from rsbdali.environment import write_record
 from rsbdali.errors import RsbdaliError
 from rsbdali.recipe import Recipe
-from rsbdali.runs.folder import RunFolder, add_bad_image, choose_folder
+from rsbdali.runs.folder import RunFolder, add_bad_image, check_free, choose_folder, read_args
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -70,6 +72,44 @@ def test_a_bad_image_is_written_once(tmp_path: Path) -> None:
     ]
 
 
+STRANGE = os.fsdecode(b"caf\xe9 \n \r \xe2\x80\xa8 x.jpg")  # Latin-1, line ends, a separator of lines in Unicode
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    """Each line is written once, also by a run that goes on."""
+    folder = tmp_path / os.fsdecode(b"run\xff")
+    for _ in range(2):
+        RunFolder(folder).write_args(Recipe.load("a3"), {"data": f"/{STRANGE}", "device": "cpu"})
+        add_bad_image(folder, f"/{STRANGE}", "cut off")
+        add_bad_image(folder, "/é.jpg", f"{STRANGE}: empty")
+    with (folder / "bad_images.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.reader(file))
+    escaped = STRANGE.replace("\udce9", "\\udce9")
+    assert found == [["path", "reason"], [f"/{escaped}", "cut off"], ["/é.jpg", f"{escaped}: empty"]]
+    facts, values = read_args(folder)
+    assert facts == {"data": "/caf\\udce9 \\n \\r \\u2028 x.jpg", "device": "cpu"}
+    assert values == Recipe.load("a3").to_dict()
+
+
+def test_texts_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "below" / os.fsdecode(b"record\xff.json")
+    write_record(path, {"command": STRANGE})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"command": STRANGE}  # the escapes are JSON's own
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    full = tmp_path / "full.json"
+    full.mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_record(full, {})
+    assert caught.value.filename == str(full)
+    assert list(tmp_path.rglob(".*")) == []
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def test_names_of_runs(tmp_path: Path) -> None:
     recipe = Recipe.load("a3")
 
@@ -89,7 +129,8 @@ def test_names_of_runs(tmp_path: Path) -> None:
     assert choose("mine", resume="auto") == "mine"
     for resume in (None, str(tmp_path / "a3-resnet50/last.pth.tar")):
         with pytest.raises(RsbdaliError, match="mine holds a run already: go on with --resume auto"):
-            choose("mine", resume)
+            check_free(tmp_path / "mine", "mine", resume)
+    check_free(tmp_path / "mine", "mine", str(tmp_path / "mine/checkpoint-3.pth.tar"))
     assert choose("mine", str(tmp_path / "mine/checkpoint-3.pth.tar")) == "mine"
     # without a name a run goes on where its checkpoint lies, if that is a run's folder
     assert choose(resume=str(tmp_path / "mine/last.pth.tar")) == "a3-resnet50-3"

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from rsbdali.distributed.async_sum import LateSum
+from rsbdali.distributed.launch import exit_code
 from rsbdali.distributed.world import World
-from rsbdali.training.signals import STOP_SIGNALS, StopRequest, exit_code, from_row
+from rsbdali.training.signals import STOP_SIGNALS, StopRequest, from_row
 
 STUBBORN = """
 import os, signal, sys
@@ -58,6 +59,7 @@ def test_what_a_launcher_passes_on_is_no_second_request() -> None:
 
 def test_exit_codes() -> None:
     assert [exit_code(number) for number in STOP_SIGNALS] == [130, 143, 143]
+    assert exit_code(signal.SIGHUP) == 129  # of the launcher, which hands it on to ranks that do not catch it
 
 
 def test_another_thread_catches_none() -> None:

@@ -11,6 +11,8 @@ from rich.logging import RichHandler
 
 from rsbdali import __version__
 from rsbdali.cli import bench, data, recipes, runs, training
+from rsbdali.cli.refusals import name_standard_output, of_the_machine
+from rsbdali.distributed.launch import end_with_launcher
 from rsbdali.errors import RsbdaliError
 
 INTERRUPTED = 130
@@ -18,19 +20,28 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line and exit; the `rsbdali` script."""
+    end_with_launcher()
+    name_standard_output()
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     _set_up_logging(debug)
     # read by torch when imported: its CPU threads would spin while they wait, on cores that the loader needs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        sys.exit(cli(arguments, prog_name="rsbdali", standalone_mode=False) or 0)
+        code = cli(arguments, prog_name="rsbdali", standalone_mode=False) or 0
+        sys.stdout.flush()
     except RsbdaliError as error:
         _fail("" if error.told_elsewhere else str(error), error.exit_code, debug)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code, debug)
     except click.Abort:
         _fail("interrupted", INTERRUPTED, debug)
+    except (OSError, MemoryError, ImportError, RuntimeError) as error:
+        message = of_the_machine(error)
+        if message is None:
+            raise
+        _fail(message, RsbdaliError.exit_code, debug)
+    sys.exit(code)
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from rsbdali.atomic import write_atomically
 from rsbdali.data.sources.base import COLUMNS, Scan
+from rsbdali.errors import DataError
 
 VERSION = 3
 log = logging.getLogger(__name__)
@@ -24,7 +25,10 @@ log = logging.getLogger(__name__)
 def default_folder() -> Path:
     """`$XDG_CACHE_HOME/rsbdali`, or `~/.cache/rsbdali` (a relative value is ignored, as XDG asks)."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "rsbdali"
+    try:
+        return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "rsbdali"
+    except RuntimeError as error:  # a container's user without a name
+        raise DataError("there is no home folder to keep the cache in: set HOME or XDG_CACHE_HOME") from error
 
 
 def cache_file(folder: Path, identity: str) -> Path:

@@ -5,6 +5,7 @@
 Several machines, elastic sizes and restarts are torchrun's to start (docs/CLUSTERS.md).
 """
 
+import ctypes
 import dataclasses
 import logging
 import os
@@ -17,6 +18,8 @@ from typing import Any
 from rsbdali.distributed import slurm
 from rsbdali.errors import DeviceError
 
+LAUNCHER = "RSBDALI_LAUNCHER"  # number of the process that a rank ends with
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # handed on to the ranks; torchrun's own default lacks SIGUSR1
 
 
@@ -29,7 +32,8 @@ def launch(nproc: int, arguments: Sequence[str], device: str) -> int:
         device: that the ranks are asked to use: auto, cpu or cuda.
 
     Returns:
-        0, or the exit code of the rank that failed first; 128 + the number of a signal that ended it, or this process.
+        0, or the exit code of the rank that failed first (128 + the number of a signal that ended it); what `exit_code`
+        says where a signal to this process ended them all.
 
     Raises:
         DeviceError: this process is a rank already, or there are fewer GPUs than ranks.
@@ -54,14 +58,35 @@ def run(config: Any, command: Sequence[str], *, debug: bool) -> int:
 
     if not debug:  # the ranks have said in one line what is wrong; this would say it in forty
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         code: int = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code
     except SignalException as stopped:
-        return 128 + signal.Signals(stopped.sigval)
+        return exit_code(stopped.sigval)
+    finally:
+        del os.environ[LAUNCHER]
     return 0
+
+
+def exit_code(number: signal.Signals) -> int:
+    """What a process ends with that a signal stopped: 130 on an interrupt, 143 on SIGTERM and SIGUSR1 alike."""
+    return 128 + (signal.SIGTERM if number == signal.SIGUSR1 else number)
+
+
+def end_with_launcher() -> None:
+    """Let the kernel kill this process when the `--nproc` launcher that started it is gone, however it went.
+
+    Nothing where no launcher of ours started it, and where the system is not Linux. To be called once, at the start.
+    """
+    launcher = os.environ.pop(LAUNCHER, None)  # processes that this one starts are no ranks
+    if launcher is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if launcher != str(os.getppid()):  # it went before the kernel knew
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def launch_config(nproc: int) -> Any:

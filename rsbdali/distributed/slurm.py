@@ -2,12 +2,18 @@
 
     srun --ntasks 8 rsbdali train …      one task a GPU, no torchrun between
 
+`srun --ntasks 8 --pty bash` starts eight tasks too, of which the one with the terminal stays: a shell, whose variables
+say that it is task 0 of 8. So what is run in it must not take them for its own. Its sign is that the task itself
+(`SLURM_TASK_PID`) has a terminal, which tasks of other steps have not.
+
 The first host of the step's node list is where the ranks meet; the port comes from the job's and the step's number.
 Nothing is asked of `scontrol`: everything is in the environment.
 """
 
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from rsbdali.errors import DeviceError
 
@@ -19,13 +25,13 @@ NO_REAL_STEP = 0xFFFF_FFF0  # Slurm numbers its batch, extern and interactive st
 def torchrun_variables(env: Mapping[str, str]) -> dict[str, str]:
     """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of a task that `srun` started.
 
-    Empty where torchrun's own are there, where no step runs (the shell of `salloc` or of a batch script), and for a
-    step of a single task. MASTER_ADDR and MASTER_PORT stay as they are where they are set.
+    Empty where torchrun's own are there, where no step runs (the shell of `salloc` or of a batch script), in the shell
+    of `srun --pty`, and for a step of a single task. MASTER_ADDR and MASTER_PORT stay as they are where they are set.
 
     Raises:
         DeviceError: Slurm's variables are there in part, or cannot be read.
     """
-    if "WORLD_SIZE" in env or "RANK" in env or not _step_runs(env):
+    if "WORLD_SIZE" in env or "RANK" in env or not _step_runs(env) or _in_a_shell(env):
         return {}
     size = _number(env, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS", 1)
     if size == 1:
@@ -51,6 +57,20 @@ def first_host(nodes: str) -> str:
 
 def _step_runs(env: Mapping[str, str]) -> bool:
     return _number(env, "SLURM_STEP_ID", NO_REAL_STEP) < NO_REAL_STEP
+
+
+def _in_a_shell(env: Mapping[str, str]) -> bool:
+    """Whether this process was started from a task that is a shell at a terminal."""
+    task = env.get("SLURM_TASK_PID", "")
+    return task.isdecimal() and int(task) != os.getpid() and _has_terminal(int(task))
+
+
+def _has_terminal(process: int) -> bool:
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # of another host, or not to be seen from a container
+        return False
+    return text.rpartition(")")[2].split()[4] != "0"  # field 7 of proc(5), tty_nr; the name before it may hold anything
 
 
 def _nodes(env: Mapping[str, str]) -> str:

@@ -236,8 +236,8 @@ def _dtype(output: str, img_dtype: torch.dtype | None, use_prefetcher: bool) -> 
         raise RecipeError(f"output={output!r}: use one of {', '.join(OUTPUTS)}")
     if output == "uint8":
         return torch.uint8
-    if img_dtype is not None and not img_dtype.is_floating_point:
-        raise RecipeError(f"img_dtype={img_dtype}: expected a float type (output='uint8' gives the pixels)")
+    if img_dtype is not None and not (isinstance(img_dtype, torch.dtype) and img_dtype.is_floating_point):
+        raise RecipeError(f"img_dtype={img_dtype!r}: expected a float type of torch (output='uint8' gives the pixels)")
     # timm converts in the prefetcher, so without it images are float32 whatever img_dtype says
     return torch.float32 if img_dtype is None or not use_prefetcher else img_dtype
 

@@ -15,6 +15,7 @@ from rsbdali.loader.eval import EvalBatch, EvalLoader
 from rsbdali.loader.train import TrainBatch, TrainLoader
 from rsbdali.ops.bce import soft_targets
 
+STATE = {"epoch": int, "step": int, "part": int, "parts": int, "mixup_enabled": bool, "identity": dict}
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -134,12 +135,15 @@ class TupleLoader:
         A `set_epoch` of the same epoch in between changes nothing, another one starts that epoch from its beginning.
 
         Raises:
-            CheckpointError: the state is of a loader with other images, batches, seed or repeats.
+            CheckpointError: the state is of a loader with other images, batches, seed or repeats, or no such state.
         """
+        for name, kind in STATE.items():
+            if not isinstance(state.get(name), kind):
+                raise CheckpointError(f"the loader's state has no {name}: expected what `state_dict` gave")
         mine, theirs = self._identity(), state["identity"]
         for name, value in mine.items():
-            if theirs[name] != value:
-                raise CheckpointError(f"the loader's state is for {name} {theirs[name]}, this loader has {value}")
+            if theirs.get(name) != value:
+                raise CheckpointError(f"the loader's state is for {name} {theirs.get(name)}, this loader has {value}")
         parts = self.batches_per_step
         if state["part"] and state["parts"] != parts:
             raise CheckpointError("the loader's state is within an optimiser step of another number of processes")

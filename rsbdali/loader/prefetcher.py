@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+
 from rsbdali.errors import RsbdaliError
 from rsbdali.pipelines.executor import DecodedBatch
 
@@ -57,6 +59,8 @@ class Feed(Generic[Plan]):
     def __init__(
         self, open_executor: Callable[[], Runs[Plan]], *, make: Callable[[int], Plan | None], depth: int
     ) -> None:
+        if not isinstance(depth, int | np.integer) or depth < 1:
+            raise RsbdaliError(f"prefetch={depth!r}: expected a number of batches in flight, at least 1")
         self._open, self._make, self._depth = open_executor, make, depth
         self._executor: Runs[Plan] | None = open_executor()
         self._closed = False

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from rsbdali import bounded
+from rsbdali.atomic import write_text
 from rsbdali.bounded import NotPlain, is_count
 from rsbdali.errors import RsbdaliError
 from rsbdali.recipe import Recipe, check_name
@@ -33,21 +34,18 @@ SUMMARY_COLUMNS = ("epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5",
 
 
 def choose_folder(output: Path, experiment: str | None, recipe: Recipe, *, resume: str | None) -> Path:
-    """The run's folder; nothing is made yet.
+    """The run's folder; nothing is made yet (see `claim`).
 
     A named experiment is one folder. Without a name it is `<recipe>-<model>`, with a number behind it where that is
     taken; a resume stays in the folder of its checkpoint, and `auto` means the newest of the numbered ones.
 
     Raises:
-        RsbdaliError: another run is there already, or the experiment's name leads out of the output folder.
+        RsbdaliError: the experiment's name leads out of the output folder.
     """
-    source = None if resume in (None, "auto") else Path(str(resume)).parent
     if experiment is not None:
         check_name("--experiment", experiment, parts=True)
-        folder = output / experiment
-        if resume != "auto" and (folder / LAST).exists() and not (source and source.resolve() == folder.resolve()):
-            raise RsbdaliError(f"{folder} holds a run already: go on with --resume auto, or name another --experiment")
-        return folder
+        return output / experiment
+    source = _source(resume)
     if source and (source / ARGS).exists():
         return source
     base = f"{recipe.name}-{recipe.model}"
@@ -62,18 +60,33 @@ def is_epoch_file(name: str) -> bool:
     return re.fullmatch(r"checkpoint-[0-9]{1,10}\.pth\.tar", name) is not None
 
 
+def check_free(folder: Path, experiment: str | None, resume: str | None) -> None:
+    """Refuse to begin a run where there is one.
+
+    Raises:
+        RsbdaliError: another run is in the folder already.
+    """
+    if experiment is None or resume == "auto" or not (folder / LAST).exists():
+        return
+    source = _source(resume)
+    if source is None or source.resolve() != folder.resolve():
+        raise RsbdaliError(f"{folder} holds a run already: go on with --resume auto, or name another --experiment")
+
+
+def _source(resume: str | None) -> Path | None:
+    return None if resume is None or resume == "auto" else Path(resume).parent
+
+
 def _numbered(base: str, number: int) -> str:
     return base if number == 1 else f"{base}-{number}"
 
 
 def _numbers(output: Path, base: str) -> Iterable[int]:
-    names = [folder.name for folder in output.glob(f"{base}*")] if output.is_dir() else []
-    for name in names:
-        suffix = name.removeprefix(base)
-        if not suffix:
+    for name in os.listdir(output) if output.is_dir() else []:
+        if name == base:
             yield 1
-        elif suffix.startswith("-") and suffix[1:].isdigit():
-            yield int(suffix[1:])
+        elif name.startswith(f"{base}-") and (suffix := name[len(base) + 1 :]).isdecimal():
+            yield int(suffix)
 
 
 class RunFolder:
@@ -94,9 +107,9 @@ class RunFolder:
 
     def write_args(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         """Write `args.yaml`; `facts` (data, versions, device, …) become comments."""
-        header = "".join(f"# {key}: {value}\n" for key, value in facts.items())
+        header = "".join(f"# {key}: {one_line(value)}\n" for key, value in facts.items())
         body = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
-        _rewrite(self.path / ARGS, (header + body).encode())
+        write_text(self.path / ARGS, header + body)
 
     def sync(self) -> None:
         """Bring the lines to the disk: a checkpoint must not be ahead of them should the machine fail."""
@@ -118,11 +131,18 @@ class RunFolder:
 
 def add_bad_image(folder: Path, path: str, reason: str) -> None:
     """Add one line to `bad_images.csv`, unless it is there. Several ranks may: a short append is one write."""
-    file = folder / "bad_images.csv"
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if file.exists() else []
+    file, text = folder / "bad_images.csv", ""
+    if file.exists():
+        with file.open(encoding="utf-8", errors="replace", newline="") as written:
+            text = written.read()
     line = _csv_line((path, reason))
-    if line not in lines:
-        _append(file, line if lines else _csv_line(("path", "reason")) + line)
+    if f"\n{line}" not in text:
+        _append(file, line if text else _csv_line(("path", "reason")) + line)
+
+
+def one_line(value: object) -> str:
+    """A value as text for one line: line ends and whatever else is not to be seen in it are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
 def _is_before(record: Mapping[str, Any], epoch: int, step: int) -> bool:
@@ -175,19 +195,12 @@ def _keep_lines(path: Path, keep: Callable[[bytes], bool], head: bytes = b"") ->
     if damaged:
         log.warning("%s: %d lines that do not parse are dropped", path, damaged)
     if kept != lines:
-        _rewrite(path, b"".join(kept))
-
-
-def _rewrite(path: Path, content: bytes) -> None:
-    """Readers see the old content or all of the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+        write_text(path, b"".join(kept).decode())
 
 
 def _append(path: Path, text: str) -> None:
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError as error:
         raise RsbdaliError(f"cannot write {path} ({error.strerror}): the last checkpoint is whole") from error
@@ -196,7 +209,7 @@ def _append(path: Path, text: str) -> None:
 def _csv_line(values: Iterable[Any]) -> str:
     line = StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()
+    return line.getvalue().encode("utf-8", "backslashreplace").decode()  # as it will stand in the file
 
 
 def read_args(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from rsbdali import __version__
+from rsbdali.atomic import write_text
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_parts
 from rsbdali.errors import DataError
-from rsbdali.tools.pack_shard import ShardJob, ShardRecord, check_shard, write_public, write_shard
+from rsbdali.tools.pack_shard import ShardJob, ShardRecord, check_shard, write_shard
 
 MANIFEST_FORMAT = 1
 SHUFFLE_SEED = 0  # readers that stream shards want classes mixed; ours reads in any order
@@ -98,7 +99,7 @@ def pack(options: PackOptions, progress: Progress | None = None) -> Packed:
     records = {split: [job.record() for job in split_jobs] for split, split_jobs in jobs.items()}
     manifest = options.out / "manifest.json"
     text = json.dumps(_manifest(options, indexes, records), indent=1, ensure_ascii=False)
-    write_public(manifest, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+    write_text(manifest, text)
     return Packed(
         shards={split: len(r) for split, r in records.items()},
         images={split: sum(record.images for record in r) for split, r in records.items()},

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from rsbdali.atomic import naming
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_images
 from rsbdali.distributed.devices import default_threads
@@ -75,8 +76,9 @@ def preview(
         _image_row(canvas, layout, r, index, plan, images_NHWC, row_N)
     if mixes(recipe):
         _mixed_row(canvas, layout, recipe, index, plan, images_NHWC, rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(out)
+    with naming(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        canvas.save(out)
     return out
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rsbdali.atomic import naming
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_split
 from rsbdali.errors import DataError, RecipeError, RsbdaliError
@@ -100,8 +101,9 @@ class Replay:
         mixed = {batch.group: mixed_pixels(self.recipe, batch.plan, _rows_last(batch)) for batch in self.batches}
         for r, (batch, row) in enumerate(places):
             self._draw_row(canvas, layout, r, batch, row, mixed[batch.group][row])
-        out.parent.mkdir(parents=True, exist_ok=True)
-        canvas.save(out)
+        with naming(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            canvas.save(out)
         return out
 
     def _draw_row(
@@ -152,6 +154,13 @@ def _index(options: ReplayOptions, facts: dict[str, str]) -> ImageIndex:
     if then not in (None, len(index)):
         raise DataError(f"{index.name} has {len(index)} images now and had {then} in the run: its batches are gone")
     return index
+
+
+def _count(options: ReplayOptions, facts: dict[str, str], key: str, default: int) -> int:
+    text = facts.get(key, str(default))
+    if not (text.isdecimal() and len(text) < 16 and int(text) > 0):
+        raise RsbdaliError(f"{options.run / ARGS} is damaged: {key}: {text}")
+    return int(text)
 
 
 def _place(options: ReplayOptions, recipe: Recipe, steps: int) -> tuple[int, int]:

@@ -15,13 +15,10 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from rsbdali.distributed.launch import exit_code
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 REPEAT_S = 1.0
-
-
-def exit_code(number: signal.Signals) -> int:
-    """What a process ends with that a signal stopped: 130 on an interrupt, else 143."""
-    return 130 if number == signal.SIGINT else 143
 
 
 class StopRequest:

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rsbdali.distributed.async_sum import LateSum
 from rsbdali.distributed.world import World
-from rsbdali.errors import DeviceError
+from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.ops.bce import bce_loss, soft_cross_entropy
 from rsbdali.recipe import Recipe
 from rsbdali.training.model import reseed
@@ -63,6 +63,9 @@ def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     buffers: dict[str, Any] = {name: False}
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **buffers)
+
+
+ONE_VALUE = "Expected more than 1 value per channel when training"  # torch's batch norm
 
 
 class TrainStep:
@@ -117,6 +120,7 @@ class TrainStep:
 
         Raises:
             DeviceError: out of GPU memory.
+            RecipeError: a pass has too few values for batch norm.
         """
         self._clear_gradients()
         if self.guard is not None:
@@ -154,6 +158,10 @@ class TrainStep:
                 return self._pass(batch, rows)
         except torch.OutOfMemoryError as error:
             raise DeviceError(_out_of_memory(batch.images[rows])) from error
+        except ValueError as error:
+            if not str(error).startswith(ONE_VALUE):
+                raise
+            raise RecipeError(_one_value(batch.images[rows], self.recipe.model)) from error
 
     def _pass(self, batch: "TrainBatch", rows: slice) -> torch.Tensor:
         """Forward and backward over rows of a batch. Returns the loss, weighted by their share of the rank's rows."""
@@ -182,6 +190,14 @@ class TrainStep:
             dispatch_clip_grad(self._bare.parameters(), self.recipe.clip_grad, mode="norm")
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+
+def _one_value(images: torch.Tensor, model: str) -> str:
+    rows, _, height, width = images.shape
+    return (
+        f"batch norm of {model} has one value a channel in a pass of {rows} image of {height} × {width} pixels: raise "
+        "global_batch_size, lower mix_groups, or set a batch_size that leaves no single row over"
+    )
 
 
 def _out_of_memory(images: torch.Tensor) -> str:

@@ -7,7 +7,7 @@ Under torchrun every process does the same; rank 0 writes and talks.
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -23,13 +23,15 @@ from rsbdali.data.splits import load_indexes
 from rsbdali.distributed import collectives, devices, process_group
 from rsbdali.distributed.affinity import pinned
 from rsbdali.distributed.devices import resolve_device
+from rsbdali.distributed.launch import exit_code
 from rsbdali.distributed.world import World
 from rsbdali.environment import versions
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.loader.eval import eval_batch_size
 from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import Saver, resume_from
-from rsbdali.runs.folder import BEST, LAST, add_bad_image, choose_folder
+from rsbdali.runs.claim import claimed
+from rsbdali.runs.folder import BEST, LAST, add_bad_image, one_line
 from rsbdali.runs.loggers import Place, require
 from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
 from rsbdali.runs.state import Identity, RunState
@@ -40,7 +42,6 @@ from rsbdali.training.optim import create_optimizer
 from rsbdali.training.precision import amp_dtype, kernel_policy, name_of
 from rsbdali.training.progress import Reporter, Silent, make_reporter
 from rsbdali.training.save_interval import Interval
-from rsbdali.training.signals import exit_code
 from rsbdali.training.trainer import Outcome, Trainer
 
 log = logging.getLogger(__name__)
@@ -160,12 +161,12 @@ def train(options: TrainOptions) -> TrainSummary:
     device = resolve_device(devices.local_device(options.device, world))
     options.switches.check(options.recipe, device, world)
     together = partial(collectives.together, world=world)
-    with process_group.process_group(world, device, timedelta(minutes=options.rank_timeout)):
+    with process_group.process_group(world, device, timedelta(minutes=options.rank_timeout)), ExitStack() as held:
         together(lambda: _prepare(options, world))
         train_index, val_index = load_indexes(
             options.data, world, class_map=options.class_map, val_labels=options.val_labels
         )
-        folder = collectives.from_primary(together(lambda: _folder(options, world)), world)
+        folder = collectives.from_primary(together(lambda: _folder(options, world, held)), world)
         place = world, device, folder
         with (
             pinned(world, device, enabled=options.affinity) as threads,
@@ -203,10 +204,10 @@ def _prepare(options: TrainOptions, world: World) -> None:
         options.prepare()
 
 
-def _folder(options: TrainOptions, world: World) -> Path:
+def _folder(options: TrainOptions, world: World, held: ExitStack) -> Path:
     if not world.is_primary:
         return Path()
-    return choose_folder(options.output, options.experiment, options.recipe, resume=options.resume)
+    return held.enter_context(claimed(options.output, options.experiment, options.recipe, resume=options.resume))
 
 
 def _train_loader(
@@ -320,7 +321,7 @@ def _facts(options: TrainOptions, world: World, device: torch.device) -> dict[st
 def _run_log(options: TrainOptions, folder: Path, state: RunState, facts: Mapping[str, Any]) -> RunLog:
     per_epoch = int(facts["steps_per_epoch"])
     place = Place(folder=folder, step=state.epoch * per_epoch + state.step, resumed=state.updates > 0)
-    config = {**options.recipe.to_dict(), **{key: str(value) for key, value in facts.items()}}
+    config = {**options.recipe.to_dict(), **{key: one_line(value) for key, value in facts.items()}}
     return RunLog(open_loggers(options.loggers, place), config, per_epoch)
 
 

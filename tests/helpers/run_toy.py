@@ -13,13 +13,13 @@ import torch
 
 from helpers.fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 from rsbdali.distributed import collectives, process_group
+from rsbdali.distributed.launch import exit_code
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import Saver, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity
 from rsbdali.training.progress import Plain, Silent
-from rsbdali.training.signals import exit_code
 from rsbdali.training.train import make_state
 from rsbdali.training.trainer import Trainer
 

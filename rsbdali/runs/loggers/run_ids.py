@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from rsbdali.atomic import write_text
 from rsbdali.bounded import NotPlain, parse_json, read_text
 from rsbdali.errors import RsbdaliError
 
@@ -22,9 +23,7 @@ def read_id(folder: Path, service: str) -> str | None:
 def write_id(folder: Path, service: str, run_id: str) -> None:
     """Keep a service's id, whole or not at all."""
     ids = {**_read(folder / FILE), service: run_id}
-    temporary = folder / f"{FILE}.tmp"
-    temporary.write_text(json.dumps(ids, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / FILE)
+    write_text(folder / FILE, json.dumps(ids, indent=2) + "\n")
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rsbdali.errors import RsbdaliError
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.loggers import Logger, Place, Status, make_logger
 
@@ -89,5 +90,11 @@ class LoggedFolder(RunFolder):
 
 
 def open_loggers(names: Sequence[str], place: Place) -> list[Logger]:
-    """The loggers of these services, each once, in the order of their names."""
+    """The loggers of these services, each once, in the order of their names.
+
+    Raises:
+        RsbdaliError: the run's folder has a name that is not UTF-8, which none of them takes.
+    """
+    if names and not str(place.folder).isprintable():
+        raise RsbdaliError(f"--log {names[0]}: takes only a folder whose name can be printed, unlike {place.folder}")
     return [make_logger(name, place) for name in dict.fromkeys(names)]

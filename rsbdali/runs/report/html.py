@@ -1,9 +1,7 @@
 """The shell of our HTML pages: one self-contained file, light and dark, wide and narrow, without scripts."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 
 STYLE = """
 :root { --paper: #fbfaf7; --card: #fff; --ink: #23262a; --faint: #646b73; --line: #e4e1da; --good: #e8f2ee;
@@ -79,11 +77,3 @@ def table(
         for row in rows
     )
     return f'<div class=scroll tabindex=0><table class="{kind}"><thead><tr>{heads}<tbody>{lines}</table></div>'
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write a page, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

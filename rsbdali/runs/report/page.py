@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from rsbdali.atomic import write_text
 from rsbdali.runs.report import tables
 from rsbdali.runs.report.charts import STYLE, Line, chart, legend
-from rsbdali.runs.report.html import page, section, write_page
+from rsbdali.runs.report.html import page, section
 from rsbdali.runs.report.reading import Run, number, read_runs
 from rsbdali.runs.report.tables import UNKNOWN, planned
 
@@ -26,7 +27,7 @@ def write_report(paths: Sequence[Path], output: Path) -> None:
     Raises:
         RsbdaliError: a folder is missing or holds no run.
     """
-    write_page(output, report(read_runs(paths)))
+    write_text(output, report(read_runs(paths)))
 
 
 def report(runs: Sequence[Run]) -> str:

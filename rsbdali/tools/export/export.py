@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 
+from rsbdali.atomic import naming, write_text
 from rsbdali.errors import RsbdaliError
 from rsbdali.tools.export.model_card import card
 from rsbdali.tools.export.onnx import preprocessing, require_onnx, write_onnx
@@ -57,15 +59,18 @@ def export(options: ExportOptions) -> list[str]:
         raise RsbdaliError(f"{options.out} is there already: name another --out")
     source = read_source(options.checkpoint, use_ema=options.use_ema)
     unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        said = _write(source, options.format, unfinished, out.name)
-        if out.is_dir():
-            out.rmdir()
-        unfinished.replace(out)
-    finally:
+    with naming(options.out):
         shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        try:
+            said = _write(source, options.format, unfinished, out.name)
+            if out.is_dir():
+                out.rmdir()
+            unfinished.replace(out)
+        except SafetensorError as error:
+            raise RsbdaliError(f"{options.out}: {error}") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     which = "averaged weights" if source.averaged else "weights"
     files = ", ".join(sorted(path.name for path in out.iterdir()))
     return [*said, f"{which} of {source.recipe.model} after {source.epochs} epochs in {options.out}: {files}"]
@@ -79,7 +84,7 @@ def _write(source: Source, form: Format, folder: Path, name: str) -> list[str]:
         return [write_onnx(source, folder, _metadata(source))]
     write_timm(source, folder)
     if form == "hf":
-        (folder / "README.md").write_text(card(source, name), encoding="utf-8")
+        write_text(folder / "README.md", card(source, name))
     return []
 
 
@@ -94,7 +99,7 @@ def _metadata(source: Source) -> dict[str, str]:
     more = {
         "averaged": str(source.averaged).lower(),
         "epochs": str(source.epochs),
-        "recipe": json.dumps(source.recipe.to_dict(), ensure_ascii=False),
+        "recipe": json.dumps(source.recipe.to_dict()),
         "versions": json.dumps(dict(source.versions)),
     }
     return {**preprocessing(source), **more, **({} if source.top1 is None else {"top1": f"{source.top1:.4f}"})}
