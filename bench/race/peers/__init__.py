@@ -18,6 +18,7 @@ REQUIRES = {
     "turboloader": {"turboloader": "turboloader"},
 }
 PEERS = tuple(REQUIRES)
+NO_RANDAUGMENT = ("spdl", "turboloader")  # peers whose batches are not augmented as a recipe may ask
 
 
 def missing(name: str) -> str | None:

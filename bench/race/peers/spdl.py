@@ -1,8 +1,8 @@
 """spdl: Meta's `spdl.dataloader.DataLoader`, whose threads decode by FFmpeg (`spdl.io`).
 
-As its documentation builds it: one filter graph an image (here crop, scale, flip, RGB), frames of a batch converted into
-one uint8 array, normalised on the device. The crop's size is an expression that FFmpeg evaluates, since the image's
-own is not known before it is decoded.
+As its documentation builds it: one filter graph an image (here crop, scale, flip, RGB), the frames of a batch copied
+into one uint8 array, normalised on the device. The crop's size is an expression that FFmpeg evaluates, since the
+image's own is not known before it is decoded.
 """
 
 import math

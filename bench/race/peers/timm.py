@@ -10,7 +10,7 @@ from rsbdali.distributed.devices import resolve_device
 
 
 def build(spec: FeedSpec) -> PeerFeed:
-    """timm's loader."""
+    """Timm's loader."""
     from timm.data import FastCollateMixup, ImageDataset, create_loader
 
     recipe, device = spec.load_recipe(), resolve_device(spec.device)

@@ -40,7 +40,7 @@ class TorchvisionImages(Dataset[torch.Tensor]):
 
 
 def build(spec: FeedSpec) -> PeerFeed:
-    """torchvision's tensor path, its workers being processes."""
+    """Torchvision's tensor path, its workers being processes."""
     recipe, device = spec.load_recipe(), resolve_device(spec.device)
     loader = DataLoader(
         TorchvisionImages(spec.root, recipe),

@@ -21,7 +21,7 @@ NOTE = "no RandAugment, no labels; decodes at a reduced size; area 0.08 to 1; fr
 
 
 def build(spec: FeedSpec) -> PeerFeed:
-    """turboloader's loader; its threads live in this process."""
+    """Turboloader's loader; its threads live in this process."""
     # its threads are as many as the process may use cores, and no argument says otherwise
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: spec.workers])
     import turboloader
