@@ -23,6 +23,7 @@ from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint_manager import newest_whole
 from rsbdali.runs.folder import LAST
+from rsbdali.runs.record import OURS, Record
 from rsbdali.training.save_interval import Due, Interval
 
 TIMINGS = {"seconds", "images_per_s", "wait_share"}
@@ -149,8 +150,23 @@ def test_resume_interval() -> None:
 
 
 def numbered(path: Path, epoch: int, step: int = 0) -> Path:
-    ours = {"position": {"epoch": epoch, "step": step}}
-    checkpoint.write({"state_dict": {"a": torch.ones(999)}, "rsbdali": ours}, path)
+    record = Record(
+        recipe={},
+        versions={},
+        epoch=epoch,
+        step=step,
+        class_names=("a",),
+        mix_groups=1,
+        steps_per_epoch=9,
+        updates=0,
+        loss_sum=0.0,
+        loss_steps=0,
+        seconds=0.0,
+        best_top1=None,
+        best_epoch=None,
+        history={},
+    )
+    checkpoint.write({"state_dict": {"a": torch.ones(999)}, OURS: record.to_dict()}, path)
     return path
 
 

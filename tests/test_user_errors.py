@@ -104,7 +104,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     ),
     "resume from a folder": ("train --data {}/data --output {}/output --resume {}/data", ["no checkpoint {}/data"]),
     "resume from text": ("train --data {}/data --output {}/output --resume {}/text.pth", ["{}/text.pth", "damaged"]),
-    "resume behind the epoch": ("train --data {}/data --output {}/output --resume {}/behind.pth", ["step 9 of 2"]),
+    "resume behind the epoch": (
+        "train --data {}/data --output {}/output --resume {}/behind.pth",
+        ["step 9 of an epoch of 2 steps"],
+    ),
     "resume without an optimizer": (
         "train --data {}/data --output {}/output --resume {}/no-optimizer.pth",
         ["{}/no-optimizer.pth", "optimizer"],
@@ -115,12 +118,12 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "a record that is none": ("validate --data {}/data --checkpoint {}/no-record.pth", ["`rsbdali` is no record"]),
     "a record without classes": (
         "validate --data {}/data --checkpoint {}/no-classes.pth",
-        ["rsbdali.class_names is missing"],
+        ["holds no rsbdali.class_names"],
     ),
-    "classes that are numbers": ("validate --data {}/data --checkpoint {}/no-names.pth", ["class_names are no names"]),
+    "classes that are numbers": ("validate --data {}/data --checkpoint {}/no-names.pth", ["class_names is [1, 2]"]),
     "a position that is text": (
         "export --checkpoint {}/no-place.pth --format timm --out {}/x",
-        ["position.epoch is a"],
+        ["position.epoch is 'first'"],
     ),
     "a record's recipe": ("export --checkpoint {}/bad-recipe.pth --format timm --out {}/x", ["'modle'"]),
     "weights by number": ("validate --data {}/data --checkpoint {}/numbers.pth", ["no model weights"]),

@@ -73,9 +73,11 @@ def read_record(content: Mapping[str, Any], path: Path | str) -> Record | None:
     Raises:
         CheckpointError: an entry is missing, or is not what it has to be.
     """
-    ours = content.get(OURS)
-    if not isinstance(ours, Mapping):
+    if OURS not in content:
         return None
+    ours = content[OURS]
+    if not isinstance(ours, Mapping):
+        raise CheckpointError(f"{path} is damaged: its `{OURS}` is no record of a run")
     top = _Entries(ours, path)
     position, best = (_Entries(top.get(key, _is_mapping, "entries"), path, f"{key}.") for key in ("position", "best"))
     record = Record(

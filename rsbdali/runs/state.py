@@ -214,6 +214,8 @@ def _misfit(optimizer: torch.optim.Optimizer) -> str:
     for group in optimizer.param_groups:
         if not _is_scalar(group.get("step", 0)):
             return f"a step count is {shown(group['step'])}"
+    if len({frozenset(state) for state in optimizer.state.values() if isinstance(state, dict)}) > 1:
+        return "some weights have other entries than others"
     for parameter, state in optimizer.state.items():
         if not isinstance(parameter, torch.Tensor) or not isinstance(state, dict):
             return "an entry belongs to no weight"
