@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := rsbdali pipelines recipes bench tests examples
+SOURCES := rsbdali pipelines recipes bench tests examples docs/dali_reports
 
 # Two processes, one OpenMP thread each: more only fight for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2

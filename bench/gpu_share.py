@@ -160,11 +160,14 @@ def print_share(console: Console, record: dict[str, Any]) -> None:
         times = [f"{rung[key]:,.1f}" for key in ("step_ms_alone", "step_ms_beside", "wait_ms")]
         table.add_row(rung["name"], gpu, *times)
     console.print(table)
-    if cost["gpu_ms"] is None:
-        said = "its GPU time was not run"
-    else:
-        said = f"{cost['gpu_ms']:.2f} ms of GPU time a batch, {cost['share_of_step']:.1%} of a step"
-    console.print(f"RandAugment: {said}; it adds {cost['step_ms']:.1f} ms to a step beside it", markup=False)
+    gpu_ms, step_ms = cost["gpu_ms"], cost["step_ms"]
+    said, added = "its GPU time was not run", "a step beside it is no longer (below the noise)"
+    if gpu_ms is not None:
+        said = f"{gpu_ms:.2f} ms of GPU time a batch, {cost['share_of_step']:.1%} of a step"
+        said = said if gpu_ms > 0 else "its GPU time is below the noise"
+    if step_ms > 0:
+        added = f"it adds {step_ms:.1f} ms to a step beside it"
+    console.print(f"RandAugment: {said}; {added}", markup=False)
 
 
 def main(

@@ -19,6 +19,7 @@ from torch.utils.dlpack import from_dlpack
 from rsbdali.errors import DataError
 from rsbdali.pipelines.encoded import PendingImages
 from rsbdali.pipelines.executor import close_at_exit
+from rsbdali.pipelines.gpu_stream import Lent
 
 # one entry per input of the graph, images first: `PendingImages` or a list of arrays, then arrays with the batch first
 Fields = Sequence[Any]
@@ -58,10 +59,17 @@ class Runner:
         rows: most rows of a batch.
         device: where the batches come out.
         num_threads: DALI's worker threads.
+        conditionals: let `if` in the graph act sample by sample.
     """
 
     def __init__(
-        self, define: Callable[[Callable[[], Fields]], Any], *, rows: int, device: torch.device, num_threads: int
+        self,
+        define: Callable[[Callable[[], Fields]], Any],
+        *,
+        rows: int,
+        device: torch.device,
+        num_threads: int,
+        conditionals: bool = False,
     ) -> None:
         self.rows, self.device = rows, device
         self._queue: deque[Fields] = deque()
@@ -69,8 +77,9 @@ class Runner:
             torch.cuda.init()  # before DALI's threads hand tensors to torch
         self._waiting: deque[_Job] = deque()  # submitted, but their images are still being read
         self._started: deque[_Job] = deque()  # in DALI, or done
+        self._lent = Lent(device) if device.type == "cuda" else None
         # DALI refuses a builtin method as source, hence the lambda; conditionals make `if` in the graph act per sample
-        self._pipe: Pipeline | None = pipeline_def(define, enable_conditionals=True)(
+        self._pipe: Pipeline | None = pipeline_def(define, enable_conditionals=conditionals)(
             lambda: self._queue.popleft(),
             batch_size=rows,
             num_threads=num_threads,
@@ -93,6 +102,7 @@ class Runner:
 
         Returns:
             The outputs, none where no row is left; the K rows that they hold, in order; why the others are missing.
+            On a GPU the outputs are lent: read them on the current stream, before the next call.
 
         Raises:
             DataError: the source of the images does not answer.
@@ -108,6 +118,8 @@ class Runner:
         if job.error is not None:
             raise job.error
         assert job.outputs is not None
+        if self._lent is not None:
+            self._lent.lend(job.outputs)
         return job.outputs, job.kept_N, job.bad
 
     def _start_ready(self) -> None:
@@ -149,7 +161,7 @@ class Runner:
             job.error = error if CALLBACK in str(error) else _DecodeError(str(error))  # a callback's fault is ours
             return
         # the dynamic executor gives every batch memory of its own, so the tensors outlive the release
-        job.outputs = [from_dlpack(output.as_tensor()) for output in outputs]
+        job.outputs = [_as_torch(output.as_tensor(), self.device) for output in outputs]
         self._pipe.release_outputs()
 
     def _decode_singly(self, job: _Job) -> None:
@@ -189,9 +201,21 @@ class Runner:
         in its hand.)
         """
         self._waiting.clear()
+        if self._lent is not None:
+            self._lent.close()
         while self._pipe is not None and self._started:
             self._finish(self._started.popleft())  # its error, if there is one, is nobody's any more
         self._pipe = None
+
+
+def _as_torch(output: Any, device: torch.device) -> torch.Tensor:
+    """DALI's tensor as torch's, without a copy; it holds DALI's while it lives.
+
+    On a GPU not by DLPack: DALI takes back a buffer lent that way in a thread that waits for the whole device.
+    """
+    if device.type == "cuda":
+        return torch.as_tensor(output, device=device)  # by __cuda_array_interface__
+    return from_dlpack(output)
 
 
 def _rows(field: Any, kept_N: np.ndarray, rows: int) -> Any:

@@ -5,7 +5,8 @@ Sizes and offsets are integers computed here from the index, as torchvision and 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from nvidia.dali import fn
 
 from rsbdali.pipelines.dali_queue import Fields, Runner
-from rsbdali.pipelines.decode import decode, filter_codes, resize
+from rsbdali.pipelines.decode import decode, filter_codes, gpu_settings, resize
 from rsbdali.pipelines.encoded import EncodedInput
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, scatter
 from rsbdali.plan.randaugment import BICUBIC, BILINEAR
@@ -45,7 +46,7 @@ class EvalExecutor:
         self.index, self.recipe, self.rows, self.device, self.prefetch = index, recipe, rows, device, prefetch
         self._filter = BICUBIC if recipe.interpolation == "bicubic" else BILINEAR
         where = "gpu" if device.type == "cuda" else "cpu"
-        define = eval_graph(size=recipe.test_size, device=where)
+        define = eval_graph(size=recipe.test_size, device=where, settings=gpu_settings(index))
         self._input = EncodedInput(index, num_threads)
         self._runner = Runner(define, rows=rows, device=device, num_threads=num_threads)
 
@@ -94,12 +95,14 @@ def eval_geometry(
     return resized_N2.astype(np.float32), offset_N2
 
 
-def eval_graph(*, size: tuple[int, int], device: str) -> Callable[[Callable[[], Fields]], Any]:
-    """The graph as a function of its source (see `Runner`); `device` is 'cpu' or 'gpu'."""
+def eval_graph(
+    *, size: tuple[int, int], device: str, settings: Mapping[str, Any] = MappingProxyType({})
+) -> Callable[[Callable[[], Fields]], Any]:
+    """The graph as a function of its source (see `Runner`); `device` is 'cpu' or 'gpu', for `settings` see `decode`."""
 
     def define(source: Callable[[], Fields]) -> Any:
         encoded, resized, offset, filters = fn.external_source(source=source, num_outputs=4, batch=True)
-        images = resize(decode(encoded, device=device), resized, filters)
+        images = resize(decode(encoded, device=device, settings=settings), resized, filters)
         return fn.slice(images, start=offset, shape=list(size), axes=(0, 1))
 
     return define

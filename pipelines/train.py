@@ -1,16 +1,20 @@
-"""The training graph: read, decode, crop, resize, flip, RandAugment, every number from the plan.
+"""The training graph: decode, crop, resize, every number from the plan; four stock operators of DALI.
 
-`GraphExecutor` runs it in DALI, on the CPU or on a GPU (decoding included); no number is drawn here.
+`GraphExecutor` runs it on the CPU or on a GPU (decoding included); no number is drawn here.
 
-    bytes, window ──> decode ──┬─> crop ──> resize ──> flip ──> RandAugment ──> rows of repeat 1
-                              └─> …                                            rows of repeat 2, …
+    bytes, window ──> decode ──┬─> crop ──> resize ──> rows of repeat 1
+                              └─> …                    rows of repeat 2, …
 
 The branches are one unless the recipe repeats augmentations locally (`aug_repeats_mode: local`): then each image is
 decoded once and its `aug_repeats` rows are made from it.
+
+Flip and RandAugment come behind it (`augmented.py`). With `augment` the graph makes them itself, as 443 nodes more and
+with calls into Python: exact as well, slower, and kept to compare with.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,11 +22,10 @@ import torch
 from nvidia.dali import fn
 
 from rsbdali.pipelines.dali_queue import Fields, Runner
-from rsbdali.pipelines.decode import decode_window, filter_codes, resize
+from rsbdali.pipelines.decode import decode_window, filter_codes, gpu_settings, resize
 from rsbdali.pipelines.encoded import EncodedInput
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, scatter
 from rsbdali.pipelines.randaugment import LAYER_FIELDS, apply_randaugment, layer_fields
-from rsbdali.pipelines.roi import DecodeMode, use_roi
 from rsbdali.plan.planner import BatchPlan
 from rsbdali.plan.randaugment import RandAugmentPolicy
 from rsbdali.plan.shared_decodes import covering_windows, share_decodes
@@ -30,7 +33,6 @@ from rsbdali.recipe import Recipe
 
 WINDOW_FIELDS = 3  # encoded image, start and shape of the window to decode
 CROP_FIELDS = 2  # start and shape of a crop within the window, where rows share one
-RESIZE_FIELDS = 2  # filter, flip
 
 
 class GraphExecutor:
@@ -43,11 +45,9 @@ class GraphExecutor:
         device: where the graph decodes and computes.
         num_threads: DALI's worker threads.
         prefetch: batches that the caller means to keep submitted (DALI queues any number).
-        decode: 'roi' decodes only the window needed, 'full' the whole image; 'auto' is roi on the CPU, and on a GPU
-            what a self-test shows to work.
-
-    Raises:
-        DeviceError: decode='roi' was asked for and this GPU cannot.
+        roi: decode only the window needed of each image (see `decode_window`).
+        hw_decoder_load: see `gpu_settings`.
+        augment: flip and apply RandAugment too.
     """
 
     def __init__(
@@ -59,22 +59,26 @@ class GraphExecutor:
         device: torch.device,
         num_threads: int,
         prefetch: int = 2,
-        decode: DecodeMode = "auto",
+        roi: bool,
+        hw_decoder_load: float | None = None,
+        augment: bool = False,
     ) -> None:
         self.index, self.recipe, self.rows, self.device, self.prefetch = index, recipe, rows, device, prefetch
         policy = RandAugmentPolicy.parse(recipe.aa)
-        self.layers = 0 if policy is None else policy.num_layers
+        self.augment = augment
+        self.layers = 0 if policy is None or not augment else policy.num_layers
         self.repeats = recipe.aug_repeats if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "local" else 1
-        self.roi = use_roi(decode, device)
         define = train_graph(
             size=recipe.train_size,
             layers=self.layers,
             repeats=self.repeats,
             device="gpu" if device.type == "cuda" else "cpu",
-            roi=self.roi,
+            roi=roi,
+            settings=gpu_settings(index, hw_decoder_load),
+            augment=augment,
         )
         self._input = EncodedInput(index, num_threads)
-        self._runner = Runner(define, rows=rows, device=device, num_threads=num_threads)
+        self._runner = Runner(define, rows=rows, device=device, num_threads=num_threads, conditionals=augment)
         self._rows: deque[np.ndarray] = deque()  # rows_UK of each batch under way
 
     def submit(self, plan: BatchPlan) -> None:
@@ -87,8 +91,10 @@ class GraphExecutor:
             part = plan.rows(rows_U)
             if self.repeats > 1:
                 fields += [part.crop_N4[:, :2] - window_U4[:, :2], part.crop_N4[:, 2:]]
-            fields += [filter_codes(part.interp_N), part.flip_N.astype(np.int32)]
-            fields += layer_fields(part, layers=self.layers, size=self.recipe.train_size)
+            fields.append(filter_codes(part.interp_N))
+            if self.augment:
+                fields.append(part.flip_N.astype(np.int32))
+                fields += layer_fields(part, layers=self.layers, size=self.recipe.train_size)
         self._rows.append(rows_UK)
         self._runner.submit(fields)
 
@@ -107,32 +113,43 @@ class GraphExecutor:
 
 
 def train_graph(
-    *, size: tuple[int, int], layers: int, repeats: int, device: str, roi: bool
+    *,
+    size: tuple[int, int],
+    repeats: int,
+    device: str,
+    roi: bool,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    augment: bool = False,
+    layers: int = 0,
 ) -> Callable[[Callable[[], Fields]], Any]:
     """The graph as a function of its source (see `Runner`); it has `repeats` outputs.
 
     Args:
         size: (H, W) of the output.
-        layers: RandAugment layers, 0 for none.
         repeats: rows made of one decoded image.
         device: 'cpu' or 'gpu'.
         roi: see `decode_window`.
+        settings: see `decode_window`.
+        augment: flip and apply RandAugment too.
+        layers: of RandAugment, where the graph applies it.
     """
     crop = CROP_FIELDS if repeats > 1 else 0
-    per_repeat = crop + RESIZE_FIELDS + LAYER_FIELDS * layers
+    per_repeat = crop + 1 + ((1 + LAYER_FIELDS * layers) if augment else 0)
 
     def define(source: Callable[[], Fields]) -> Any:
         fields = fn.external_source(source=source, num_outputs=WINDOW_FIELDS + per_repeat * repeats, batch=True)
         encoded, start, shape = fields[:WINDOW_FIELDS]
-        windows = decode_window(encoded, start, shape, device=device, roi=roi)
+        windows = decode_window(encoded, start, shape, device=device, roi=roi, settings=settings)
         outputs = []
         for first in range(WINDOW_FIELDS, len(fields), per_repeat):
             mine = fields[first : first + per_repeat]
             # with one repeat the window is the crop
             images = fn.slice(windows, start=mine[0], shape=mine[1], axes=(0, 1)) if repeats > 1 else windows
-            filters, flip = mine[crop : crop + RESIZE_FIELDS]
-            images = fn.flip(resize(images, size, filters), horizontal=flip)
-            outputs.append(apply_randaugment(images, mine[crop + RESIZE_FIELDS :], size=size, device=device))
+            images = resize(images, size, mine[crop])
+            if augment:
+                images = fn.flip(images, horizontal=mine[crop + 1])
+                images = apply_randaugment(images, mine[crop + 2 :], size=size, device=device)
+            outputs.append(images)
         return tuple(outputs)
 
     return define

@@ -26,6 +26,9 @@ PACKAGES = (
     "triton",
     "numpy",
     "pillow",
+    "numba",
+    "spdl_io",  # the peers of bench-loader that are no dependency
+    "turboloader",
 )
 
 

@@ -6,6 +6,8 @@ out of range are refused in one line.
 
 import dataclasses
 import difflib
+import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -15,8 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from rsbdali import bounded
+from rsbdali.bounded import NotPlain, shown
 from rsbdali.errors import RecipeError
 
 PACKAGE = "rsbdali.recipes"
@@ -35,9 +37,29 @@ class OnResume(Enum):
 AT_ONCE, NEXT_EPOCH, REFUSED = OnResume
 
 
-def _key(on_resume: OnResume, low: float | None = None, high: float = float("inf")) -> dict[str, Any]:
-    """Metadata of a key: what a resume makes of another value, and the bounds of a number."""
-    return {"on_resume": on_resume, "low": low, "high": high}
+def _key(
+    on_resume: OnResume, low: float | None = None, high: float | None = None, *, is_name: bool = False
+) -> dict[str, Any]:
+    """Metadata of a key: what a resume makes of another value, the bounds of a number, whether a text is a name."""
+    return {"on_resume": on_resume, "low": low, "high": high, "is_name": is_name}
+
+
+def check_name(what: str, name: str, *, parts: bool = False) -> None:
+    """Refuse a name that cannot be that of a folder: what names a run's files must not lead out of theirs.
+
+    Args:
+        what: it names, for the message.
+        name: letters, digits, and . _ - among them.
+        parts: whether it may have several, with / between them.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    for part in name.split("/") if parts else [name]:
+        if not re.fullmatch(r"[\w.-]{1,100}", part) or not part.strip("."):
+            raise RecipeError(
+                f"{what} {shown(name)} is no name: letters, digits, '.', '_' and '-'{', parts with / between' * parts}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +86,9 @@ class Recipe:
     declares what becomes of another value when a run is resumed with it (`OnResume`).
     """
 
-    name: str = field(default="custom", metadata=_key(AT_ONCE))
+    name: str = field(default="custom", metadata=_key(AT_ONCE, is_name=True))
     # model
-    model: str = field(default="resnet50", metadata=_key(REFUSED))
+    model: str = field(default="resnet50", metadata=_key(REFUSED, is_name=True))
     drop: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 0.999))
     drop_path: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 0.999))
     zero_init_last: bool = field(default=True, metadata=_key(REFUSED))
@@ -177,7 +199,7 @@ def recipe_names() -> list[str]:
 
 def demo_overrides() -> dict[str, Any]:
     """What `--demo` lays over a recipe to scale it down (`recipes/demo.yaml` says how and why)."""
-    values: dict[str, Any] = yaml.safe_load(recipe_text("demo"))
+    values: dict[str, Any] = bounded.parse_yaml(recipe_text("demo"))
     return values
 
 
@@ -187,20 +209,17 @@ def recipe_text(name: str) -> str:
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
-    if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
-        if not path.is_file():
+    path = Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else None
+    if path is not None:
+        if not path.exists():
             raise RecipeError(f"no recipe file {name_or_path}")
-        text = path.read_text(encoding="utf-8")
-    elif name_or_path in recipe_names():
-        text = recipe_text(name_or_path)
-    else:
+    elif name_or_path not in recipe_names():
         hint = _nearest(name_or_path, recipe_names())
         raise RecipeError(f"unknown recipe {name_or_path!r}{hint}; known: {', '.join(recipe_names())}, or a .yaml path")
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{name_or_path} is no YAML: {' '.join(str(error).split())}") from error
+        values = bounded.parse_yaml(bounded.read_text(path) if path else recipe_text(name_or_path))
+    except NotPlain as error:
+        raise RecipeError(f"{name_or_path} {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{name_or_path} must hold keys and values")
     return values
@@ -210,16 +229,17 @@ def _yaml_value(key: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{key}={value}: not a YAML value") from error
+        return bounded.parse_yaml(value)
+    except NotPlain as error:
+        raise RecipeError(f"{key}={shown(value)}: not a YAML value, it {error}") from error
 
 
 def _build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise RecipeError(f"unknown key {prefix}{key!r}{_nearest(str(key), hints)}")
+            hint = _nearest(key, hints) if isinstance(key, str) else ""
+            raise RecipeError(f"unknown key {prefix}{shown(key)}{hint}")
     return cls(**{key: _coerce(prefix + key, value, hints[key]) for key, value in values.items()})
 
 
@@ -229,7 +249,7 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         matched, result = _match(key, value, option)
         if matched:
             return result
-    raise RecipeError(f"{key}={value!r}: expected {_describe(hint)}")
+    raise RecipeError(f"{key}={shown(value)}: expected {_describe(hint)}")
 
 
 def _match(key: str, value: Any, option: Any) -> tuple[bool, Any]:
@@ -255,7 +275,9 @@ def _match_float(value: Any) -> tuple[bool, float]:
         return False, 0.0
     if isinstance(value, str):  # YAML 1.1 reads 5e-3 as a string
         return _match_number_text(value)
-    return isinstance(value, int | float), float(value) if isinstance(value, int | float) else 0.0
+    if isinstance(value, int):
+        return abs(value) < 2**63, float(value) if abs(value) < 2**63 else 0.0
+    return isinstance(value, float), value if isinstance(value, float) else 0.0
 
 
 def _match_number_text(text: str) -> tuple[bool, float]:
@@ -266,17 +288,21 @@ def _match_number_text(text: str) -> tuple[bool, float]:
 
 
 def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:
+    if f.metadata["is_name"]:
+        check_name(f"{f.name}:", value)
     low, high = f.metadata["low"], f.metadata["high"]
     if low is None or value is None:
         return
     for number in value if isinstance(value, tuple) else (value,):
-        if not low <= number <= high:
-            what = "only 0 is supported" if low == high == 0 else _bounds(low, high)
-            raise RecipeError(f"{f.name}={value!r} is out of range: {what}")
+        most = high if high is not None else bounded.MOST_COUNT if isinstance(number, int) else sys.float_info.max
+        if not low <= number <= most:
+            raise RecipeError(f"{f.name}={shown(value)} is out of range: {_bounds(low, high, most, number)}")
 
 
-def _bounds(low: float, high: float) -> str:
-    return f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
+def _bounds(low: float, high: float | None, most: float, number: float) -> str:
+    if high is None:
+        return f"at most {most:g}" if number > most else f"at least {low:g}"
+    return "only 0 is supported" if low == high == 0 else f"{low:g} to {high:g}"
 
 
 def _describe(hint: Any) -> str:

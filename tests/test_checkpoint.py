@@ -3,7 +3,9 @@
 import os
 import pickle
 import threading
+import zipfile
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -284,3 +286,111 @@ def test_the_best_k_stay(tmp_path: Path) -> None:
     # a run that goes on remembers those that are still there
     (tmp_path / "checkpoint-3.pth.tar").unlink()
     assert Saver(tmp_path, keep=2, history=saver.history).history == {"checkpoint-1.pth.tar": 30.0}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/x",
+        "../checkpoint-1.pth.tar",
+        "a/checkpoint-1.pth.tar",
+        "model_best.pth.tar",
+        "checkpoint-1.pth.tar\n",
+        "",
+        "victim.txt",
+    ],
+)
+def test_a_checkpoint_deletes_no_file_but_a_runs_own(saved: Path, recipe: Recipe, name: str) -> None:
+    content = checkpoint.read(saved)
+    content["rsbdali"]["history"] = {name: 1e9}
+    state = make_state(recipe, 4, CPU)
+    with pytest.raises(
+        CheckpointError, match=r"damaged: rsbdali\.history is .* expected names of checkpoints of the run"
+    ):
+        state.restore(content, identity(recipe), saved)
+    assert state.history == {}
+
+
+SPARSE = torch.zeros(timm.create_model("test_resnet", num_classes=4).fc.weight.shape).to_sparse()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("rsbdali", "position"), {"epoch": 1}, "it holds no rsbdali.position.step"),
+        (("rsbdali", "position", "epoch"), "1", "rsbdali.position.epoch is '1', expected a whole number"),
+        (("rsbdali", "position", "step"), 9, "step 9 of an epoch of 3 steps"),
+        pytest.param(("rsbdali", "updates"), 10**5000, "rsbdali.updates is a very long int", id="updates-long"),
+        (("rsbdali", "class_names"), 5, "rsbdali.class_names is 5, expected a list of names"),
+        (("rsbdali", "recipe", "lr"), torch.ones(2), "rsbdali.recipe is "),
+        (("rsbdali", "best", "top1"), "x", "rsbdali.best.top1 is 'x'"),
+        (("optimizer",), [], "its optimizer has no groups with lr and weight_decay"),
+        (("optimizer", "param_groups", 0, "lr"), None, "its optimizer has no groups"),
+        (
+            ("optimizer", "param_groups", 0, "step"),
+            "x",
+            "optimizer state does not fit",
+        ),
+        (("optimizer", "state", 0, "exp_avg"), torch.ones(1), "(exp_avg torch.Size([1]) for a weight torch.Size("),
+        (("optimizer", "state"), {"x": {}}, "(an entry belongs to no weight)"),
+        (("optimizer", "state"), 7, "optimizer state does not fit"),
+        (("state_dict", "fc.weight"), SPARSE, "weights cannot be taken"),
+        (("state_dict_ema",), {1: torch.ones(1)}, "holds no model weights"),
+    ],
+)
+def test_a_damaged_record_is_one_line(
+    saved: Path, recipe: Recipe, place: tuple[object, ...], value: object, said: str
+) -> None:
+    content = checkpoint.read(saved)
+    holder: Any = content
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    with pytest.raises(CheckpointError) as caught:
+        make_state(recipe, 4, CPU).restore(content, identity(recipe), saved)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_file_that_unfolds_is_refused(saved: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(saved) as good, zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in good.namelist():
+            bomb.writestr(name, good.read(name))
+        bomb.writestr("archive/data/zeros", b"0" * (64 << 20))
+    assert (tmp_path / "bomb").stat().st_size < 5 << 20
+    for read in (checkpoint.read, checkpoint.read_verified):
+        with pytest.raises(CheckpointError, match="an archive with compressed or overlapping members"):
+            read(tmp_path / "bomb")
+
+
+def test_weights_of_old_files_and_of_averaged_models() -> None:
+    source = timm.create_model("test_resnet", num_classes=4)
+    for buffer in source.buffers():
+        if buffer.dtype == torch.int64:
+            buffer.fill_(7)
+    state = source.state_dict()
+    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) < len(state)
+    swa = torch.optim.swa_utils.AveragedModel(source).state_dict()
+    assert "n_averaged" in swa
+    for content, steps in (
+        (old, 0),
+        ({"model_ema": swa, "model": {}, "epoch": 3}, 7),  # torchvision's references
+        ({"state_dict": {f"module.{name}": value for name, value in swa.items()}}, 7),  # the same in DDP
+        ({"model": {f"_orig_mod.{name}": value for name, value in swa.items()}}, 7),
+    ):
+        model = timm.create_model("test_resnet", num_classes=4)
+        checkpoint.load_weights(model, checkpoint.weights(content), "x")
+        loaded = model.state_dict()
+        for name, value in old.items():
+            assert torch.equal(loaded[name], value), name
+        assert {int(loaded[name]) for name in state.keys() - old.keys()} == {steps}
+        assert timm.create_model("test_resnet", num_classes=4).load_state_dict(
+            checkpoint.weights(content)
+        )  # torch's own
+
+
+def test_a_weight_with_and_without_a_prefix_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="holds a with and without a prefix"):
+        checkpoint.weights({"a": torch.ones(1), "module.a": torch.zeros(1)})

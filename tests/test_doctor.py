@@ -79,12 +79,6 @@ def test_decode_failures_name_the_cause() -> None:
     assert "last words" in gpu.judge_decode("decode on CPU", 1, "", "Traceback\nlast words\n").text
 
 
-def test_whole_images_are_no_illness() -> None:
-    assert gpu.judge_regions(None).level is Level.GOOD
-    failed = gpu.judge_regions("killed by signal 11")
-    assert (failed.level, "signal 11" in failed.text) == (Level.NOTE, True)
-
-
 def test_limits_of_cores_and_files() -> None:
     assert checks.judge_cpu("chip", 16, 16, None).level is Level.GOOD
     assert checks.judge_cpu("chip", 16, 4, None).level is Level.NOTE

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity
 from rsbdali.tools.export import onnx
 from rsbdali.tools.export.export import ExportOptions, export
+from rsbdali.tools.export.model_card import card
 from rsbdali.tools.export.source import read_source
 from rsbdali.training.train import make_state
 
@@ -236,3 +238,25 @@ def test_the_command(trained: Path, tmp_path: Path) -> None:
     assert result.output == (
         f"weights of test_resnet after 3 epochs in {tmp_path / 'empty'}: README.md, config.json, model.safetensors\n"
     )
+
+
+def test_nothing_breaks_out_of_the_card(tmp_path: Path) -> None:
+    hostile = "</b><script>alert(1)</script> ![x](http://x/y) `` ~~~ \udcff"
+    made = make_checkpoint(tmp_path / "run/last.pth.tar", names=("``<script>", "`", "a|b\n# c"))
+    content = checkpoint.read(made)
+    content["rsbdali"]["versions"]["torch"] = hostile
+    content["rsbdali"]["recipe"]["reported"]["hardware"] = "x " * 45 + "\n```\n<script>x</script> ```` "
+    content["rsbdali"]["recipe"]["aa"] = "````"
+    checkpoint.write(content, made)
+    (made.parent / "args.yaml").write_text("# data: /x/<script>`\n# train_images: many\n# val_images: 1\nname: x\n")
+    text = card(read_source(made), "out <script>*x*")
+    assert r"# out \<script\>\*x\*" in text
+    assert r"torch \<\/b\>\<script\>alert\(1\)\<\/script\> \!\[x\]\(http:\/\/x\/y\) \`\` \~\~\~" in text
+    assert "folder `<script>`, 3 classes: `<script>`, `?`, `ab# c`." in text
+    fence, body = re.split(r"(?m)^(`{5,})yaml\n", text)[1:]
+    recipe, rest = body.split(fence)
+    assert yaml.safe_load(recipe) == content["rsbdali"]["recipe"]
+    assert rest == "\n"
+    outside = re.sub(r"`[^`]*`", "", text.split("## Use")[0])  # without code spans
+    assert not re.search(r"(?<!\\)<", outside)
+    text.encode()

@@ -140,6 +140,16 @@ def test_a_size_of_zero_is_no_image(tmp_path: Path, write_image: WriteImage) -> 
         read(path)
 
 
+def test_a_decompression_bomb_is_no_image(tmp_path: Path, write_image: WriteImage) -> None:
+    path = write_image(tmp_path / "x.JPEG", "plain", 64, 48)
+    jpeg = bytearray(path.read_bytes())
+    at = jpeg.index(b"\xff\xc0") + 5
+    jpeg[at : at + 4] = b"\xff" * 4  # 65,535 × 65,535: 12 GB to decode
+    path.write_bytes(jpeg)
+    with pytest.raises(NoImageError, match="4294836225 pixels"):
+        read(path)
+
+
 def test_chunk_edges(tmp_path: Path, write_image: WriteImage, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_image(tmp_path / "x.jpg", "exif", 99, 55)
     for first in range(12, 64):

@@ -96,6 +96,17 @@ def test_script_that_asks_too_much(
     assert line.startswith(f"rsbdali: error: {name}=")
 
 
+def test_script_that_wants_patches(
+    data: Path, script: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = script("from timm.data import create_naflex_loader\ncreate_naflex_loader(dataset, batch_size=4)\n")
+    theirs = timm.data.create_naflex_loader
+    assert timm_plug.main([path, str(data)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rsbdali: error: --naflex-loader (create_naflex_loader) cannot be honoured")
+    assert timm.data.create_naflex_loader is timm.data.naflex_loader.create_naflex_loader is theirs
+
+
 def test_script_chooses_the_seed(data: Path) -> None:
     dataset = timm.data.create_dataset("", root=str(data), split="train")
     seeds = []

@@ -136,3 +136,56 @@ def test_names_of_runs(tmp_path: Path) -> None:
     assert choose(resume=str(tmp_path / "mine/last.pth.tar")) == "a3-resnet50-3"
     (tmp_path / "mine/args.yaml").touch()
     assert choose(resume=str(tmp_path / "mine/last.pth.tar")) == "mine"
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../b", "/tmp/x", "a//b", "a/", "", ".", "a/./b", "a b", "a\n", "\udcff", "x" * 101]
+)
+def test_an_experiment_stays_in_the_output_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RsbdaliError, match=r"--experiment '.*' is no name: letters, .* parts with / between"):
+        choose_folder(tmp_path, name, Recipe(), resume=None)
+
+
+def test_an_experiment_may_have_parts(tmp_path: Path) -> None:
+    assert choose_folder(tmp_path, "a3/seed-0.v_2/é", Recipe(), resume=None) == tmp_path / "a3/seed-0.v_2/é"
+
+
+def test_damaged_rows_are_dropped_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = RunFolder(tmp_path)
+    for epoch in range(3):
+        folder.add_metrics({"kind": "step", "epoch": epoch, "step": 1})
+        folder.add_epoch({"epoch": epoch, "train_loss": 1.5, "lr": 0.1}, {})
+    metrics, summary = tmp_path / "metrics.jsonl", tmp_path / "summary.csv"
+    good, (head, *rows_before) = metrics.read_bytes(), summary.read_bytes().splitlines(keepends=True)
+    junk = [
+        b"\0" * 40,
+        b"\xff\xfe",
+        b"{}",
+        b"[1]",
+        b'{"kind": "step", "epoch": 0}',
+        b'{"kind": 1, "epoch": 0}',
+        b"[" * 99_999,
+    ]
+    junk += [b'{"kind": "epoch", "epoch": ' + b"9" * 5000 + b"}", b"x" * (3 << 20)]
+    metrics.write_bytes(b"".join(line + b"\n" for line in junk) + good + b'{"kind": "st')
+    summary.write_bytes(
+        b"epocH,train\n" + rows_before[0] + b"1,x,,,,0.1\n" + b"".join(rows_before[1:]) + b"nan,,,,,\n-1,\n2,1.0"
+    )
+    with caplog.at_level("WARNING"):
+        RunFolder(tmp_path, epoch=2, step=1)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"{summary}: 4 lines that do not parse are dropped",
+        f"{metrics}: 9 lines that do not parse are dropped",
+    ]
+    assert summary.read_bytes() == head + b"".join(rows_before[:2])
+    assert metrics.read_bytes() == b"".join(good.splitlines(keepends=True)[:5])
+    caplog.clear()
+    RunFolder(tmp_path, epoch=2, step=1)
+    assert not caplog.records
+
+
+def test_bad_images_go_on_behind_damage(tmp_path: Path) -> None:
+    (tmp_path / "bad_images.csv").write_bytes(b"path,reason\n\xff\xfe,x\n")
+    add_bad_image(tmp_path, "a.jpg", "empty")
+    assert (tmp_path / "bad_images.csv").read_bytes().endswith(b"a.jpg,empty\n")

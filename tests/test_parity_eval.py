@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
 
 from rsbdali.data.index import ImageIndex
+from rsbdali.loader.eval import EvalLoader
 from rsbdali.pipelines.eval import EvalExecutor, eval_geometry
 from rsbdali.recipe import Recipe
 
@@ -30,14 +31,35 @@ def timm_eval(path: str, size: int | tuple[int, int], crop_pct: float, interpola
     return pixels_HWC
 
 
-# The resize differs from Pillow's as in training (see check_resize in test_parity_graph.py): nearly everywhere by at
-# most 1, by some levels where a cubic overshoots or the crop reaches the image's edge. Any shift of the crop or of the
-# scale would show in the mean.
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(
+SETTINGS = pytest.mark.parametrize(
     ("size", "crop_pct", "interpolation"),
     [(56, 0.95, "bicubic"), (56, 0.875, "bilinear"), (64, 1.0, "bicubic"), ((48, 72), 0.9, "bicubic")],
 )
+
+
+@SETTINGS
+def test_parity_eval_host(
+    image_tree: Callable[..., Path],
+    size: int | tuple[int, int],
+    crop_pct: float,
+    interpolation: Literal["bilinear", "bicubic"],
+) -> None:
+    """The CPU's evaluation loader, image by image: timm's pixels to the bit."""
+    index = ImageIndex.scan(image_tree(3, 8, odd=("grey", "exif", "cmyk", "png", "progressive")), threads=1)
+    recipe = Recipe(test_img_size=size, crop_pct=crop_pct, interpolation=interpolation)
+    loader = EvalLoader(index, recipe, device="cpu", batch_size=16, num_threads=2, dtype=torch.uint8)
+    ours_NHWC = torch.cat([batch.images for batch in loader]).permute(0, 2, 3, 1).numpy()
+    loader.close()
+    assert len(index) == 29
+    for i in range(len(index)):
+        np.testing.assert_array_equal(ours_NHWC[i], timm_eval(index.path(i), size, crop_pct, interpolation))
+
+
+# The graph's resize differs from Pillow's as in training (see check_resize in test_parity_graph.py): nearly everywhere
+# by at most 1, by some levels where a cubic overshoots or the crop reaches the image's edge. Any shift of the crop or
+# of the scale would show in the mean.
+@pytest.mark.parametrize("device", DEVICES)
+@SETTINGS
 def test_parity_eval(
     image_tree: Callable[..., Path],
     device: str,

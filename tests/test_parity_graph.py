@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -192,7 +191,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 @pytest.fixture(scope="module", params=DEVICES)
 def executor(request: pytest.FixtureRequest, photos: Folder) -> Iterator[GraphExecutor]:
     recipe = Recipe(img_size=(HEIGHT, WIDTH), aa="rand-m6-mstd0.5-inc1")
-    executor = GraphExecutor(photos, recipe, rows=64, device=torch.device(request.param), num_threads=1)
+    executor = GraphExecutor(
+        photos,
+        recipe,
+        rows=64,
+        device=torch.device(request.param),
+        num_threads=1,
+        roi=request.param == "cpu",
+        augment=True,
+    )
     yield executor
     executor.close()
 
@@ -274,7 +281,15 @@ def test_parity_graph_crop_resize_flip(
         flip_N=np.arange(len(sample_N)) % 2 == 0,
         interp_N=np.full(len(sample_N), interp, np.uint8),
     )
-    executor = GraphExecutor(folder, Recipe(img_size=(48, 64)), rows=32, device=torch.device(device), num_threads=1)
+    executor = GraphExecutor(
+        folder,
+        Recipe(img_size=(48, 64)),
+        rows=32,
+        device=torch.device(device),
+        num_threads=1,
+        roi=device == "cpu",
+        augment=True,
+    )
     ours_NHWC, theirs = run(executor, plan), crop_resize_flip(folder, plan, (48, 64))
     executor.close()
     if device == "cuda":  # the GPU's JPEG decoder has an inverse DCT and a chroma upsampling of its own
@@ -300,7 +315,7 @@ def test_parity_graph_chain(tmp_path: Path, repeats_mode: str) -> None:
     )
     planner = Planner(folder.width_N, folder.height_N, recipe)
     assert planner.steps_per_epoch == 1
-    executor = GraphExecutor(folder, recipe, rows=40, device=torch.device("cpu"), num_threads=2)
+    executor = GraphExecutor(folder, recipe, rows=40, device=torch.device("cpu"), num_threads=2, roi=True, augment=True)
     for epoch in range(3):
         plan = planner.batch(epoch, 0)
         base_NHWC = run(executor, replace(plan, op_NL=np.full_like(plan.op_NL, Op.NONE)))
@@ -339,10 +354,8 @@ def test_parity_graph_chain(tmp_path: Path, repeats_mode: str) -> None:
         "grey16",
     ],
 )
-@pytest.mark.parametrize("decode", ["roi", "full"])
-def test_parity_graph_decode(
-    tmp_path: Path, write_image: Callable[..., Path], kind: str, decode: Literal["roi", "full"]
-) -> None:
+@pytest.mark.parametrize("roi", [True, False], ids=["region", "whole"])
+def test_parity_graph_decode(tmp_path: Path, write_image: Callable[..., Path], kind: str, roi: bool) -> None:
     """Every kind of file comes out as Pillow's `convert("RGB")`, orientation ignored, whole or by region."""
     path = write_image(tmp_path / "data" / "class0" / "0.JPEG", kind)
     index = ImageIndex.scan(tmp_path / "data", threads=1)
@@ -352,7 +365,7 @@ def test_parity_graph_decode(
     for crop in (crop_N4, np.array([[5, 9, rgb.height - 12, rgb.width - 20]])):
         y, x, h, w = (int(v) for v in crop[0])
         executor = GraphExecutor(
-            index, Recipe(img_size=(h, w)), rows=1, device=torch.device("cpu"), num_threads=1, decode=decode
+            index, Recipe(img_size=(h, w)), rows=1, device=torch.device("cpu"), num_threads=1, roi=roi
         )
         ours_NHWC = run(executor, make_plan(np.array([0]), crop))
         executor.close()

@@ -1,11 +1,9 @@
 """The executors as queues: order, failures, sizes, threads; repeats, probing, decode modes; the GPU's graph."""
 
-import logging
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +12,9 @@ from nvidia.dali import pipeline_def
 from nvidia.dali.data_node import DataNode
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.errors import DeviceError
-from rsbdali.pipelines import randaugment, roi, roi_check
+from rsbdali.pipelines import randaugment
+from rsbdali.pipelines.decode import gpu_settings
 from rsbdali.pipelines.eval import EvalExecutor, eval_graph
-from rsbdali.pipelines.roi import self_test_failure, use_roi
 from rsbdali.pipelines.train import GraphExecutor, train_graph
 from rsbdali.plan.planner import Planner
 from rsbdali.plan.randaugment import Op
@@ -25,6 +22,7 @@ from rsbdali.plan.shared_decodes import covering_windows, share_decodes
 from rsbdali.recipe import Recipe
 
 CPU = torch.device("cpu")
+SIZES = SimpleNamespace(width_N=np.array([500, 375]), height_N=np.array([375, 500]))
 RECIPE = Recipe(img_size=32, aa="rand-m6-mstd0.5-inc1", global_batch_size=8, mix_groups=1)
 
 
@@ -39,7 +37,7 @@ def planner_of(index: ImageIndex, recipe: Recipe = RECIPE) -> Planner:
 
 @pytest.fixture
 def executor(index: ImageIndex) -> Iterator[GraphExecutor]:
-    executor = GraphExecutor(index, RECIPE, rows=8, device=CPU, num_threads=2)
+    executor = GraphExecutor(index, RECIPE, rows=8, device=CPU, num_threads=2, roi=True, augment=True)
     yield executor
     executor.close()
 
@@ -70,7 +68,7 @@ def test_threads_and_region_decoding_change_nothing(index: ImageIndex, executor:
     plan = planner_of(index).batch(1, 2)
     executor.submit(plan)
     images_NHWC = executor.collect().images_NHWC
-    other = GraphExecutor(index, RECIPE, rows=8, device=CPU, num_threads=1, decode="full")
+    other = GraphExecutor(index, RECIPE, rows=8, device=CPU, num_threads=1, roi=False, augment=True)
     other.submit(plan)
     assert torch.equal(other.collect().images_NHWC, images_NHWC)
     other.close()
@@ -130,7 +128,7 @@ def test_local_repeats_equal_one_decode_a_row(index: ImageIndex, aa: str | None)
     plans = [plan, planner.batch(1, 1), plan.rows(np.array([7, 0, 3])), planner.spare(plan, 2, 0)]
     batches = []
     for recipe in (spread, local):
-        executor = GraphExecutor(index, recipe, rows=8, device=CPU, num_threads=2)
+        executor = GraphExecutor(index, recipe, rows=8, device=CPU, num_threads=2, roi=True, augment=True)
         for each in plans:
             executor.submit(each)
         batches.append([executor.collect().images_NHWC for _ in plans])
@@ -155,48 +153,6 @@ def test_covering_windows() -> None:
     assert covering_windows(crop_N4, np.array([[0, 1], [2, 2]])).tolist() == [[0, 6, 15, 22], [1, 1, 2, 2]]
 
 
-def test_decode_mode(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    gpu = torch.device("cuda", 0)
-    assert use_roi("auto", CPU)
-    assert not use_roi("full", CPU)
-    monkeypatch.setattr(roi, "self_test_failure", lambda _: None)
-    assert use_roi("auto", gpu)
-    assert not use_roi("full", gpu)
-    monkeypatch.setattr(roi, "self_test_failure", lambda _: "killed by signal 11")
-    with caplog.at_level(logging.WARNING):
-        assert not use_roi("auto", gpu)
-    assert "killed by signal 11" in caplog.text
-    with pytest.raises(DeviceError, match="decode=full"):
-        use_roi("roi", gpu)
-
-
-@pytest.mark.parametrize(
-    ("code", "stderr", "expected"),
-    [
-        (0, "", None),
-        (1, "a\nb: they differ\n", "b: they differ"),
-        (-11, "", "killed by signal 11"),
-        (3, "", "exit code 3"),
-    ],
-)
-def test_self_test_failure(monkeypatch: pytest.MonkeyPatch, code: int, stderr: str, expected: str | None) -> None:
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, code, "", stderr)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    self_test_failure.cache_clear()
-    assert self_test_failure(0) == expected
-    self_test_failure.cache_clear()
-
-
-def test_self_test_fails_without_a_gpu() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    self_test_failure.cache_clear()
-    assert self_test_failure(0) is not None  # a real child process, which says so and does not hang
-    self_test_failure.cache_clear()
-
-
 def operators(node: DataNode, seen: dict[int, tuple[str, str]] | None = None) -> set[tuple[str, str]]:
     """(operator, device) of everything that a node is made from."""
     seen = {} if seen is None else seen
@@ -211,9 +167,9 @@ def operators(node: DataNode, seen: dict[int, tuple[str, str]] | None = None) ->
 @pytest.mark.parametrize(
     "graph",
     [
-        train_graph(size=(32, 48), layers=2, repeats=1, device="gpu", roi=False),
-        train_graph(size=(32, 48), layers=2, repeats=2, device="gpu", roi=True),
-        train_graph(size=(32, 48), layers=0, repeats=1, device="gpu", roi=True),
+        train_graph(size=(32, 48), repeats=1, device="gpu", roi=False, settings=gpu_settings(SIZES)),
+        train_graph(size=(32, 48), repeats=2, device="gpu", roi=True),
+        train_graph(size=(32, 48), layers=2, repeats=2, device="gpu", roi=True, augment=True),
         eval_graph(size=(32, 32), device="gpu"),
     ],
 )
@@ -240,7 +196,7 @@ def test_a_failing_callback_is_no_decode_failure(index: ImageIndex, monkeypatch:
         raise ZeroDivisionError("planted")
 
     monkeypatch.setattr(randaugment, "warp_samples", broken)
-    executor = GraphExecutor(index, RECIPE, rows=8, device=CPU, num_threads=1)
+    executor = GraphExecutor(index, RECIPE, rows=8, device=CPU, num_threads=1, roi=True, augment=True)
     plan = planner_of(index).batch(0, 0)
     executor.submit(replace(plan, op_NL=np.full_like(plan.op_NL, Op.SHEAR_X)))
     with pytest.raises(RuntimeError, match="planted"):
@@ -257,16 +213,3 @@ def test_close_drops_what_is_under_way(index: ImageIndex, executor: GraphExecuto
         executor.submit(plan)
     executor.close()
     assert torch.equal(kept, before)
-
-
-def test_roi_check_tells_right_regions_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_cpu = roi_check._run
-    monkeypatch.setattr(roi_check, "_run", lambda fields, _: on_cpu(fields, CPU))
-    assert roi_check.main(0) is None
-
-    def misplaced(fields: list[Any], device: torch.device) -> np.ndarray:
-        encoded, start_N2, shape_N2, filters_N = fields
-        return on_cpu([encoded, start_N2 * (device.type == "cpu"), shape_N2, filters_N], CPU)
-
-    monkeypatch.setattr(roi_check, "_run", misplaced)
-    assert str(roi_check.main(0)).startswith("pixels differ by")

@@ -49,7 +49,29 @@ def test_no_policy(aa: str | None) -> None:
     assert RandAugmentPolicy.parse(aa) is None
 
 
-@pytest.mark.parametrize("aa", ["original-mstd0.5", "rand-x3", "rand-m6-tweights", "rand-p1.5", "rand-n0"])
+@pytest.mark.parametrize(
+    "aa",
+    [
+        "original-mstd0.5",
+        "rand-x3",
+        "rand-m6-tweights",
+        "rand-p1.5",
+        "rand-n0",
+        "rand-m6-n5000",
+        "rand-minf",
+        "rand-m101",
+        "rand-mmaxinf",
+        "rand-m" + "9" * 500,
+    ],
+)
 def test_what_is_not_understood_is_refused(aa: str) -> None:
     with pytest.raises(RecipeError, match="aa="):
         RandAugmentPolicy.parse(aa)
+
+
+def test_a_hundred_layers_are_the_most() -> None:
+    policy = RandAugmentPolicy.parse("rand-m6-n100-mstdinf")
+    assert policy is not None
+    assert (policy.num_layers, policy.magnitude_std) == (100, float("inf"))
+    with pytest.raises(RecipeError, match="aa='rand-m6-n101': section 'n101' is over 100"):
+        RandAugmentPolicy.parse("rand-m6-n101")

@@ -1,13 +1,14 @@
 """Recipe: the shipped files, overrides, and what is refused."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
 from rsbdali.errors import RecipeError
-from rsbdali.integrations.timm_arguments import timm_arguments, timm_yaml
+from rsbdali.integrations.timm_arguments import LACKING, SAME, TRANSLATED, timm_arguments, timm_yaml
 from rsbdali.recipe import Recipe, demo_overrides, recipe_names, recipe_text
 
 
@@ -77,6 +78,15 @@ def test_demo_lays_over_a_recipe() -> None:
         ({"bce_loss": "false"}, "bce_target_thresh needs bce_loss"),
         ({"reported": "{top5: 1}"}, "unknown key reported.'top5'"),
         ({"mixup_prob": "[1"}, "not a YAML value"),
+        ({"lr": ".inf"}, "lr=inf is out of range: at most"),
+        ({"lr": "9" * 4000}, "expected a number"),
+        ({"epochs": "9" * 5000}, "has a value of 5,000 characters"),
+        ({"epochs": "99999999999"}, "at most 1e+09"),
+        ({"name": "../../x"}, "name: '../../x' is no name: letters, digits, '.', '_' and '-'"),
+        ({"name": ".."}, "is no name"),
+        ({"name": "a\nb"}, "is no name"),
+        ({"model": "resnet50.a/../../x"}, "model: 'resnet50.a/../../x' is no name"),
+        ({"scale": ["x" * 10**6] * 9}, "scale=['xxx"),
     ],
 )
 def test_what_is_refused(overrides: dict[str, object], message: str) -> None:
@@ -93,10 +103,35 @@ def test_unknown_recipe(name: str, message: str) -> None:
 
 
 def test_file_that_is_no_mapping(tmp_path: Path) -> None:
-    for text, message in (("- 1\n", "must hold keys"), ("a: [", "is no YAML")):
+    bomb = "a0: &a0 [x,x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1},*a{i - 1}]\n" for i in range(1, 99))
+    for text, message in (
+        ("- 1\n", "must hold keys"),
+        ("a: [", "is no YAML"),
+        (bomb, r"bad.yaml has an alias \(\*a0\) in line 2: write its value out"),
+        ("lr: !!python/object:os.system x", "has a tag"),
+        ("lr: 1\nepochs: 2\nlr: 3", "has the key 'lr' 2 times"),
+        ("a: " + "[" * 1000, "is over 20 deep"),
+        ("a: [" + "1," * 20_000, "has over 10,000 values"),
+        ("a: " + "1:" * 10_000 + "1", "has a value of 20,001 characters"),
+        ("#" * 300_000, "has 300,000 characters, over 262,144"),
+        ("#" * (1 << 21), "has more than 1,048,576 bytes"),
+        ("a: 0b_", "is no YAML: invalid literal"),
+        ("a: \0", "is no YAML"),
+    ):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(RecipeError, match=message):
             Recipe.load(str(tmp_path / "bad.yaml"))
+    (tmp_path / "bad.yaml").write_bytes("name: é".encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"is no UTF-8 \(unexpected end of data at byte 6\)"):
+        Recipe.load(str(tmp_path / "bad.yaml"))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match="is no regular file"):
+        Recipe.load(str(tmp_path / "pipe.yaml"))
+
+
+def test_a_byte_order_mark_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "windows.yaml").write_bytes("name: été_1\r\nlr: 5e-3\r\n".encode("utf-8-sig"))
+    assert Recipe.load(str(tmp_path / "windows.yaml")) == Recipe(name="été_1", lr=0.005)
 
 
 def test_as_timm() -> None:
@@ -108,6 +143,61 @@ def test_as_timm() -> None:
     text = timm_yaml(recipe, world_size=4)
     assert "no test-size argument" in text
     assert yaml.safe_load(text) == arguments
-    assert "one lambda per GPU" in timm_yaml(recipe, world_size=8)
+    assert "8 an optimiser step here, where the recipe has 4" in timm_yaml(recipe, world_size=8)
     with pytest.raises(RecipeError, match="no multiple"):
         timm_arguments(recipe, world_size=3)
+
+
+def test_every_key_has_an_argument_of_timms_or_none_by_decision() -> None:
+    keys = [f.name for f in dataclasses.fields(Recipe)]
+    assert sorted([*SAME, *TRANSLATED, *LACKING]) == sorted(keys)
+    arguments = timm_arguments(Recipe.load("a3"), world_size=4)
+    assert {name for names in TRANSLATED.values() for name in names} | set(SAME) <= arguments.keys()
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides", "batch_size", "passes", "lambdas"),
+    [
+        (4, {}, 512, 1, 4),
+        (1, {}, 512, 4, 4),  # one after the other on one GPU, each with a lambda, as here
+        (8, {}, 256, 1, 8),
+        (4, {"batch_size": 128}, 128, 4, 16),
+        (4, {"batch_size": 100}, 64, 8, 32),  # the largest below 100 that divides the rows of a GPU
+        (1, {"global_batch_size": 6, "mix_groups": 4}, 2, 3, 3),
+    ],
+)
+def test_as_timm_a_step_has_as_many_images(
+    world_size: int, overrides: dict[str, object], batch_size: int, passes: int, lambdas: int
+) -> None:
+    recipe = Recipe.load("a3", overrides)
+    arguments = timm_arguments(recipe, world_size)
+    assert (arguments["batch_size"], arguments["grad_accum_steps"]) == (batch_size, passes)
+    assert batch_size * passes * world_size == recipe.global_batch_size
+    said = f"{lambdas} an optimiser step here, where the recipe has 4" in timm_yaml(recipe, world_size)
+    assert said == (lambdas != recipe.mix_groups)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arguments", "said"),
+    [
+        ({"amp_dtype": "auto"}, {"amp": True, "amp_dtype": "bfloat16"}, "before Ampere (V100, T4) float16"),
+        ({"amp_dtype": "float16"}, {"amp": True, "amp_dtype": "float16"}, ""),
+        ({"amp_dtype": "float32"}, {"amp": False, "amp_dtype": None}, ""),
+        ({"zero_init_last": False}, {"model_kwargs": {"zero_init_last": False}}, ""),
+        ({"zero_init_last": False, "model": "test_vit"}, {"model_kwargs": None}, "test_vit has no zero_init_last"),
+        ({"drop_path": 0.0}, {"drop_path": None}, ""),
+        ({"drop_path": 0.05}, {"drop_path": 0.05}, ""),
+        ({"eval_every": 5}, {"val_interval": 5}, ""),
+        ({"dist_bn": "none"}, {"dist_bn": ""}, ""),
+        ({"aug_repeats": 3, "aug_repeats_mode": "local"}, {"aug_repeats": 3}, "no aug_repeats_mode"),
+        ({"mixup": 0, "cutmix": 0}, {"bce_loss": True}, "this would train with cross entropy"),
+        ({"mixup": 0, "cutmix": 0, "smoothing": 0.1}, {"smoothing": 0.1}, ""),
+    ],
+)
+def test_as_timm_each_setting(overrides: dict[str, object], arguments: dict[str, object], said: str) -> None:
+    recipe = Recipe.load("a3", {"test_img_size": 160, "amp_dtype": "bfloat16", "model": "test_resnet", **overrides})
+    text = timm_yaml(recipe, world_size=4)
+    found = yaml.safe_load(text)
+    assert {key: found.get(key) for key in arguments} == arguments
+    notes = [line for line in text.splitlines() if line.startswith("#")][1:]
+    assert [said in note for note in notes] == ([True] if said else [])

@@ -148,7 +148,9 @@ def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
 
 
 def test_nothing_breaks_out_of_the_page(tmp_path: Path) -> None:
-    make_run(tmp_path / HOSTILE.replace("/", "∕"), facts={"data": HOSTILE, HOSTILE: 1}, name=HOSTILE, model=HOSTILE)
+    folder = make_run(tmp_path / HOSTILE.replace("/", "∕"), facts={"data": HOSTILE, HOSTILE: 1})
+    settings = (folder / "args.yaml").read_text().replace("name: a3", f"name: '{HOSTILE}'")
+    (folder / "args.yaml").write_text(settings.replace("model: resnet50", f"model: '{HOSTILE}'"))
     make_run(tmp_path / "plain")
     text = report(read_runs([tmp_path]))
     page = Page(text)
@@ -238,7 +240,7 @@ def test_a_users_mistakes(tmp_path: Path) -> None:
         read_runs([tmp_path])
     folder = make_run(tmp_path / "run")
     (folder / "args.yaml").write_text("a: [1")
-    with pytest.raises(RsbdaliError, match=r"args\.yaml cannot be read"):
+    with pytest.raises(RsbdaliError, match=r"args\.yaml is no YAML"):
         read_runs([folder])
     (folder / "args.yaml").write_text("[]")
     with pytest.raises(RsbdaliError, match=r"args\.yaml holds no settings"):
@@ -338,3 +340,29 @@ def test_the_command(tmp_path: Path) -> None:
     write_report([tmp_path / "run"], tmp_path / "again.html")
     assert output.read_text() == (tmp_path / "again.html").read_text()
     assert sorted(path.name for path in output.parent.iterdir()) == ["report.html"]
+
+
+def test_a_damaged_run_is_reported(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", facts={"steps_per_epoch": "²"})
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(
+            b"[" * 99_999
+            + b"\n"
+            + b'{"kind": "epoch", "epoch": 1e400}\n{"kind": "step", "epoch": 0, "step": 1, "loss": 1'
+            + b"0" * 400
+            + b"}\n"
+        )
+    (folder / "checkpoint-².pth.tar").touch()
+    (run,) = read_runs([folder])
+    assert [len(run.epochs), run.steps_per_epoch] == [4, None]
+    assert "metrics.jsonl: 2 damaged lines left out" in run.notes
+    assert "checkpoint-².pth.tar" not in [c.name for c in run.checkpoints]
+    Page(report([run]))
+    (folder / "metrics.jsonl").write_bytes(b"")
+    (folder / "summary.csv").write_bytes(b"epoch,train_loss,eval_top1\nnan,1,2\n0,1.5,70\n1,\xff,\0\n\n")
+    (run,) = read_runs([folder])
+    assert [(row["epoch"], row["train_loss"], row["eval_top1"]) for row in run.epochs] == [
+        (0, 1.5, 70.0),
+        (1, None, None),
+    ]
+    assert "summary.csv: 2 damaged lines left out" in run.notes

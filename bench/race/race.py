@@ -20,7 +20,7 @@ def start(specs: Sequence[FeedSpec], skipped: dict[str, str], stack: ExitStack, 
         except ContestantFailed as failure:
             if spec.kind.startswith("rsbdali"):
                 raise
-            skipped[spec.kind] = str(failure)
+            skipped[spec.kind] = failure.reason
             continue
         stack.callback(contestant.close)
         started.append(contestant)
@@ -41,7 +41,7 @@ def race(
             except ContestantFailed as failure:
                 if contestant.name.startswith("rsbdali"):
                     raise
-                skipped[contestant.name] = str(failure)
+                skipped[contestant.name] = failure.reason
                 del found[contestant.name]
                 continue
             found[contestant.name].append(result)

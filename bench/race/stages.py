@@ -23,7 +23,6 @@ from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.dali_queue import Fields, Runner
 from rsbdali.pipelines.decode import decode_window
 from rsbdali.pipelines.encoded import EncodedInput, PendingImages
-from rsbdali.pipelines.roi import use_roi
 from rsbdali.plan.planner import BatchPlan, Planner
 
 # variants of the decode rung, for `decode_modes`: whole images, with a share of them for the GPU's JPEG engine
@@ -113,7 +112,7 @@ def _graph(name: str, device: torch.device) -> Callable[[Callable[[], Fields]], 
     def define(source: Callable[[], Fields]) -> Any:
         encoded, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
         if name not in HARDWARE_SHARE:
-            roi = name == "decode-roi" or use_roi("auto", device)
+            roi = name == "decode-roi" or device.type == "cpu"
             images = decode_window(encoded, start, shape, device=place, roi=roi)
         else:
             decoder, load = ("mixed", HARDWARE_SHARE[name]) if place == "gpu" else ("cpu", None)

@@ -124,6 +124,8 @@ def _read_frame(pread: Pread, head: bytes, nbytes: int) -> tuple[int, int, int] 
     end, (precision, height, width, components) = found
     if precision != 8 or components not in (1, 3, 4) or not width or not height:
         return None
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+        return None  # Pillow refuses it as a decompression bomb
     care = Care.CMYK | Care.CONVERT if components == 4 else 0
     return width, height, care if _has_end(pread, nbytes, end) else care | Care.NO_EOI
 

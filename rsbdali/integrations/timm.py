@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 4 -m rsbdali.integrations.timm train.py …
 
 `timm.data.create_loader` is replaced before the script is imported, so both of its loaders are ours, the one for
-training and the one for evaluation. What it asks for and we cannot honour ends it with a line that names the argument.
+training and the one for evaluation. What it asks for and we cannot honour ends it with a line that names the argument;
+`timm.data.create_naflex_loader` is replaced by such a line.
 """
 
 import functools
@@ -15,7 +16,8 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import timm.data
 import torch
@@ -36,17 +38,26 @@ log = logging.getLogger("rsbdali")
 @contextmanager
 def patched() -> Iterator[None]:
     """`timm.data.create_loader` is ours while the block runs, also for code that imports it by name meanwhile."""
-    theirs = timm.data.create_loader
-    ours = _stand_in(theirs)
-    holders = [
-        module
-        for name, module in list(sys.modules.items())
-        if name.split(".")[0] == "timm" and vars(module).get("create_loader") is theirs
-    ]
+    stand_ins = {"create_loader": _stand_in(timm.data.create_loader), "create_naflex_loader": _refuse_naflex}
     with ExitStack() as stack:
-        for module in holders:
-            stack.enter_context(_replaced(module, "create_loader", ours))
+        for name, ours in stand_ins.items():
+            for module in _holders(name):
+                stack.enter_context(_replaced(module, name, ours))
         yield
+
+
+def _holders(name: str) -> list[ModuleType]:
+    """Modules of timm that hold its function of this name."""
+    theirs = getattr(timm.data, name)
+    modules = [module for key, module in list(sys.modules.items()) if key.split(".")[0] == "timm"]
+    return [module for module in modules if vars(module).get(name) is theirs]
+
+
+def _refuse_naflex(*_: Any, **__: Any) -> NoReturn:
+    raise RsbdaliError(
+        "--naflex-loader (create_naflex_loader) cannot be honoured: rsbdali makes no batches of patches; leave it out, "
+        "or run the script by itself"
+    )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ refused by name as soon as timm would do something with it. Its train.py's: a re
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +179,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 SAME = (
     "model",
     "drop",
-    "drop_path",
     "crop_pct",
     "mean",
     "std",
@@ -214,46 +213,101 @@ SAME = (
     "checkpoint_hist",
     "log_interval",
 )
+# keys that train.py has in another form
+TRANSLATED = {
+    "zero_init_last": ("model_kwargs",),
+    "drop_path": ("drop_path",),
+    "img_size": ("input_size",),
+    "global_batch_size": ("batch_size", "grad_accum_steps"),
+    "batch_size": ("batch_size", "grad_accum_steps"),
+    "amp_dtype": ("amp", "amp_dtype"),
+    "dist_bn": ("dist_bn",),
+    "eval_every": ("val_interval",),
+}
+# keys without an argument there: a comment says what becomes of them, where it makes a difference
+LACKING = ("name", "test_img_size", "aug_repeats_mode", "mix_groups", "reported")
 
 
 def timm_arguments(recipe: Recipe, world_size: int) -> dict[str, Any]:
-    """The recipe under timm's argument names (train.py of timm 1.0), `batch_size` being per GPU there.
+    """The recipe under timm's argument names (train.py of timm 1.0), `batch_size` being rows of a forward pass there.
 
     Raises:
         RecipeError: the world size does not divide the global batch.
     """
-    if recipe.global_batch_size % world_size:
-        raise RecipeError(f"global_batch_size={recipe.global_batch_size} is no multiple of --world-size {world_size}")
     plain = recipe.to_dict()
     arguments = {key: plain[key] for key in SAME}
+    if _takes_zero_init_last(recipe.model):
+        arguments["model_kwargs"] = {"zero_init_last": recipe.zero_init_last}
+    arguments["drop_path"] = recipe.drop_path or None  # 0 is an argument, which some models refuse
     arguments["input_size"] = [3, *recipe.train_size]
-    arguments["batch_size"] = recipe.global_batch_size // world_size
+    arguments["batch_size"], arguments["grad_accum_steps"] = _batches(recipe, world_size)
     arguments["sched"] = "cosine"
     arguments["cooldown_epochs"] = 0
     arguments["color_jitter"] = None  # timm adds jitter where aa is none
     arguments["dist_bn"] = "" if recipe.dist_bn == "none" else recipe.dist_bn
     arguments["channels_last"] = True
     arguments["amp"] = recipe.amp_dtype != "float32"
-    if recipe.amp_dtype in ("float16", "bfloat16"):
-        arguments["amp_dtype"] = recipe.amp_dtype
+    if arguments["amp"]:  # its own default is float16
+        arguments["amp_dtype"] = "float16" if recipe.amp_dtype == "float16" else "bfloat16"
+    arguments["val_interval"] = recipe.eval_every
     return arguments
+
+
+def _batches(recipe: Recipe, world_size: int) -> tuple[int, int]:
+    """Rows of a forward pass on one GPU, and how many of them make a step: a whole mix group where it may be one."""
+    rows, rest = divmod(recipe.global_batch_size, world_size)
+    if rest:
+        raise RecipeError(f"global_batch_size={recipe.global_batch_size} is no multiple of --world-size {world_size}")
+    group = -(-recipe.global_batch_size // max(recipe.mix_groups, world_size))
+    most = min(group, recipe.batch_size or group)
+    passes = next(passes for passes in range(-(-rows // most), rows + 1) if rows % passes == 0)
+    return rows // passes, passes
+
+
+def _takes_zero_init_last(name: str) -> bool:
+    """Whether a model has the setting: others end with a TypeError there, and are made without it here."""
+    import timm
+    import torch
+
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, zero_init_last=True)
+    except TypeError as error:
+        return "zero_init_last" not in str(error)
+    except (RuntimeError, NotImplementedError):  # no such model, or one that reads values while it is built
+        return True
+    return True
 
 
 def timm_yaml(recipe: Recipe, world_size: int) -> str:
     """A file for `train.py -c`, with comments that say where timm cannot follow."""
+    arguments = timm_arguments(recipe, world_size)
+    head = f"{recipe.name} for timm's train.py on {world_size} GPU(s): torchrun … train.py -c THIS --data-dir DATA"
+    notes = "".join(f"# {note}\n" for note in (head, *_notes(recipe, world_size, arguments)))
+    return notes + yaml.safe_dump(arguments, sort_keys=False, default_flow_style=None)
+
+
+def _notes(recipe: Recipe, world_size: int, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """What train.py does otherwise than the recipe says."""
     height, width = recipe.test_size
-    notes = [f"# {recipe.name} for timm's train.py on {world_size} GPU(s): torchrun … train.py -c THIS --data-dir DATA"]
     if recipe.test_size != recipe.train_size:
-        notes.append(
-            f"# timm has no test-size argument: this would evaluate at {recipe.train_size[0]} px, not at {height} x "
+        yield (
+            f"timm has no test-size argument: this would evaluate at {recipe.train_size[0]} px, not at {height} x "
             f"{width}; run its validate.py with --img-size {height} afterwards"
         )
-    if world_size != recipe.mix_groups:
-        notes.append(
-            f"# timm draws one lambda per GPU: {world_size} an optimiser step here, where the recipe has "
-            f"{recipe.mix_groups}"
+    lambdas = world_size * arguments["grad_accum_steps"]
+    if lambdas != recipe.mix_groups:
+        yield (
+            f"timm draws one lambda for each forward pass of each GPU: {lambdas} an optimiser step here, where the "
+            f"recipe has {recipe.mix_groups}"
         )
+    if recipe.amp_dtype == "auto":
+        yield "amp_dtype: auto is bfloat16 here, and on GPUs before Ampere (V100, T4) float16: change it for those"
     if recipe.aug_repeats > 1 and world_size == 1:
-        notes.append("# timm refuses aug_repeats without distributed training")
-    body = yaml.safe_dump(timm_arguments(recipe, world_size), sort_keys=False, default_flow_style=None)
-    return "\n".join([*notes, body])
+        yield "timm refuses aug_repeats without distributed training"
+    if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "local":
+        yield "timm has no aug_repeats_mode: an image is decoded anew for each repeat, on another GPU each"
+    if recipe.bce_loss and not (recipe.mixup or recipe.cutmix or recipe.smoothing):
+        yield "timm ignores bce_loss without mixup, cutmix and smoothing: this would train with cross entropy"
+    if not recipe.zero_init_last and "model_kwargs" not in arguments:
+        yield f"{recipe.model} has no zero_init_last: left out"

@@ -13,6 +13,7 @@ from rsbdali.loader.bad_images import BadImages
 from rsbdali.loader.prefetcher import Feed
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.eval import EvalExecutor
+from rsbdali.pipelines.host.eval import HostEvalExecutor
 from rsbdali.recipe import Recipe
 
 
@@ -75,7 +76,7 @@ class EvalLoader:
         self.batch_size = batch_size
         self.num_threads = num_threads or default_threads()
         open_executor = partial(
-            EvalExecutor,
+            EvalExecutor if self.device.type == "cuda" else HostEvalExecutor,
             index,
             recipe,
             rows=batch_size,

@@ -9,6 +9,7 @@ takes `groups_per_step` batches. Prefetching runs across the ends of epochs: not
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from rsbdali.errors import RecipeError
 from rsbdali.loader.bad_images import BadImages, BadRows
 from rsbdali.loader.prefetcher import Feed
 from rsbdali.ops.mix import mix_normalize
+from rsbdali.pipelines.augmented import Augmented
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import Executor
 from rsbdali.pipelines.host.executor import HostExecutor
@@ -26,7 +28,7 @@ from rsbdali.pipelines.train import GraphExecutor
 from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.recipe import Recipe
 
-EXECUTORS = ("auto", "graph", "host")
+EXECUTORS = ("auto", "graph", "host", "dali-exact")
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,23 @@ class TrainBatch:
 def create_executor(
     name: str, index: ImageIndex, recipe: Recipe, *, rows: int, device: torch.device, num_threads: int, prefetch: int
 ) -> Executor:
-    """The executor by name: `graph` (all in DALI), `host` (CPU only), or `auto` (graph on a GPU, host on a CPU)."""
+    """The executor by name.
+
+    `host`: threads decode and resize; on a CPU they flip and augment too, on a GPU kernels do. `graph`: DALI decodes
+    and resizes, kernels (on a CPU Pillow) flip and augment. `dali-exact`: all in DALI's graph, to compare with.
+    `auto`: graph on a GPU, host on a CPU.
+    """
     if name not in EXECUTORS:
         raise RecipeError(f"executor={name!r}: use one of {', '.join(EXECUTORS)}")
+    on_gpu = device.type == "cuda"
     if name == "auto":
-        name = "graph" if device.type == "cuda" else "host"
-    if name == "host" and device.type == "cuda":
-        raise RecipeError("executor=host makes its batches on the CPU: use --device cpu, or executor graph")
-    chosen = HostExecutor if name == "host" else GraphExecutor
-    return chosen(index, recipe, rows=rows, device=device, num_threads=num_threads, prefetch=prefetch)
+        name = "graph" if on_gpu else "host"
+    options: dict[str, Any] = {"rows": rows, "device": device, "num_threads": num_threads, "prefetch": prefetch}
+    if name == "host":
+        host = HostExecutor(index, recipe, **options, augment=not on_gpu)
+        return Augmented(host, device) if on_gpu else host
+    graph = GraphExecutor(index, recipe, **options, roi=not on_gpu, augment=name == "dali-exact")
+    return graph if name == "dali-exact" else Augmented(graph, device)
 
 
 class TrainLoader:

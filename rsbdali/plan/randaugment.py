@@ -10,10 +10,12 @@ from enum import IntEnum
 
 import numpy as np
 
+from rsbdali.bounded import shown
 from rsbdali.errors import RecipeError
 
 BILINEAR, BICUBIC = 0, 1  # codes of resize and warp filters
 LEVEL_MAX = 10.0
+MOST = 100  # of n, each a pass over every image, and of m and mmax: a typing error must not look like a run that hangs
 FILL_RGB = (124, 116, 104)  # timm: the ImageNet mean in 8 bits, min(255, round(255 * mean))
 
 
@@ -67,19 +69,25 @@ class RandAugmentPolicy:
         """Read timm's config string; None, '' and 'none' mean no RandAugment.
 
         Raises:
-            RecipeError: another policy than `rand`, or an unknown section.
+            RecipeError: another policy than `rand`, an unknown section, or a value out of range.
         """
         if aa is None or aa in ("", "none"):
             return None
         head, *sections = aa.split("-")
         if head != "rand":
-            raise RecipeError(f"aa={aa!r}: only RandAugment is known here, for example rand-m6-mstd0.5-inc1, or none")
+            raise RecipeError(
+                f"aa={shown(aa)}: only RandAugment is known here, for example rand-m6-mstd0.5-inc1, or none"
+            )
         values: dict[str, float] = {}
         for section in sections:
             match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?|\d*\.\d+|inf)", section)
             if match is None:
-                raise RecipeError(f"aa={aa!r}: section {section!r} is not one of mN, nN, pP, mstdS, mmaxN, inc0|1")
+                raise RecipeError(
+                    f"aa={shown(aa)}: section {shown(section)} is not one of mN, nN, pP, mstdS, mmaxN, inc0|1"
+                )
             values[match[1]] = float(match[2])
+            if values[match[1]] > MOST and match[1] != "mstd":  # timm: above 100 stands for infinity there
+                raise RecipeError(f"aa={shown(aa)}: section {shown(section)} is over {MOST}")
         std = values.get("mstd", 0.0)
         policy = cls(
             magnitude=int(values.get("m", LEVEL_MAX)),
@@ -90,7 +98,7 @@ class RandAugmentPolicy:
             increasing=bool(int(values.get("inc", 0))),
         )
         if not 0 <= policy.prob <= 1 or policy.num_layers < 1:
-            raise RecipeError(f"aa={aa!r}: p must be in 0..1 and n at least 1")
+            raise RecipeError(f"aa={shown(aa)}: p must be in 0..1 and n at least 1")
         return policy
 
 

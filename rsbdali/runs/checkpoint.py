@@ -16,13 +16,15 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from rsbdali.bounded import clipped
 from rsbdali.errors import CheckpointError
 
 # what torch's reader of plain data ends with on damaged bytes, beside pickle's own error
@@ -38,7 +40,9 @@ UNREADABLE = (
     OverflowError,
     struct.error,
 )
-WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch's AveragedModel, torch.compile
+AVERAGED = "n_averaged"  # AveragedModel's counter, beside the weights (torchvision's references save it with them)
+COUNTER = "num_batches_tracked"  # of BatchNorm: files from before torch 0.4.1 have none
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -52,18 +56,37 @@ def read(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint {path}")
     if path.suffix == ".safetensors":
         return {"state_dict": _read_safetensors(path)}
+    _check_archive(path)
     try:
         # timm's own checkpoints carry their arguments as a Namespace, which is plain data
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path)) from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path} asks for more memory than there is") from error
     except UNREADABLE as error:
         detail = f" ({_first_line(error)})" if isinstance(error, RuntimeError | OSError) else ""
         raise CheckpointError(f"{path} is truncated, damaged or no checkpoint{detail}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unfolds to more than it is: torch stores its members as they are, one behind the other."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, *UNREADABLE) as error:
+        raise CheckpointError(f"{path} is truncated, damaged or no checkpoint ({_first_line(error)})") from error
+    if (
+        any(m.compress_type != zipfile.ZIP_STORED for m in members)
+        or sum(m.file_size for m in members) > path.stat().st_size
+    ):
+        raise CheckpointError(f"{path} is an archive with compressed or overlapping members, as torch writes none")
 
 
 def read_verified(path: Path) -> dict[str, Any]:
@@ -73,10 +96,11 @@ def read_verified(path: Path) -> dict[str, Any]:
         CheckpointError: as `read`, or bytes of it have changed since it was written.
     """
     if path.is_file() and zipfile.is_zipfile(path):
+        _check_archive(path)
         try:
             with zipfile.ZipFile(path) as archive:
                 rotten = archive.testzip()
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, *UNREADABLE) as error:
             raise CheckpointError(f"{path} is truncated or damaged ({_first_line(error)})") from error
         if rotten is not None:
             raise CheckpointError(f"{path} is damaged: {rotten} in it does not agree with its checksum")
@@ -102,7 +126,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
     try:
         return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, *UNREADABLE) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({_first_line(error)})") from error
 
 
@@ -115,18 +139,22 @@ def weights(content: Mapping[str, Any], *, use_ema: bool = True) -> dict[str, to
     """The model's state dict in a checkpoint: averaged weights where there are some and `use_ema`, as timm picks them.
 
     Raises:
-        CheckpointError: no state dict is there.
+        CheckpointError: no state dict is there, or one with a weight twice.
     """
     keys = (("state_dict_ema", "model_ema") if use_ema else ()) + ("state_dict", "model")
     found = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
-    state = clean(found) if all(isinstance(name, str) for name in found) else {}
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not found or not all(isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in found.items()):
         raise CheckpointError("the checkpoint holds no model weights (state_dict)")
+    twice = [name for name, count in Counter(map(_unwrapped, found)).items() if count > 1]
+    if twice:
+        raise CheckpointError(f"the checkpoint holds {_some(twice)} with and without a prefix of {', '.join(WRAPPERS)}")
+    state = clean(found)
+    state.pop(AVERAGED, None)
     return state
 
 
 def clean(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict without the prefixes of DistributedDataParallel and torch.compile, in whatever order they stand."""
+    """A state dict without the prefixes of the wrappers, in whatever order they stand."""
     return {_unwrapped(name): value for name, value in state_dict.items()}
 
 
@@ -223,27 +251,33 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Load a state dict that has to fit exactly.
+def load_weights(
+    model: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path, *, anew: Collection[str] = ()
+) -> None:
+    """Load a state dict that has to fit exactly, as torch's strict loading does: counters of BatchNorm may be missing.
+
+    Args:
+        model: gets the weights.
+        state: by name, without prefixes.
+        path: of the file, for messages.
+        anew: names that stay as they are in the model.
 
     Raises:
-        CheckpointError: names the first weights that do not fit.
+        CheckpointError: names the first weights that do not fit; the model is as it was.
     """
-    _check_fit(model.state_dict(), state, [], path)
-    model.load_state_dict(state)
-
-
-def _check_fit(
-    own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], excused: list[str], path: str | Path
-) -> None:
-    missing = [name for name in own if name not in state and name not in excused]
+    own = model.state_dict()
+    missing = [name for name in own if name not in {*state, *anew} and name.rsplit(".", 1)[-1] != COUNTER]
     unknown = [name for name in state if name not in own]
     other = [name for name in state if name in own and state[name].shape != own[name].shape]
     if missing or unknown or other:
         parts = [("lacks", missing), ("has besides", unknown), ("has of another shape", other)]
         said = "; ".join(f"{what} {_some(names)}" for what, names in parts if names)
         raise CheckpointError(f"{path} is of another model: it {said}")
+    try:
+        model.load_state_dict(state, strict=not anew)
+    except RuntimeError as error:  # a sparse tensor, for example
+        raise CheckpointError(f"{path}: its weights cannot be taken ({_first_line(error)})") from error
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    return ", ".join(map(clipped, names[:2])) + (f" and {len(names) - 2} more" if len(names) > 2 else "")

@@ -24,6 +24,7 @@ from rsbdali.errors import CheckpointError
 from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint import link, read_verified, snapshot, sweep, write
 from rsbdali.runs.folder import BEST, LAST
+from rsbdali.runs.record import read_record
 from rsbdali.runs.state import Identity, RunState
 
 log = logging.getLogger(__name__)
@@ -134,18 +135,11 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
 def _place(path: Path, wrong: list[str]) -> tuple[int, int] | None:
     """Epoch and step of a whole checkpoint; (-1, 0) of one that says none. Adds what is wrong with a damaged one."""
     try:
-        content = read_verified(path)
+        record = read_record(read_verified(path), path)
     except CheckpointError as error:
         wrong.append(str(error))
         return None
-    ours = content.get("rsbdali")
-    if not isinstance(ours, Mapping) or "position" not in ours:
-        return -1, 0
-    match ours["position"]:
-        case {"epoch": int(epoch), "step": int(step)}:
-            return epoch, step
-    wrong.append(f"{path} does not say its position")
-    return None
+    return (-1, 0) if record is None else (record.epoch, record.step)
 
 
 def _name(epoch: int) -> str:

@@ -10,7 +10,9 @@ Rank 0 writes them, but for the bad images, which each rank adds for itself.
 
 import csv
 import json
+import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from io import StringIO
 from pathlib import Path
@@ -18,9 +20,13 @@ from typing import Any
 
 import yaml
 
+from rsbdali import bounded
 from rsbdali.atomic import write_text
+from rsbdali.bounded import NotPlain, is_count
 from rsbdali.errors import RsbdaliError
-from rsbdali.recipe import Recipe
+from rsbdali.recipe import Recipe, check_name
+
+log = logging.getLogger(__name__)
 
 LAST, BEST = "last.pth.tar", "model_best.pth.tar"  # of `checkpoint_manager`, which brings torch along
 ARGS = "args.yaml"
@@ -32,8 +38,12 @@ def choose_folder(output: Path, experiment: str | None, recipe: Recipe, *, resum
 
     A named experiment is one folder. Without a name it is `<recipe>-<model>`, with a number behind it where that is
     taken; a resume stays in the folder of its checkpoint, and `auto` means the newest of the numbered ones.
+
+    Raises:
+        RsbdaliError: the experiment's name leads out of the output folder.
     """
     if experiment is not None:
+        check_name("--experiment", experiment, parts=True)
         return output / experiment
     source = _source(resume)
     if source and (source / ARGS).exists():
@@ -43,6 +53,11 @@ def choose_folder(output: Path, experiment: str | None, recipe: Recipe, *, resum
     if resume == "auto" and taken:
         return output / _numbered(base, taken[-1])
     return output / _numbered(base, taken[-1] + 1 if taken else 1)
+
+
+def is_epoch_file(name: str) -> bool:
+    """Whether a file's name is that of an epoch's checkpoint, without a folder."""
+    return re.fullmatch(r"checkpoint-[0-9]{1,10}\.pth\.tar", name) is not None
 
 
 def check_free(folder: Path, experiment: str | None, resume: str | None) -> None:
@@ -75,7 +90,7 @@ def _numbers(output: Path, base: str) -> Iterable[int]:
 
 
 class RunFolder:
-    """Writes the files. On a resume the lines of what will be done again are dropped first.
+    """Writes the files. On a resume the lines of what will be done again are dropped first; damaged ones too, and said.
 
     Args:
         path: made if it is not there.
@@ -87,8 +102,8 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._summary, self._metrics = path / "summary.csv", path / "metrics.jsonl"
-        _keep_lines(self._summary, lambda line: line.startswith("epoch,") or int(line.split(",", 1)[0]) < epoch)
-        _keep_lines(self._metrics, lambda line: _is_before(json.loads(line), epoch, step))
+        _keep_lines(self._summary, lambda line: _epoch_of_row(line) < epoch, head=_csv_line(SUMMARY_COLUMNS).encode())
+        _keep_lines(self._metrics, lambda line: _is_before(parse_record(line), epoch, step))
 
     def write_args(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         """Write `args.yaml`; `facts` (data, versions, device, …) become comments."""
@@ -136,14 +151,51 @@ def _is_before(record: Mapping[str, Any], epoch: int, step: int) -> bool:
     return bool(record["step"] <= step)  # a line's step counts those done, that line's own included
 
 
-def _keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
+def parse_record(line: bytes) -> dict[str, Any]:
+    """A line of `metrics.jsonl`: its kind and epoch are there, and but for an epoch's own line its step.
+
+    Raises:
+        NotPlain: it is damaged.
+    """
+    record = bounded.parse_json(line)
+    if not isinstance(record, dict) or not is_count(record.get("epoch")) or not isinstance(record.get("kind"), str):
+        raise NotPlain("is no record of a run")
+    if record["kind"] != "epoch" and not is_count(record.get("step")):
+        raise NotPlain("is no record of a step")
+    return record
+
+
+def _epoch_of_row(line: bytes) -> int:
+    epoch, *cells = line.decode("utf-8", "replace").rstrip("\r\n").split(",")
+    if not re.fullmatch("[0-9]{1,10}", epoch) or len(cells) != len(SUMMARY_COLUMNS) - 1:
+        raise NotPlain("is no row")
+    for cell in filter(None, cells):
+        try:
+            float(cell)
+        except ValueError as error:
+            raise NotPlain("is no row of numbers") from error
+    return int(epoch)
+
+
+def _keep_lines(path: Path, keep: Callable[[bytes], bool], head: bytes = b"") -> None:
+    """Drop the lines that `keep` is false for, and those that it cannot read; `head` stands before the others."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    # a line without its end was cut off when the run was
-    kept = [line for line in lines if line.endswith("\n") and keep(line)]
+    lines, damaged = list(bounded.read_lines(path)), 0
+    kept = [head] if head else []
+    for line in lines:
+        try:
+            if len(line) > bounded.MOST_BYTES:
+                raise NotPlain("is too long")
+            # a line without its end was cut off when the run was
+            if line != head and line.endswith(b"\n") and keep(line):
+                kept.append(line)
+        except NotPlain:
+            damaged += 1
+    if damaged:
+        log.warning("%s: %d lines that do not parse are dropped", path, damaged)
     if kept != lines:
-        write_text(path, "".join(kept))
+        write_text(path, b"".join(kept).decode())
 
 
 def _append(path: Path, text: str) -> None:
@@ -174,16 +226,21 @@ def read_args(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
         RsbdaliError: the file is damaged.
     """
     path = folder / ARGS
-    if not path.is_file():
+    if not path.exists():
         return {}, {}
     try:
-        text = path.read_text(encoding="utf-8")
-        recipe = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RsbdaliError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        text = bounded.read_text(path)
+        recipe = bounded.parse_yaml(text)
+    except NotPlain as error:
+        raise RsbdaliError(f"{path} {error}") from error
     if not isinstance(recipe, dict):
         raise RsbdaliError(f"{path} holds no settings")
     return _header(text), {str(key): value for key, value in recipe.items()}
+
+
+def fact_count(facts: Mapping[str, str], key: str) -> int | None:
+    """A whole number among the facts of a run; None where there is none."""
+    return int(facts[key]) if re.fullmatch("[0-9]{1,10}", facts.get(key, "")) else None
 
 
 def _header(text: str) -> dict[str, str]:

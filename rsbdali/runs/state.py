@@ -5,45 +5,26 @@ also in the middle of an epoch.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from rsbdali.bounded import is_number, shown
 from rsbdali.environment import versions
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint, resume_rules
 from rsbdali.runs.checkpoint import UNREADABLE, load_weights
+from rsbdali.runs.record import OURS, Record, read_record
 
 log = logging.getLogger(__name__)
 
 TIMM_VERSION = 2  # of the layout: `epoch` is the last one completed
-OURS = "rsbdali"
-MISSING = object()
-# what a run's record in a checkpoint holds; others may have written it
-RECORD: dict[str, tuple[type, ...]] = {
-    "recipe": (Mapping,),
-    "versions": (Mapping,),
-    "position.epoch": (int,),
-    "position.step": (int,),
-    "class_names": (list, tuple),
-    "mix_groups": (int,),
-    "steps_per_epoch": (int,),
-    "updates": (int,),
-    "loss_sum": (int, float),
-    "loss_steps": (int,),
-    "seconds": (int, float),
-    "best.top1": (int, float, NoneType),
-    "best.epoch": (int, NoneType),
-    "history": (Mapping,),
-}
 
 
 @dataclass(frozen=True)
@@ -117,20 +98,7 @@ class RunState:
             "optimizer": self.optimizer.state_dict(),
             "version": TIMM_VERSION,
             "args": {**recipe, "num_classes": len(identity.class_names)},
-            OURS: {
-                "recipe": recipe,
-                "versions": versions(),
-                "position": {"epoch": self.epoch, "step": self.step},
-                "class_names": list(identity.class_names),
-                "mix_groups": identity.mix_groups,
-                "steps_per_epoch": identity.steps_per_epoch,
-                "updates": self.updates,
-                "loss_sum": self.loss_sum,
-                "loss_steps": self.loss_steps,
-                "seconds": self.seconds,
-                "best": {"top1": self.best_top1, "epoch": self.best_epoch},
-                "history": dict(self.history),
-            },
+            OURS: self._record(identity).to_dict(),
         }
         if self.scaler.is_enabled():
             content["amp_scaler"] = self.scaler.state_dict()
@@ -140,83 +108,81 @@ class RunState:
             content["metric"] = metric
         return content
 
+    def _record(self, identity: Identity) -> Record:
+        return Record(
+            recipe=identity.recipe.to_dict(),
+            versions=versions(),
+            class_names=identity.class_names,
+            mix_groups=identity.mix_groups,
+            steps_per_epoch=identity.steps_per_epoch,
+            **{name: getattr(self, name) for name in RECORDED},
+        )
+
     def restore(self, content: Mapping[str, Any], identity: Identity, path: Path) -> None:
         """Take a run up where a checkpoint left it.
 
         Raises:
-            CheckpointError: it is of another model, data set or arrangement, or was not written by rsbdali.
+            CheckpointError: it is of another model, data set or arrangement, damaged, or not written by rsbdali.
         """
-        ours = _agreed(content, identity, path)
+        record = _agreed(content, identity, path)
         load_weights(self.model, checkpoint.weights(content, use_ema=False), path)
         _load_optimizer(self.optimizer, content, path)
         if self.scaler.is_enabled() and content.get("amp_scaler"):
-            with _named("amp_scaler", path):
+            try:
                 self.scaler.load_state_dict(content["amp_scaler"])
+            except UNREADABLE as error:
+                raise CheckpointError(f"{path}: its amp_scaler is damaged ({shown(error)})") from error
         if self.ema is not None:
             load_weights(self.ema.module, checkpoint.weights(content), path)
-        self.epoch, self.step = ours["position"]["epoch"], ours["position"]["step"]
-        self.updates, self.seconds = ours["updates"], ours["seconds"]
-        self.loss_sum, self.loss_steps = ours["loss_sum"], ours["loss_steps"]
-        self.best_top1, self.best_epoch = ours["best"]["top1"], ours["best"]["epoch"]
-        self.history = dict(ours["history"])
+        for name in RECORDED:
+            setattr(self, name, getattr(record, name))
+        self.history = dict(record.history)
 
 
-def ours_in(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What rsbdali recorded in a checkpoint, None in one of another program.
-
-    Raises:
-        CheckpointError: a record is there, and lacks something or holds something else in its place.
-    """
-    found = content.get(OURS)
-    if found is None:
-        return None
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"the checkpoint's `{OURS}` is no record of a run")
-    for name, kinds in RECORD.items():
-        value: Any = found
-        for word in name.split("."):
-            value = value.get(word, MISSING) if isinstance(value, Mapping) else MISSING
-        if not isinstance(value, kinds):
-            raise CheckpointError(f"the checkpoint's record of its run is damaged: {OURS}.{name} is {_kind(value)}")
-    if not all(isinstance(name, str) for name in found["class_names"]):
-        raise CheckpointError(f"the checkpoint's record of its run is damaged: {OURS}.class_names are no names")
-    return found
+# what of a run's state stands in its record under the same name
+RECORDED = tuple(f.name for f in fields(RunState) if f.name in {g.name for g in fields(Record)})
 
 
-def _kind(value: object) -> str:
-    return "missing" if value is MISSING else f"a {type(value).__name__}"
-
-
-def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Mapping[str, Any]:
-    """Our part of a checkpoint once it agrees with this run."""
-    ours = ours_in(content)
-    if ours is None or "optimizer" not in content:
+def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Record:
+    """The record of a checkpoint once it agrees with this run."""
+    record = read_record(content, path)
+    if record is None or "optimizer" not in content:
         raise CheckpointError(f"{path} is not of rsbdali train: use --initial-checkpoint to start from its weights")
-    if tuple(ours["class_names"]) != identity.class_names:
-        counts = f"{len(ours['class_names'])} there, {len(identity.class_names)} here"
+    if record.class_names != identity.class_names:
+        counts = f"{len(record.class_names)} there, {len(identity.class_names)} here"
         raise CheckpointError(f"{path} is of other classes ({counts}): --initial-checkpoint starts from its weights")
-    position, steps = ours["position"], ours["steps_per_epoch"]
-    if position["epoch"] < 0 or not 0 <= position["step"] <= steps:
-        raise CheckpointError(f"{path} stands at step {position['step']} of {steps} in epoch {position['epoch'] + 1}")
-    with _named("optimizer", path):
-        changed = _changes(content, ours, identity)
-    resume_rules.refuse(changed, **ours["position"], path=path)
-    if ours["position"]["step"] and ours["steps_per_epoch"] != identity.steps_per_epoch:
+    changed = _changes(record, _groups(content["optimizer"], path), identity)
+    resume_rules.refuse(changed, record.epoch, record.step, path)
+    if record.step and record.steps_per_epoch != identity.steps_per_epoch:
         raise CheckpointError(
-            f"{path} stands in the middle of an epoch of {ours['steps_per_epoch']} steps, here an epoch has "
+            f"{path} stands in the middle of an epoch of {record.steps_per_epoch} steps, here an epoch has "
             f"{identity.steps_per_epoch}: the images or the global batch changed"
         )
     if changed:
-        said = resume_rules.describe(changed, ours["position"]["epoch"])
-        log.warning("The run goes on with other settings: %s", said)
-    return ours
+        log.warning("The run goes on with other settings: %s", resume_rules.describe(changed, record.epoch))
+    return record
 
 
-def _changes(content: Mapping[str, Any], ours: Mapping[str, Any], identity: Identity) -> list[resume_rules.Change]:
-    groups = content["optimizer"]["param_groups"]
+def _groups(optimizer: Any, path: Path) -> list[Mapping[str, Any]]:
+    """The optimizer's groups, once they hold the numbers that are read here."""
+    groups = optimizer.get("param_groups") if isinstance(optimizer, Mapping) else None
+    if isinstance(groups, list) and groups and all(map(_is_group, groups)):
+        return groups
+    raise CheckpointError(f"{path} is damaged: its optimizer has no groups with lr and weight_decay")
+
+
+def _is_group(group: Any) -> bool:
+    if not isinstance(group, Mapping):
+        return False
+    return all(
+        is_number(group.get(key, default)) for key, default in (("lr", None), ("weight_decay", None), ("initial_lr", 0))
+    )
+
+
+def _changes(record: Record, groups: list[Mapping[str, Any]], identity: Identity) -> list[resume_rules.Change]:
     before = {
-        **ours["recipe"],
-        "mix_groups": ours["mix_groups"],  # the effective number: what counts for a run
+        **record.recipe,
+        "mix_groups": record.mix_groups,  # the effective number: what counts for a run
         # what the optimizer ran with: a run that 0.1.0 resumed with another value recorded that one and kept the old
         "lr": groups[0].get("initial_lr", groups[0]["lr"]),
         "weight_decay": max(group["weight_decay"] for group in groups),
@@ -231,17 +197,40 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, content: Mapping[str, Any]
     the rate of the earlier recipe.
     """
     built = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    with _named("optimizer", path):
+    try:
         optimizer.load_state_dict(content["optimizer"])
+        misfit = _misfit(optimizer)
+    except UNREADABLE as error:
+        misfit = shown(error)
+    if misfit:
+        raise CheckpointError(f"{path}: its optimizer state does not fit this run's ({misfit})")
     for group, own in zip(optimizer.param_groups, built, strict=True):
         group.update(own)
         group.pop("initial_lr", None)
 
 
-@contextmanager
-def _named(key: str, path: Path) -> Iterator[None]:
-    """Say which part of a checkpoint it is that does not fit, whatever torch stumbles over in it."""
-    try:
-        yield
-    except UNREADABLE as error:
-        raise CheckpointError(f"{path}: its {key} state does not fit this run's ({error})") from error
+def _misfit(optimizer: torch.optim.Optimizer) -> str:
+    """What of a loaded state would break a step, or nothing: torch compares neither shapes nor types."""
+    for group in optimizer.param_groups:
+        if not _is_scalar(group.get("step", 0)):
+            return f"a step count is {shown(group['step'])}"
+    for parameter, state in optimizer.state.items():
+        if not isinstance(parameter, torch.Tensor) or not isinstance(state, dict):
+            return "an entry belongs to no weight"
+        for name, value in state.items():
+            if not (_is_scalar(value) or (_is_dense(value) and name != "step")):
+                return f"{shown(name)} is {shown(value)}"
+            if name in MOMENTS and (not _is_dense(value) or value.shape != parameter.shape):
+                return f"{name} {shown(getattr(value, 'shape', value))} for a weight {shown(parameter.shape)}"
+    return ""
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+
+
+def _is_dense(value: Any) -> TypeGuard[torch.Tensor]:
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or is_number(value) or (_is_dense(value) and value.numel() == 1)

@@ -16,7 +16,9 @@ from typing import IO, Any
 
 from PIL import Image
 
+from rsbdali import bounded
 from rsbdali.atomic import write_atomically
+from rsbdali.bounded import NotPlain
 from rsbdali.data.header import Format
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.names import is_image_name
@@ -93,9 +95,9 @@ class ShardJob:
     def find_record(self) -> ShardRecord | None:
         """The record of a whole shard that fits this job, if there is one; its bytes are not looked at."""
         try:
-            record = ShardRecord(**json.loads(self.record_path.read_bytes()))
+            record = ShardRecord(**bounded.parse_json(bounded.read_text(self.record_path)))
             size = self.path.stat().st_size
-        except (OSError, ValueError, TypeError):  # none, or not whole: written again
+        except (OSError, NotPlain, TypeError):  # none, or not whole: written again
             return None
         return record if record.made_from == self.made_from and record.bytes == size else None
 

@@ -21,7 +21,7 @@ from rsbdali.data.splits import find_split
 from rsbdali.errors import DataError, RecipeError, RsbdaliError
 from rsbdali.loader.train import TrainBatch, TrainLoader
 from rsbdali.recipe import Recipe
-from rsbdali.runs.folder import ARGS, read_args
+from rsbdali.runs.folder import ARGS, fact_count, read_args
 from rsbdali.tools.drawing import (
     CROP_COLOURS,
     PAPER,
@@ -128,7 +128,7 @@ def replay(options: ReplayOptions) -> Replay:
     facts, values = read_args(options.run)
     if not values:
         raise RsbdaliError(f"{options.run} is no run's folder: it holds no {ARGS}")
-    processes = _count(options, facts, "processes", 1)
+    processes = fact_count(facts, "processes") or 1
     recipe = Recipe.from_dict(values)
     recipe = dataclasses.replace(recipe, mix_groups=max(recipe.mix_groups, processes))
     index = _index(options, facts)
@@ -150,8 +150,8 @@ def _index(options: ReplayOptions, facts: dict[str, str]) -> ImageIndex:
         raise RsbdaliError(f"{options.run} does not say where its data lies: add --data")
     class_map = Path(facts["class_map"]) if "class_map" in facts else None
     index = ImageIndex.load(find_split(data, "train"), class_map=class_map)
-    then = _count(options, facts, "train_images", len(index))
-    if then != len(index):
+    then = fact_count(facts, "train_images")
+    if then not in (None, len(index)):
         raise DataError(f"{index.name} has {len(index)} images now and had {then} in the run: its batches are gone")
     return index
 

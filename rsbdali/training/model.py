@@ -18,7 +18,7 @@ from torch import nn
 from rsbdali.errors import RecipeError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
-from rsbdali.runs.checkpoint import _check_fit
+from rsbdali.runs.checkpoint import load_weights
 from rsbdali.runs.resume_rules import has_fixed_size
 
 log = logging.getLogger(__name__)
@@ -107,8 +107,7 @@ def start_from(model: nn.Module, path: str | Path) -> None:
     ]
     for name in other_head:
         del state[name]
-    _check_fit(own, state, other_head, path)
-    model.load_state_dict(state, strict=False)
+    load_weights(model, state, path, anew=other_head)
     if other_head:
         log.info("%s is for other classes: %s start anew", path, ", ".join(other_head))
 

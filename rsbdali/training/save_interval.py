@@ -4,6 +4,7 @@ import re
 import time
 from dataclasses import dataclass
 
+from rsbdali.bounded import shown
 from rsbdali.errors import RsbdaliError
 
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -28,10 +29,11 @@ class Interval:
         Raises:
             RsbdaliError: it is none of these, or nothing.
         """
-        found = re.fullmatch(r"\s*(\d+)\s*(steps?|[smh])\s*", text)
+        found = re.fullmatch(r"\s*([0-9]{1,9})\s*(steps?|[smh])\s*", text)
         if found is None or int(found[1]) == 0:
             raise RsbdaliError(
-                f"--checkpoint-every {text}: expected a number of steps or a time, for example 500steps, 90s, 10m or 2h"
+                f"--checkpoint-every {shown(text)}: expected a number of steps or a time, for example 500steps, 90s, "
+                "10m or 2h"
             )
         number, unit = int(found[1]), found[2]
         return cls(steps=number) if unit.startswith("step") else cls(seconds=number * UNITS_S[unit])

@@ -21,7 +21,7 @@ from rsbdali.loader.eval import eval_batch_size
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint import load_weights
-from rsbdali.runs.state import ours_in
+from rsbdali.runs.record import read_record
 from rsbdali.training.evaluate import EvalResult, evaluate
 from rsbdali.training.model import create_model
 from rsbdali.training.precision import amp_dtype, kernel_policy
@@ -102,15 +102,16 @@ def choose_recipe(options: ValidateOptions, content: Mapping[str, Any] | None) -
         raise RsbdaliError("nothing to validate: give --checkpoint PATH, or --model NAME --pretrained")
     if content is None and not options.pretrained:
         raise RsbdaliError(f"--model {options.model} has no weights yet: add --pretrained, or give --checkpoint PATH")
-    ours = ours_in(content or {})
+    record = read_record(content or {}, str(options.checkpoint))
     if options.recipe is not None:
         values: dict[str, Any] = Recipe.load(options.recipe).to_dict()
-    elif ours is not None:
-        values = dict(ours["recipe"])
+    elif record is not None:
+        values = dict(record.recipe)
     else:
         values = {**Recipe.load(FALLBACK).to_dict(), **_published(options)}
     if content is not None:
-        values["model"] = options.model or content.get("arch") or values["model"]
+        arch = content.get("arch")
+        values["model"] = options.model or (arch if isinstance(arch, str) else values["model"])
     elif options.model is not None:
         values["model"] = options.model
     recipe = Recipe.from_dict(values)
@@ -134,11 +135,10 @@ def _published(options: ValidateOptions) -> dict[str, Any]:
 
 
 def _index(options: ValidateOptions, content: Mapping[str, Any] | None, *, check: bool) -> ImageIndex:
-    ours = ours_in(content or {})
-    classes = None if ours is None else tuple(ours["class_names"])
+    record = read_record(content or {}, str(options.checkpoint))
     return ImageIndex.load(
         find_split(options.data, "val"),
-        classes=classes,
+        classes=None if record is None else record.class_names,
         labels=options.val_labels,
         class_map=options.class_map,
         check=check,

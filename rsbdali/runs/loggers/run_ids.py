@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from rsbdali.atomic import write_text
+from rsbdali.bounded import NotPlain, parse_json, read_text
 from rsbdali.errors import RsbdaliError
 
 FILE = "loggers.json"
@@ -29,9 +30,9 @@ def _read(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RsbdaliError(f"{path} is damaged: remove it, and services begin a new record ({error})") from error
-    if not isinstance(content, dict):
-        raise RsbdaliError(f"{path} is damaged: remove it, and services begin a new record")
+        content = parse_json(read_text(path))
+        if not isinstance(content, dict):
+            raise NotPlain("holds no ids")
+    except NotPlain as error:
+        raise RsbdaliError(f"{path} is damaged: remove it, and services begin a new record (it {error})") from error
     return content

@@ -3,16 +3,14 @@
 What a folder lacks stays empty, and `Run.notes` says so.
 """
 
-import csv
-import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rsbdali.bounded import NotPlain, is_number, read_lines
 from rsbdali.errors import RsbdaliError
-from rsbdali.runs.folder import BEST, LAST, read_args
+from rsbdali.runs.folder import BEST, LAST, fact_count, is_epoch_file, parse_record, read_args
 
 MARKS = ("metrics.jsonl", "summary.csv")
 
@@ -56,8 +54,7 @@ class Run:
     @property
     def steps_per_epoch(self) -> int | None:
         """Optimiser steps an epoch, where the run recorded them."""
-        text = self.facts.get("steps_per_epoch", "")
-        return int(text) or None if text.isdecimal() and len(text) < 10 else None
+        return fact_count(self.facts, "steps_per_epoch") or None
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -68,14 +65,7 @@ class Run:
 
 def number(value: Any) -> float | None:
     """A finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) <= sys.float_info.max else None  # false for NaN too
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value can be the number of an epoch or a step."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1_000_000_000
+    return float(value) if is_number(value) and abs(value) < float("inf") else None  # false for NaN too
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -111,10 +101,11 @@ def _is_run(folder: Path) -> bool:
 def _read(folder: Path, name: str) -> Run:
     facts, recipe = read_args(folder)
     records, notes = _records(folder / "metrics.jsonl")
-    steps = [r for r in records if r["kind"] == "step" and is_count(r.get("step"))]
+    steps = [r for r in records if r["kind"] == "step"]
     epochs = [r for r in records if r["kind"] == "epoch"]
     if not epochs:
-        epochs = _summary(folder / "summary.csv")
+        epochs, damaged = _summary(folder / "summary.csv")
+        notes += [f"summary.csv: {damaged} damaged lines left out"] if damaged else []
     if not recipe:
         notes.append("args.yaml is missing: settings and environment are unknown")
     if not epochs:
@@ -139,38 +130,34 @@ def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     if not path.is_file():
         return [], ["metrics.jsonl is missing: the epochs are from summary.csv, without speeds"]
     records, damaged = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_lines(path):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # also of numbers and depths that are no damage but malice
+            records.append(parse_record(line))
+        except NotPlain:
             damaged += 1
-            continue
-        if isinstance(record, dict) and is_count(record.get("epoch")) and "kind" in record:
-            records.append(record)
     return records, [f"metrics.jsonl: {damaged} damaged lines left out"] if damaged else []
 
 
-def _summary(path: Path) -> list[dict[str, Any]]:
-    rows = [{key: _float(value) for key, value in row.items() if key} for row in _csv(path)]
-    numbered = [{**row, "epoch": int(row["epoch"])} for row in rows if number(row.get("epoch")) is not None]
-    return [row for row in numbered if is_count(row["epoch"])]
-
-
-def _csv(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table, none where it is missing or no table at all."""
+def _summary(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Rows of `summary.csv`, a cell that is no number being None, and how many lines are none."""
     if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        try:
-            return list(csv.DictReader(file))
-        except csv.Error:
-            return []
+        return [], 0
+    lines = [line.decode("utf-8", "replace").rstrip("\r\n") for line in read_lines(path)]
+    columns, rows, damaged = lines[0].split(",") if lines else [], [], 0
+    for line in lines[1:]:
+        row = dict(zip(columns, line.split(","), strict=False))
+        epoch = fact_count(row, "epoch")
+        if epoch is None:
+            damaged += 1
+        else:
+            rows.append({**{key: _float(value) for key, value in row.items()}, "epoch": epoch})
+    return rows, damaged
 
 
-def _float(text: Any) -> Any:
+def _float(text: str) -> float | None:
     try:
         return float(text)
-    except (TypeError, ValueError):
+    except ValueError:
         return None
 
 
@@ -179,9 +166,8 @@ def _checkpoints(folder: Path, epochs: Iterable[dict[str, Any]]) -> list[Checkpo
     best = max(top1, key=lambda epoch: top1[epoch], default=None)
     kept = []
     for path in folder.glob("checkpoint-*.pth.tar"):
-        word = path.name.removeprefix("checkpoint-").removesuffix(".pth.tar")
-        if word.isdecimal():
-            epoch = int(word)
+        if is_epoch_file(path.name):
+            epoch = int(path.name.removeprefix("checkpoint-").removesuffix(".pth.tar"))
             kept.append(Checkpoint(name=path.name, size=path.stat().st_size, epoch=epoch, top1=top1.get(epoch)))
     kept.sort(key=lambda c: (-1.0 if c.top1 is None else c.top1, -(c.epoch or 0)), reverse=True)
     first = []
@@ -194,4 +180,6 @@ def _checkpoints(folder: Path, epochs: Iterable[dict[str, Any]]) -> list[Checkpo
 
 
 def _bad_images(path: Path) -> int:
-    return len(_csv(path))
+    if not path.is_file():
+        return 0
+    return max(0, sum(1 for _ in read_lines(path)) - 1)  # the first is the head

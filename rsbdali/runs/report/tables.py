@@ -83,8 +83,8 @@ def _not_comparable(runs: Sequence[Run]) -> list[str]:
     return notes
 
 
-def _loss(run: Run) -> tuple[Any, ...]:
-    return tuple(run.recipe.get(name) for name in ("bce_loss", "bce_target_thresh", "smoothing"))
+def _loss(run: Run) -> tuple[str, ...]:
+    return tuple(_value(run.recipe, name) for name in ("bce_loss", "bce_target_thresh", "smoothing"))
 
 
 def _notes(notes: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from rsbdali.data.header import Care
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_images
 from rsbdali.errors import RsbdaliError
-from rsbdali.pipelines.eval import EvalExecutor
+from rsbdali.pipelines.host.eval import HostEvalExecutor
 from rsbdali.recipe import Recipe
 
 ROWS = 25
@@ -41,7 +41,7 @@ def main(data: str, count: int) -> None:
 
 def _decode(index: ImageIndex, sample_N: np.ndarray) -> dict[int, str]:
     """Image → why it does not decode."""
-    executor = EvalExecutor(index, Recipe(), rows=ROWS, device=torch.device("cpu"), num_threads=2)
+    executor = HostEvalExecutor(index, Recipe(), rows=ROWS, device=torch.device("cpu"), num_threads=2)
     bad: dict[int, str] = {}
     for start in range(0, len(sample_N), ROWS):
         part_K = sample_N[start : start + ROWS]

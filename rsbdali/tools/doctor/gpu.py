@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,10 +12,11 @@ from collections.abc import Sequence
 import torch
 
 from rsbdali.environment import driver_version, package_version
-from rsbdali.pipelines.roi import self_test_failure
+from rsbdali.ops.backend import missing_compiler
 from rsbdali.tools.doctor.findings import Finding, Level
 
 SELF_TEST_S = 120
+WITHOUT_KERNELS = "plain torch operations do its work, slower on a GPU, and images are made on the CPU (--decode cpu)"
 HARDWARE_JPEG = {(8, 0), (9, 0), (10, 0), (10, 3)}  # A100, A30; H100, H200; B200, B300
 
 
@@ -116,16 +116,8 @@ def check_dali() -> list[Finding]:
     text = ", ".join(f"{name} {version}" for name, version in versions if version)
     found = [Finding(Level.GOOD, "DALI", text), _decode_in_child("cpu")]
     if torch.cuda.is_available():
-        on_gpu = _decode_in_child("gpu")
-        found += [on_gpu, judge_regions(self_test_failure(0))] if on_gpu.level is Level.GOOD else [on_gpu]
+        found.append(_decode_in_child("gpu"))
     return found
-
-
-def judge_regions(failure: str | None) -> Finding:
-    """Whether the GPU decodes only the part of a JPEG that a crop needs; `failure` says why not."""
-    if failure is None:
-        return Finding(Level.GOOD, "regions on GPU", "only the crop's region of a JPEG is decoded")
-    return Finding(Level.NOTE, "regions on GPU", f"whole images are decoded: the self-test failed ({failure})")
 
 
 def _decode_in_child(device: str) -> Finding:
@@ -152,8 +144,10 @@ def judge_decode(topic: str, code: int, out: str, err: str) -> Finding:
 def check_triton() -> list[Finding]:
     """Triton, and the C compiler that it needs on a GPU machine."""
     if importlib.util.find_spec("triton") is None:
-        return [Finding(Level.NOTE, "Triton", "not installed: plain torch operations do its work, slower on a GPU")]
+        return [Finding(Level.NOTE, "Triton", f"not installed: {WITHOUT_KERNELS}")]
     text = f"{package_version('triton')}"
-    if shutil.which("cc") is None and shutil.which("gcc") is None and torch.cuda.is_available():
-        return [Finding(Level.AMISS, "Triton", f"{text}, but no C compiler", "install gcc (apt-get install gcc)")]
+    lacking = missing_compiler()
+    if lacking is not None and torch.cuda.is_available():
+        mend = "install gcc and Python's headers (apt-get install gcc python3-dev)"
+        return [Finding(Level.AMISS, "Triton", f"{text}, but {lacking}: {WITHOUT_KERNELS}", mend)]
     return [Finding(Level.GOOD, "Triton", text)]

@@ -1,9 +1,11 @@
 """The model card (README.md) of an exported folder: what was trained, on what, with what result, and how to use it."""
 
+import re
 from pathlib import Path
 
 import yaml
 
+from rsbdali.runs.folder import fact_count
 from rsbdali.tools.export.source import Source
 
 SHOWN_CLASSES = 12
@@ -17,7 +19,7 @@ def card(source: Source, name: str) -> str:
         source: what was trained.
         name: of the folder, for the title and the example.
     """
-    parts = [_metadata(), f"# {name}", _opening(source), _figures(source), _data(source), _use(source, name)]
+    parts = [_metadata(), f"# {_escaped(name)}", _opening(source), _figures(source), _data(source), _use(source, name)]
     return "\n\n".join([*parts, _recipe(source)]) + "\n"
 
 
@@ -29,7 +31,7 @@ def _metadata() -> str:
 
 def _opening(source: Source) -> str:
     recipe, versions = source.recipe, source.versions
-    programs = ", ".join(f"{key} {versions[key]}" for key in ("rsbdali", "torch", "timm") if key in versions)
+    programs = ", ".join(f"{key} {_escaped(versions[key])}" for key in ("rsbdali", "torch", "timm") if key in versions)
     weights = "averaged over training (EMA)" if source.averaged else "of the last step, not averaged"
     return (
         f"`{recipe.model}`, trained with recipe `{recipe.name}` in the manner of *ResNet Strikes Back* ({PAPER}) by "
@@ -56,8 +58,8 @@ def _data(source: Source) -> str:
     shown = ", ".join(f"`{_plain(name)}`" for name in names[:SHOWN_CLASSES])
     rest = f" and {len(names) - SHOWN_CLASSES} more (config.json has all)" if len(names) > SHOWN_CLASSES else ""
     facts, counted = source.facts, ""
-    if {"train_images", "val_images"} <= facts.keys():
-        train, val = int(facts["train_images"]), int(facts["val_images"])
+    train, val = fact_count(facts, "train_images"), fact_count(facts, "val_images")
+    if train is not None and val is not None:
         counted = f"{train:,} images in training, {val:,} in validation, "
     # the last part only: where it lies is nobody's business
     folder = f"folder `{_plain(Path(facts['data']).name)}`, " if facts.get("data") else ""
@@ -77,9 +79,16 @@ def _use(source: Source, name: str) -> str:
 
 def _recipe(source: Source) -> str:
     body = yaml.safe_dump(source.recipe.to_dict(), sort_keys=False, allow_unicode=True)
-    return f"## Recipe\n\n`rsbdali train --recipe FILE` takes this as it stands:\n\n```yaml\n{body}```"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", body)), default=0))  # a shorter row does not end the block
+    return f"## Recipe\n\n`rsbdali train --recipe FILE` takes this as it stands:\n\n{fence}yaml\n{body}{fence}"
 
 
 def _plain(text: str) -> str:
     """A name without what would break out of a Markdown code span or a string."""
-    return "".join(c for c in text if c.isprintable() and c not in '`"\\|')
+    return "".join(c for c in text if c.isprintable() and c not in '`"\\|').strip() or "?"
+
+
+def _escaped(text: str) -> str:
+    """A text that Markdown shows as it is: no markup, no HTML, one line."""
+    line = "".join(c for c in " ".join(text.split()) if c.isprintable())
+    return re.sub(r"([!-*/;-@\[-`{-~])", r"\\\1", line)  # ASCII punctuation but for + , - . :

@@ -113,7 +113,7 @@ def preprocessing(source: Source) -> dict[str, str]:
     return {
         "architecture": recipe.model,
         "num_classes": str(len(source.class_names)),
-        "class_names": json.dumps(list(source.class_names)),
+        "class_names": json.dumps(list(source.class_names)),  # in ASCII: a folder's name may be no text
         "layout": "NCHW, RGB, float32: (pixel / 255 - mean) / std",
         "input_size": json.dumps([3, *recipe.test_size]),
         "mean": json.dumps(list(recipe.mean)),

@@ -9,12 +9,13 @@ import torch
 from timm.data import ImageNetInfo
 from torch import nn
 
+from rsbdali.bounded import is_number
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint import load_weights
 from rsbdali.runs.folder import read_args
-from rsbdali.runs.state import ours_in
+from rsbdali.runs.record import read_record
 from rsbdali.training.model import create_model
 
 
@@ -64,25 +65,23 @@ def read_source(path: Path, *, use_ema: bool | None = None) -> Source:
         CheckpointError: it cannot be read, was written by another program, or has no averaged weights.
     """
     content = checkpoint.read(path)
-    ours = ours_in(content)
-    if ours is None:
+    record = read_record(content, path)
+    if record is None:
         raise CheckpointError(f"{path} is not of rsbdali train: it does not say its recipe and classes")
     has_ema = isinstance(content.get("state_dict_ema"), Mapping)
     if use_ema and not has_ema:
         raise CheckpointError(f"{path} holds no averaged weights: leave --ema out (train with --set model_ema=true)")
     averaged = has_ema and use_ema is not False
-    names = tuple(str(name) for name in ours["class_names"])
-    if not isinstance(content.get("epoch"), int):
-        raise CheckpointError(f"{path} does not say its epoch")
-    recipe = Recipe.from_dict({**ours["recipe"], "model": content.get("arch")})
+    names = record.class_names
+    recipe = Recipe.from_dict({**record.recipe, "model": content.get("arch")})
     return Source(
         model=_model(content, recipe, len(names), path, averaged=averaged),
         recipe=recipe,
         class_names=names,
         averaged=averaged,
-        epochs=content["epoch"] + 1,
+        epochs=record.epoch,
         top1=_top1(content, is_evaluated=averaged == has_ema),
-        versions=dict(ours["versions"]),
+        versions=record.versions,
         facts=read_args(path.parent)[0],
     )
 
@@ -97,4 +96,4 @@ def _model(content: Mapping[str, Any], recipe: Recipe, num_classes: int, path: P
 def _top1(content: Mapping[str, Any], *, is_evaluated: bool) -> float | None:
     """A checkpoint's metric is that of the averaged weights where there are some."""
     metric = content.get("metric")
-    return float(metric) if is_evaluated and isinstance(metric, int | float) else None
+    return float(metric) if is_evaluated and is_number(metric) else None

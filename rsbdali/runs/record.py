@@ -1,0 +1,170 @@
+"""What rsbdali writes into a checkpoint beside timm's keys, and its reading: checked, since anybody may write one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rsbdali.bounded import MOST_SCALAR, is_count, is_number, shown
+from rsbdali.errors import CheckpointError
+from rsbdali.runs.folder import is_epoch_file
+
+OURS = "rsbdali"
+MOST_ENTRIES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Where a run stands, and what it was.
+
+    Attributes:
+        recipe: plain values, as `Recipe.to_dict` gives them (another version of rsbdali may have written them).
+        versions: of rsbdali, torch, timm and Python.
+        epoch: that goes on or begins, from 0.
+        step: steps of it that are done.
+        class_names: in the order of the model's outputs.
+        mix_groups: effective number of mix groups G.
+        steps_per_epoch: optimiser steps.
+        updates: optimiser steps since the run began.
+        loss_sum: sum of the finite losses of the epoch's steps so far.
+        loss_steps: how many they are.
+        seconds: the run took so far.
+        best_top1: best evaluation so far, per cent.
+        best_epoch: its epoch.
+        history: name of a `checkpoint-<epoch>.pth.tar` → top-1.
+    """
+
+    recipe: Mapping[str, Any]
+    versions: Mapping[str, str]
+    epoch: int
+    step: int
+    class_names: tuple[str, ...]
+    mix_groups: int
+    steps_per_epoch: int
+    updates: int
+    loss_sum: float
+    loss_steps: int
+    seconds: float
+    best_top1: float | None
+    best_epoch: int | None
+    history: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, for the file."""
+        return {
+            "recipe": dict(self.recipe),
+            "versions": dict(self.versions),
+            "position": {"epoch": self.epoch, "step": self.step},
+            "class_names": list(self.class_names),
+            "mix_groups": self.mix_groups,
+            "steps_per_epoch": self.steps_per_epoch,
+            "updates": self.updates,
+            "loss_sum": self.loss_sum,
+            "loss_steps": self.loss_steps,
+            "seconds": self.seconds,
+            "best": {"top1": self.best_top1, "epoch": self.best_epoch},
+            "history": dict(self.history),
+        }
+
+
+def read_record(content: Mapping[str, Any], path: Path | str) -> Record | None:
+    """The record in a checkpoint, None in one of another program.
+
+    Raises:
+        CheckpointError: an entry is missing, or is not what it has to be.
+    """
+    ours = content.get(OURS)
+    if not isinstance(ours, Mapping):
+        return None
+    top = _Entries(ours, path)
+    position, best = (_Entries(top.get(key, _is_mapping, "entries"), path, f"{key}.") for key in ("position", "best"))
+    record = Record(
+        recipe=dict(top.get("recipe", _is_plain_mapping, "settings")),
+        versions=dict(top.get("versions", _is_texts_by_text, "texts")),
+        epoch=position.count("epoch"),
+        step=position.count("step"),
+        class_names=tuple(top.get("class_names", _is_texts, "a list of names")),
+        mix_groups=top.count("mix_groups"),
+        steps_per_epoch=top.count("steps_per_epoch"),
+        updates=top.count("updates"),
+        loss_sum=top.get("loss_sum", is_number, "a number"),
+        loss_steps=top.count("loss_steps"),
+        seconds=top.get("seconds", is_number, "a number"),
+        best_top1=best.get("top1", _or_none(is_number), "a number or none"),
+        best_epoch=best.get("epoch", _or_none(is_count), "a number or none"),
+        history=dict(top.get("history", _is_history, "names of checkpoints of the run and numbers")),
+    )
+    if record.step > record.steps_per_epoch:
+        raise CheckpointError(f"{path} is damaged: step {record.step} of an epoch of {record.steps_per_epoch} steps")
+    return record
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Entries of a mapping, each taken with a check that tells which one is wrong."""
+
+    entries: Mapping[Any, Any]
+    path: Path | str
+    prefix: str = ""
+
+    def get(self, key: str, fits: Callable[[Any], bool], expected: str) -> Any:
+        if key not in self.entries:
+            raise CheckpointError(f"{self.path} is damaged: it holds no {OURS}.{self.prefix}{key}")
+        value = self.entries[key]
+        if not fits(value):
+            raise CheckpointError(
+                f"{self.path} is damaged: {OURS}.{self.prefix}{key} is {shown(value)}, expected {expected}"
+            )
+        return value
+
+    def count(self, key: str) -> int:
+        found: int = self.get(key, is_count, "a whole number")
+        return found
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MOST_SCALAR
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_text, value))
+
+
+def _is_texts_by_text(value: Any) -> bool:
+    return _is_mapping(value) and all(map(_is_text, (*value.keys(), *value.values())))
+
+
+def _is_plain(value: Any, depth: int = 2) -> bool:
+    if value is None or isinstance(value, bool) or is_number(value) or _is_text(value):
+        return True
+    if isinstance(value, Mapping):
+        return depth > 0 and _is_plain_mapping(value, depth)
+    return isinstance(value, list | tuple) and depth > 0 and len(value) <= MOST_ENTRIES and _all_plain(value, depth)
+
+
+def _is_plain_mapping(value: Any, depth: int = 3) -> bool:
+    return (
+        _is_mapping(value)
+        and len(value) <= MOST_ENTRIES
+        and all(map(_is_text, value))
+        and _all_plain(value.values(), depth)
+    )
+
+
+def _all_plain(values: Any, depth: int) -> bool:
+    return all(_is_plain(value, depth - 1) for value in values)
+
+
+def _is_history(value: Any) -> bool:
+    """Names of the run's own files alone: what falls out of the best is deleted by its name."""
+    return _is_mapping(value) and all(
+        isinstance(name, str) and is_epoch_file(name) and is_number(metric) for name, metric in value.items()
+    )
