@@ -104,7 +104,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     ),
     "resume from a folder": ("train --data {}/data --output {}/output --resume {}/data", ["no checkpoint {}/data"]),
     "resume from text": ("train --data {}/data --output {}/output --resume {}/text.pth", ["{}/text.pth", "damaged"]),
-    "resume behind the epoch": ("train --data {}/data --output {}/output --resume {}/behind.pth", ["step 9 of 2"]),
+    "resume behind the epoch": (
+        "train --data {}/data --output {}/output --resume {}/behind.pth",
+        ["{}/behind.pth is damaged: step 9 of an epoch of 2 steps"],
+    ),
     "resume without an optimizer": (
         "train --data {}/data --output {}/output --resume {}/no-optimizer.pth",
         ["{}/no-optimizer.pth", "optimizer"],
@@ -112,22 +115,28 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "start from text": ("train --data {}/data --output {}/output --initial-checkpoint {}/text.pth", ["{}/text.pth"]),
     "an empty checkpoint": ("validate --data {}/data --checkpoint {}/empty.pth", ["{}/empty.pth", "truncated"]),
     "a checkpoint that is a list": ("validate --data {}/data --checkpoint {}/list.pth", ["{}/list.pth", "a list"]),
-    "a record that is none": ("validate --data {}/data --checkpoint {}/no-record.pth", ["`rsbdali` is no record"]),
+    "a record that is none": ("validate --data {}/data --checkpoint {}/no-record.pth", ["no model weights"]),
     "a record without classes": (
         "validate --data {}/data --checkpoint {}/no-classes.pth",
-        ["rsbdali.class_names is missing"],
+        ["{}/no-classes.pth is damaged: it holds no rsbdali.class_names"],
     ),
-    "classes that are numbers": ("validate --data {}/data --checkpoint {}/no-names.pth", ["class_names are no names"]),
+    "classes that are numbers": (
+        "validate --data {}/data --checkpoint {}/no-names.pth",
+        ["{}/no-names.pth", "class_names is [1, 2]"],
+    ),
     "a position that is text": (
         "export --checkpoint {}/no-place.pth --format timm --out {}/x",
-        ["position.epoch is a"],
+        ["{}/no-place.pth", "position.epoch is 'first'"],
     ),
     "a record's recipe": ("export --checkpoint {}/bad-recipe.pth --format timm --out {}/x", ["'modle'"]),
     "weights by number": ("validate --data {}/data --checkpoint {}/numbers.pth", ["no model weights"]),
     "a model that is a number": ("validate --data {}/data --checkpoint {}/no-arch.pth", ["model"]),
     "a report of binary settings": ("report {}/run-binary", ["{}/run-binary/args.yaml"]),
     "a report of settings in a list": ("report {}/run-list", ["{}/run-list/args.yaml holds no settings"]),
-    "a replay of damaged facts": ("replay --run {}/run-processes --step 0", ["args.yaml", "processes: many"]),
+    "a replay without facts": (
+        "replay --run {}/run-processes --step 0",
+        ["{}/run-processes does not say where its data lies"],
+    ),
     "a replay of no run": ("replay --run {}/data --step 0", ["{}/data", "no args.yaml"]),
     "a table of binary data": ("index {}/empty.pth", ["{}/empty.pth"]),
 }
