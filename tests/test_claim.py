@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import AbstractContextManager
@@ -146,20 +147,30 @@ def test_without_locks_the_text_counts_while_its_process_lives(
         assert "knows no locks (Operation not supported)" in caplog.messages[-1]
 
 
+def gone() -> int:
+    """Number of a process that was."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
 @pytest.mark.usefixtures("no_locks")
-@pytest.mark.parametrize("change", ["another process took its number", "cut", "binary", "this one"])
+@pytest.mark.parametrize(
+    "change", ["another process took its number", "cut", "cut, of a process that is gone", "binary", "this one"]
+)
 def test_without_locks_a_text_of_nobody_blocks_nobody(tmp_path: Path, change: str) -> None:
     (tmp_path / "mine").mkdir()
     text = "".join(f"{key}: {value}\n" for key, value in claim._this_process().items())
     contents = {
         "another process took its number": text.replace(f"process: {os.getpid()}", "process: 1").encode(),
         "cut": text[:20].encode(),
+        "cut, of a process that is gone": f"host: {socket.gethostname()}\nprocess: {gone()}\n".encode(),
         "binary": b"\xff\0" * 5000,
         "this one": text.encode(),
     }
     (tmp_path / "mine" / LOCK).write_bytes(contents[change])
     with take(tmp_path, "mine"):
-        assert (tmp_path / "mine" / LOCK).read_text() == text
+        assert f"process: {os.getpid()}\n" in (tmp_path / "mine" / LOCK).read_text()
 
 
 @pytest.mark.parametrize("name", ["a3-resnet50-²", "a3-resnet50-", "a3-resnet50x", "a3-resnet50-2a"])

@@ -207,6 +207,25 @@ def test_values_that_are_no_numbers(tmp_path: Path) -> None:
     assert "nan" not in text.lower().replace("financ", "")
 
 
+@pytest.mark.parametrize("keep", ["metrics.jsonl", "summary.csv"])
+def test_a_run_that_somebody_has_tampered_with(tmp_path: Path, keep: str) -> None:
+    folder = make_run(tmp_path / "run", epochs=2)
+    for name in {"metrics.jsonl", "summary.csv"} - {keep}:
+        (folder / name).unlink()
+    with (folder / "metrics.jsonl").open("a" if keep == "metrics.jsonl" else "w") as file:
+        for epoch in ("1" * 5000, "1" * 400, "-1", "true", '"x"', "[" * 100_000):
+            file.write(f'{{"kind": "epoch", "epoch": {epoch}}}\n')
+        file.write('{"kind": "step", "epoch": 1, "step": "first", "loss": []}\n')
+        file.write(f'{{"kind": "step", "epoch": 1, "step": 1, "loss": {"1" * 400}}}\n')
+    with (folder / "summary.csv").open("ab") as table:
+        table.write(b"inf,1\nnan,1\n-3,1\n1e300,1\n\xff,1\n,\n")
+    (folder / "bad_images.csv").write_bytes(b"path,reason\n" + b"x" * 200_000 + b",y\n")
+    (run,) = read_runs([folder])
+    assert [row["epoch"] for row in run.epochs] == [0, 1]
+    assert "damaged lines left out" in "".join(run.notes)
+    Page(report([run]))
+
+
 def test_names_that_two_runs_share(tmp_path: Path) -> None:
     make_run(tmp_path / "a/run")
     make_run(tmp_path / "b/run")

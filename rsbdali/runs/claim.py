@@ -147,7 +147,8 @@ def _lives(holder: Mapping[str, str]) -> bool:
     number = holder.get("process", "")
     if holder.get("host") != socket.gethostname() or not number.isdecimal() or int(number) == os.getpid():
         return False
-    return _start_of(int(number)) == holder.get("clock ticks from boot to its start")
+    start = _start_of(int(number))
+    return start is not None and start == holder.get("clock ticks from boot to its start")
 
 
 def _start_of(process: int) -> str | None:
