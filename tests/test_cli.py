@@ -111,6 +111,14 @@ def test_a_mistake_in_a_process_of_its_own() -> None:
     assert done.stdout == ""
 
 
+def test_hostile_settings_in_a_process_of_its_own(tmp_path: Path) -> None:
+    bomb = "scale:\n- &a0 [x,x]\n" + "".join(f"- &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+    (tmp_path / "bomb.yaml").write_text(bomb)
+    done = run("recipe", "show", tmp_path / "bomb.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"Error: {tmp_path}/bomb.yaml has an alias (*a0) in line 3: write its value out\n"
+
+
 def test_debug_shows_the_traceback() -> None:
     done = run("recipe", "show", "a9", "--debug")
     assert done.returncode != 0

@@ -54,7 +54,7 @@ from rsbdali.errors import RsbdaliError
 @click.option("--affinity/--no-affinity", default=True, help="Keep each of several processes to its own cores.")
 @click.option(
     "--rank-timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, 1e6, min_open=True),
     default=10.0,
     show_default=True,
     help="Minutes that processes wait for each other in a step.",

@@ -156,6 +156,13 @@ def _index(options: ReplayOptions, facts: dict[str, str]) -> ImageIndex:
     return index
 
 
+def _count(options: ReplayOptions, facts: dict[str, str], key: str, default: int) -> int:
+    text = facts.get(key, str(default))
+    if not (text.isdecimal() and len(text) < 16 and int(text) > 0):
+        raise RsbdaliError(f"{options.run / ARGS} is damaged: {key}: {text}")
+    return int(text)
+
+
 def _place(options: ReplayOptions, recipe: Recipe, steps: int) -> tuple[int, int]:
     epoch, step = options.epoch or 0, options.step
     if options.epoch is None:

@@ -41,12 +41,13 @@ def page(title: str, subtitle: str, body: str, style: str = "") -> str:
         body: HTML, its texts escaped.
         style: CSS of the page's own, after STYLE.
     """
-    return (
+    text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n<body><main>\n"
         f"<h1>{escape(title)}</h1><p class=sub>{escape(subtitle)}</p>\n{body}\n</main></body></html>\n"
     )
+    return text.encode("utf-8", "backslashreplace").decode()  # names in it may be no text
 
 
 def section(heading: str, subtitle: str, body: str) -> str:
