@@ -65,7 +65,7 @@ def tensor_table(rows: Sequence[tuple[int, ...]]) -> np.ndarray:
         rows: four addresses, length in values and parameter group of each tensor.
 
     Returns:
-        int64 (T, 7): the rows, and 1 where all of a tensor's values may be read by four: 16 bytes, from a multiple of 16.
+        int64 (T, 7): the rows, and 1 where all of a tensor's values may be read by four: 16 bytes a load.
     """
     table_T6 = np.array(rows, np.int64).reshape(-1, 6)
     wide_T = ~(table_T6[:, :4] % 16).any(axis=1) & (table_T6[:, 4] % 4 == 0)
@@ -101,8 +101,8 @@ class KernelStep:
         """Make the tables for these tensors, unless they still hold.
 
         Raises:
-            DeviceError: a tensor is not float32, or not on the device: the kernels would read other memory than its own.
-        RuntimeError: they have to be made anew inside the capture of a CUDA graph.
+            DeviceError: a tensor is not float32, or not on the device: the kernels would read other memory than its.
+            RuntimeError: they have to be made anew inside the capture of a CUDA graph.
         """
         key = [each.key for each in tensors]
         if key == self._key:
@@ -190,7 +190,7 @@ class KernelStep:
 
     def _refuse_others(self, each: Tensors) -> None:
         names = "parameter", "gradient", "first moment", "second moment"
-        for name, tensor in zip(names, each, strict=False):  # the last field is no tensor
+        for name, tensor in zip(names, (each.param, each.grad, each.exp_avg, each.exp_avg_sq), strict=True):
             if tensor.dtype is not torch.float32 or tensor.device != self._device:
                 raise DeviceError(
                     f"LAMB's kernels take float32 on {self._device}: the {name} of shape {tuple(tensor.shape)} is "
