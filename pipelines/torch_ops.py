@@ -12,7 +12,7 @@ import torch
 from torch.utils import dlpack
 
 from rsbdali.ops.equalize import equalize
-from rsbdali.ops.warp import warp
+from rsbdali.ops.warp import warp_each
 from rsbdali.plan.randaugment import BICUBIC
 
 
@@ -21,17 +21,7 @@ def warp_samples(image_capsules: list[Any], matrix_capsules: list[Any], filter_c
 
     def run(images_NHWC: torch.Tensor) -> torch.Tensor:
         matrix_N6, cubic_N = _stack(matrix_capsules), _stack(filter_capsules).flatten() == BICUBIC
-        if images_NHWC.is_cuda:
-            from rsbdali.ops.warp_kernel import warp_fused  # Triton takes a while to import, and a CPU needs none
-
-            return warp_fused(images_NHWC, matrix_N6, cubic_N)
-        # image by image the working set stays in the cache
-        return torch.cat(
-            [
-                warp(images_NHWC[i : i + 1], matrix_N6[i : i + 1], cubic=cubic)
-                for i, cubic in enumerate(cubic_N.tolist())
-            ]
-        )
+        return warp_each(images_NHWC, matrix_N6, cubic_N)
 
     return _run(run, image_capsules)
 

@@ -1,5 +1,7 @@
 """The environment is read, a rank finds its device, and a single process needs no group."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 
@@ -45,6 +47,31 @@ def test_a_single_process_needs_no_group() -> None:
         assert collectives.primary_first(lambda first: first, world) is True
         with pytest.raises(DeviceError, match="mine"):
             collectives.together(_fail, world)
+
+
+def test_ranks_with_gpus_wait_for_each_other_by_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL for steps, with their timeout; beside it gloo for what may take long: indexing, downloads, saves."""
+    made: list[tuple[object, ...]] = []
+    used: list[object] = []
+    dist, minutes = torch.distributed, timedelta(minutes=1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **k: made.append((backend, k["timeout"] / minutes)))
+    monkeypatch.setattr(
+        dist, "new_group", lambda timeout, backend: made.append((backend, timeout / minutes)) or "gloo's"
+    )
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(dist, "barrier", lambda group: used.append(group))
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda box, src, group: used.append(group))
+    monkeypatch.setattr(dist, "all_gather_object", lambda box, value, group: used.append(group))
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: used.append("default"))
+    world = World(0, 2, 0)
+    with process_group.process_group(world, torch.device("cuda", 0), timedelta(minutes=2)):
+        collectives.barrier(world)
+        collectives.from_primary(1, world)
+        collectives.from_all(1, world)
+        collectives.sum_(torch.ones(1), world)
+    assert made == [("nccl", 2), ("gloo", 30)]
+    assert used == ["gloo's"] * 3 + ["default"]
 
 
 def _fail() -> None:

@@ -302,6 +302,44 @@ def test_faults_of_losses_that_stay_so_end_a_skipping_run_too(toy: Callable[...,
         run.go()
 
 
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_faults_of_gradients_that_overflow_at_every_scale_end_the_run(
+    toy: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, on_nan: str
+) -> None:
+    """Finite losses, no update: from 65536 it is 17 halvings to below 1."""
+    caplog.set_level("INFO")
+    run = toy(steps=30, more={"on_nan": on_nan}, epochs=1, opt="sgd", amp_dtype="float16")
+    run.state.model.fc.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = run.state.model.fc.weight.clone()
+    with pytest.raises(RecipeError, match=r"float16's loss scale fell to 0.5 in epoch 1 step 17: gradients overflow"):
+        run.go()
+    assert torch.equal(run.state.model.fc.weight, before)
+    assert "went from 65536 to 32768: the update of epoch 1 step 1 is left out" in caplog.text
+    assert "went from 2 to 1: the update of epoch 1 step 16 is left out" in caplog.text
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss_scale"] for row in rows] == [65536.0 / 2**n for n in (0, *range(1, 17))]
+
+
+def test_faults_of_one_overflow_do_not_end_it(toy: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    run = toy(steps=3, epochs=1, opt="sgd", amp_dtype="float16")
+    calls = []
+    run.state.model.fc.weight.register_hook(
+        lambda gradient: gradient * float("inf") if calls.append(1) or len(calls) == 3 else gradient
+    )
+    assert run.go().epochs == 1
+    assert caplog.text.count("float16's loss scale went from") == 1
+    assert "to 32768: the update of epoch 1 step 2 is left out" in caplog.text
+
+
+def test_faults_of_losses_that_stay_so_in_float16_are_named_as_such(toy: Callable[..., Any]) -> None:
+    run = toy(steps=30, epochs=1, amp_dtype="float16")
+    with torch.no_grad():
+        run.state.model.fc.weight.fill_(float("nan"))
+    with pytest.raises(RecipeError, match="the loss was nan for 17 steps in a row, up to epoch 1 step 17"):
+        run.go()
+
+
 def test_faults_of_a_gradient_that_is_not_finite_are_skipped(toy: Callable[..., Any]) -> None:
     run = toy(steps=2, more={"on_nan": "skip"}, epochs=1, opt="sgd")
     calls = []

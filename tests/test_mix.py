@@ -5,7 +5,6 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from rsbdali.errors import RecipeError
 from rsbdali.ops.mix import mix_bytes, mix_normalize, mix_normalize_reference
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.recipe import IMAGENET_MEAN, IMAGENET_STD
@@ -115,25 +114,6 @@ def test_reference_equals_timm(cut: bool, seed: int, monkeypatch: pytest.MonkeyP
         _assert_close(function(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_fourth_channel_is_zero(dtype: torch.dtype) -> None:
-    images_NHWC = _images(6, 10, 12)
-    arguments = (images_NHWC, *_rows(6, 10, 12, "elem"), IMAGENET_MEAN, IMAGENET_STD, dtype)
-    padded = mix_normalize(*arguments, channels=4)
-    assert padded.shape == (6, 4, 10, 12)
-    assert padded.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(padded[:, :3], mix_normalize_reference(*arguments))
-    assert not padded[:, 3].any()
-    out = torch.empty_like(padded)
-    assert mix_normalize(*arguments, out, channels=4).data_ptr() == out.data_ptr()
-    assert torch.equal(out, padded)
-
-
-def test_other_numbers_of_channels_are_refused() -> None:
-    with pytest.raises(RecipeError, match="channels=5: use 3 or 4"):
-        mix_normalize(_images(2, 4, 4), *_rows(2, 4, 4, "none"), IMAGENET_MEAN, IMAGENET_STD, channels=5)
-
-
 def test_bytes_count_what_a_mix_reads() -> None:
     box_N4 = np.zeros((6, 4), np.int32)
     box_N4[3] = (0, 5, 2, 3)
@@ -142,7 +122,7 @@ def test_bytes_count_what_a_mix_reads() -> None:
     lam_N = np.array([0.3, 1, 0, 0.7, 0.5, 1], np.float32)
     out = 2 * 6 * 10 * 12 * 3
     assert mix_bytes(partner_N, lam_N, box_N4, 10, 12, torch.float16) == 7 * 10 * 12 * 3 + out
-    assert mix_bytes(partner_N, lam_N, box_N4, 10, 12, torch.float32, 4) == 7 * 10 * 12 * 3 + out // 3 * 4 * 2
+    assert mix_bytes(partner_N, lam_N, box_N4, 10, 12, torch.float32) == 7 * 10 * 12 * 3 + 2 * out
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -152,13 +132,12 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 @gpu
 @pytest.mark.parametrize("kind", ["none", "mixup", "cutmix", "elem"])
 @pytest.mark.parametrize(("height", "width"), [(160, 160), (224, 236), (33, 47)])
-@pytest.mark.parametrize("channels", [3, 4])
-def test_gpu_equals_the_reference_on_the_cpu(kind: str, height: int, width: int, channels: int) -> None:
+def test_gpu_equals_the_reference_on_the_cpu(kind: str, height: int, width: int) -> None:
     images_NHWC = _images(7, height, width)[1:]  # starts at an odd address for the odd size
     arguments = (*_rows(6, height, width, kind), IMAGENET_MEAN, IMAGENET_STD)
-    expected = mix_normalize_reference(images_NHWC, *arguments, channels=channels)
+    expected = mix_normalize_reference(images_NHWC, *arguments)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        result = mix_normalize(images_NHWC.cuda(), *arguments, dtype, channels=channels)
+        result = mix_normalize(images_NHWC.cuda(), *arguments, dtype)
         assert result.dtype == dtype
         assert result.is_contiguous(memory_format=torch.channels_last)
         rtol = TOLERANCE if dtype is torch.float32 else 0.51 * torch.finfo(dtype).eps

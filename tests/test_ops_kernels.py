@@ -71,12 +71,12 @@ def mixes(draw: st.DrawFn) -> tuple[torch.Tensor, Rows]:
 
 
 @few
-@given(mixes(), st.sampled_from(DTYPES), st.sampled_from([3, 4]), st.sampled_from([256, 4096]))
-def check_mix(mix: tuple[torch.Tensor, Rows], dtype: torch.dtype, channels: int, block: int) -> None:
+@given(mixes(), st.sampled_from(DTYPES), st.sampled_from([256, 4096]))
+def check_mix(mix: tuple[torch.Tensor, Rows], dtype: torch.dtype, block: int) -> None:
     images_NHWC, rows = mix
     mix_kernel.BLOCK = block  # a small one, so that small images have several
-    result = mix_normalize(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD, dtype, channels=channels)
-    exact = mix_normalize_reference(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD, channels=channels)
+    result = mix_normalize(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD, dtype)
+    exact = mix_normalize_reference(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD)
     assert result.dtype == dtype
     assert result.is_contiguous(memory_format=torch.channels_last)
     rtol = 1.02 * ROUNDING[dtype] + MIX_TOLERANCE  # a near tie may round the other way
@@ -86,10 +86,10 @@ def check_mix(mix: tuple[torch.Tensor, Rows], dtype: torch.dtype, channels: int,
 def check_mix_takes_memory_and_rows_of_any_kind() -> None:
     images_NHWC, partner_N = random_images(3, 9, 16), np.array([2, 0, 1])
     rows = (partner_N, np.array([0.25, 1, 1], np.float32), np.array([[0, 0, 0, 0], [2, 7, 3, 9], [0, 0, 0, 0]]))
-    out = torch.full((3, 9, 16, 4), torch.nan).permute(0, 3, 1, 2)
-    expected = mix_normalize_reference(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD, channels=4)
+    out = torch.full((3, 9, 16, 3), torch.nan).permute(0, 3, 1, 2)
+    expected = mix_normalize_reference(images_NHWC, *rows, IMAGENET_MEAN, IMAGENET_STD)
     for given_rows in (rows, [torch.from_numpy(array) for array in rows]):
-        mix = mix_normalize(images_NHWC, *given_rows, IMAGENET_MEAN, IMAGENET_STD, out=out.fill_(torch.nan), channels=4)
+        mix = mix_normalize(images_NHWC, *given_rows, IMAGENET_MEAN, IMAGENET_STD, out=out.fill_(torch.nan))
         assert mix.data_ptr() == out.data_ptr()
         torch.testing.assert_close(mix, expected, rtol=MIX_TOLERANCE, atol=MIX_TOLERANCE)
     nothing = mix_normalize(images_NHWC[:0], *(array[:0] for array in rows), IMAGENET_MEAN, IMAGENET_STD)
@@ -123,11 +123,11 @@ def check_mix_reads_what_the_mix_demands() -> None:
     lam_N = np.array([0.3, 1, 0, 0.5, 0.5, 0.5, 1], np.float32)
     box_N4 = np.zeros((7, 4), np.int32)
     box_N4[4:6] = (2, 7, 8, 24), (0, 8, 0, 32)
-    for dtype, channels in ((torch.float16, 3), (torch.float32, 4)):
-        written = dtype.itemsize * channels * 7 * 8 * 32
+    for dtype in (torch.float16, torch.float32):
+        written = dtype.itemsize * 3 * 7 * 8 * 32
         with counted_reads() as counts:
-            mix_normalize(images_NHWC, partner_N, lam_N, box_N4, IMAGENET_MEAN, IMAGENET_STD, dtype, channels=channels)
-        assert sum(counts) + written == mix_bytes(partner_N, lam_N, box_N4, 8, 32, dtype, channels)
+            mix_normalize(images_NHWC, partner_N, lam_N, box_N4, IMAGENET_MEAN, IMAGENET_STD, dtype)
+        assert sum(counts) + written == mix_bytes(partner_N, lam_N, box_N4, 8, 32, dtype)
     box_N4[4:6] = (2, 7, 9, 23), (1, 2, 3, 4)
     with counted_reads() as counts:
         mix_normalize(images_NHWC, partner_N, lam_N, box_N4, IMAGENET_MEAN, IMAGENET_STD, torch.float16)
@@ -232,15 +232,14 @@ def test_kernels_interpreted(check: str, interpreted: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("capability", [70, 80, 90, 100])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("channels", [3, 4])
-def test_mix_kernel_compiles(capability: int, dtype: str, channels: int) -> None:
-    vec = mix_kernel.chunk(160, channels, getattr(torch, dtype))
+def test_mix_kernel_compiles(capability: int, dtype: str) -> None:
+    vec = mix_kernel.chunk(160, getattr(torch, dtype))
     floats = {f"{name}{channel}": "fp32" for name in ("scale", "shift") for channel in range(3)}
     stages = triton_tools.compiled(
         mix_kernel.mix_kernel,
         capability,
         {"images": "*u8", "out": triton_tools.POINTERS[dtype], "rows": "*i32", "count": "i32", **floats},
-        {"HEIGHT": 160, "WIDTH": 160, "CHANNELS": channels, "VEC": vec, "BLOCK": mix_kernel.BLOCK},
+        {"HEIGHT": 160, "WIDTH": 160, "VEC": vec, "BLOCK": mix_kernel.BLOCK},
         aligned=("images", "out", "rows"),
     )
     assert stages["cubin"]
@@ -248,10 +247,10 @@ def test_mix_kernel_compiles(capability: int, dtype: str, channels: int) -> None
     assert stages["ptx"].count("st.global.v4.b32") == stores, "each thread writes 16 bytes at a time"
     if dtype == "bfloat16" and capability >= 80:  # the interpreter cuts off; for sm_70 Triton rounds by integers
         assert "cvt.rn.bf16x2.f32" in stages["ptx"]
-    if channels == 3:  # masks and all: CutMix's reads are as wide as a mixup's; six words are the row's own
-        wide = {8: "ld.global.v2.b32", 4: "ld.global.b32"}[vec]
-        assert stages["ptx"].count(wide) >= loads - 6
-        assert "st.shared" not in stages["ptx"], "nothing changes threads between load and store"
+    # masks and all: CutMix's reads are as wide as a mixup's; six words are the row's own
+    wide = {8: "ld.global.v2.b32", 4: "ld.global.b32"}[vec]
+    assert stages["ptx"].count(wide) >= loads - 6
+    assert "st.shared" not in stages["ptx"], "nothing changes threads between load and store"
 
 
 @pytest.mark.parametrize("capability", [70, 80, 90, 100])

@@ -1,6 +1,7 @@
 """LAMB against timm's: on the CPU, by the kernels in Triton's interpreter, and compiled for each GPU."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -10,10 +11,10 @@ from hypothesis import strategies as st
 from timm.optim import create_optimizer_v2
 
 from helpers import triton_tools
-from rsbdali.errors import RecipeError
+from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.ops import lamb_kernels
 from rsbdali.ops.lamb import Lamb, lamb_bytes
-from rsbdali.ops.lamb_launch import CHUNK
+from rsbdali.ops.lamb_launch import CHUNK, KernelStep, Tensors, tensor_table
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -210,6 +211,46 @@ def test_other_variants_are_refused() -> None:
         Lamb([{"params": [model.weight0]}, {"params": [model.weight1], "eps": 1e-8}])
 
 
+def test_an_odd_tensor_does_not_slow_the_others() -> None:
+    """Four addresses, a length and a group in; by four where all of that divides."""
+    rows = [(0, 16, 32, 48, 8, 0), (0, 16, 32, 48, 10, 0), (0, 20, 32, 48, 8, 1), (64, 16, 32, 0, 4, 1)]
+    assert tensor_table(rows)[:, 6].tolist() == [1, 0, 0, 1]
+    assert tensor_table(rows)[:, :6].tolist() == [list(row) for row in rows]
+    # ten classes, and what DDP's bucket has behind the bias of ten
+    bucket = torch.zeros(10 + 40)
+    grads = bucket[:10], bucket[10:], torch.zeros(40)
+    step = KernelStep(CPU, 1)
+    step.prepare([Tensors(*(torch.zeros(len(g)), g, torch.zeros(len(g)), torch.zeros(len(g))), 0) for g in grads])
+    assert step._table_T7[:, 6].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(torch.Tensor.double, "is float64 on cpu"), (lambda t: t.to("meta"), "is float32 on meta")],
+    ids=["type", "device"],
+)
+def test_kernels_refuse_what_they_would_misread(which: int, change: Callable[..., torch.Tensor], says: str) -> None:
+    tensors = [torch.zeros(2, 6) for _ in range(4)]
+    tensors[which] = change(tensors[which])
+    name = ("parameter", "gradient", "first moment", "second moment")[which]
+    with pytest.raises(DeviceError, match=rf"float32 on cpu: the {name} of shape \(2, 6\) {says}"):
+        KernelStep(CPU, 1).prepare([Tensors(*tensors, 0)])
+
+
+def test_sparse_gradients_and_parameters_with_gaps_are_refused() -> None:
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(DeviceError, match=r"one of shape \(5, 3\) is sparse"):
+        Lamb(embedding.parameters()).step()
+    memory = torch.ones(4, 6)
+    part = torch.nn.Parameter(memory[:, :3])
+    part.grad = torch.ones(4, 3)
+    with pytest.raises(DeviceError, match=r"one of shape \(4, 3\) has gaps"):
+        Lamb([part]).step()
+    assert torch.equal(memory, torch.ones(4, 6))
+
+
 def test_floor_in_bytes() -> None:
     assert lamb_bytes(Weights([(10, 2), (5,)]).parameters()) == 7 * 4 * 25
 
@@ -223,7 +264,6 @@ TYPES = {
     "max_norm": "fp32",
 }
 CONSTANTS = {
-    "VECTOR": 4,
     "CHUNK": CHUNK,
     "BETA2": 0.999,
     "TAKE1": 0.1,
@@ -243,8 +283,11 @@ def test_lamb_kernels_compile(name: str, capability: int) -> None:
     types = {argument: TYPES.get(argument, "*fp32") for argument in kernel.arg_names if argument not in constants}
     stages = triton_tools.compiled(kernel, capability, types, constants, num_warps=8)
     assert stages["cubin"]
-    if "CHUNK" in constants:  # the streams are read 16 bytes at a time
-        assert "ld.global.v4" in stages["ptx"]
+    if "CHUNK" in constants:  # the streams are read 16 bytes at a time, those of odd tensors 4
+        streams = {"grad_squares": 1, "moments": 4, "apply": 3}[name]
+        loads = CHUNK // (8 * 32 * 4)  # of each of 8 × 32 threads
+        assert stages["ptx"].count("ld.global.v4.b32") == loads * streams
+        assert stages["ptx"].count("ld.global.b32") >= 4 * loads * streams
 
 
 def check_given(device: torch.device, shapes: list[tuple[int, ...]], steps: int, size: float, turn: bool) -> None:

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+from helpers.fake_cuda import FakeCuda
 from rsbdali.distributed.async_sum import LateSum
 from rsbdali.distributed.launch import exit_code
 from rsbdali.distributed.world import World
@@ -83,6 +84,19 @@ def test_late_numbers_come_one_push_late() -> None:
     assert late.push(value_K) == [1.0, 2.0]
     assert late.flush() == [6.0, 7.0]
     assert late.flush() is None
+
+
+def test_late_numbers_of_a_gpu_wait_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wait a push, for the push before, by an event that lets the core sleep."""
+    cuda = FakeCuda(monkeypatch)
+    made, make, empty = [], torch.cuda.Event, torch.empty
+    monkeypatch.setattr(torch.cuda, "Event", lambda **more: made.append(more) or make(**more))
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **more: empty(*shape, **more))
+    late = LateSum(torch.device("cuda", 0), World())
+    assert late.push(torch.ones(2)) is None
+    assert late.push(torch.full((2,), 3.0)) == [1.0, 1.0]
+    assert cuda.diary == [("record", "model", 1), ("wait for host", "", 1), ("record", "model", 2)]
+    assert made == [{"blocking": True}] * 2
 
 
 @pytest.mark.gpu

@@ -75,10 +75,10 @@ def test_loss_and_notes_come_one_step_late() -> None:
         notes = partial(list, [float(s), 0.5])
         told.append(step([loader.batch(0, s, g) for g in range(2)], update=s + 1, notes=notes))
     assert told[0] is None
-    assert [row[1:] for row in told[1:] if row] == [[0.0, 0.5], [1.0, 0.5]]
+    assert [row[1:] for row in told[1:] if row] == [[1.0, 0.0, 0.5], [1.0, 1.0, 0.5]]  # first the scale: there is none
     last = step.flush()
     assert last is not None
-    assert last[1:] == [2.0, 0.5]
+    assert last[1:] == [1.0, 2.0, 0.5]
     assert step.flush() is None
 
 
@@ -161,4 +161,4 @@ def test_the_host_does_not_wait_for_the_gpu() -> None:
         torch.cuda.set_sync_debug_mode(before)
     told = step.flush()
     assert told is not None
-    assert told[1:] == [0.0, 1.0]
+    assert told[1:] == [1.0, 0.0, 1.0]

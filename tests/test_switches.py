@@ -144,9 +144,12 @@ def test_compile_goes_around_ddp() -> None:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_captured_steps_equal_plain_ones(dtype: torch.dtype) -> None:
-    recipe = fakes.recipe(batch_size=8, clip_grad=0.5)
+@pytest.mark.parametrize(
+    ("dtype", "more"), [(torch.float32, {}), (torch.float16, {}), (torch.float32, {"drop_path": 0.3, "drop": 0.2})]
+)
+def test_captured_steps_equal_plain_ones(dtype: torch.dtype, more: dict[str, Any]) -> None:
+    """Drop path among them: each replay comes behind the reseeding of its own pass, from which a GPU's kernels draw."""
+    recipe = fakes.recipe(batch_size=8, clip_grad=0.5, **more)
     recorders = []
 
     def graphed(model: torch.nn.Module, *args: Any, **more: Any) -> TrainStep:
@@ -184,7 +187,6 @@ def test_the_update_is_captured_anew_after_its_state_was_loaded() -> None:
         ({}, {"device": CPU}, DeviceError, "--cuda-graph needs a GPU: the device is cpu"),
         ({}, {"world": World(0, 2, 0)}, DeviceError, "one process: there are 2"),
         ({"opt": "sgd"}, {}, RecipeError, "needs opt=lamb"),
-        ({"drop_path": 0.05}, {}, RecipeError, "needs drop=0 and drop_path=0"),
         ({"batch_size": 6}, {}, RecipeError, "set batch_size to a divisor of 16"),
         ({}, {"torch_compile": "reduce-overhead"}, RecipeError, "captures CUDA graphs itself"),
         ({}, {"kernels": "reference"}, DeviceError, "take RSBDALI_KERNELS out"),
@@ -203,9 +205,41 @@ def test_a_cuda_graph_that_cannot_be_is_refused(
         switches.check(fakes.recipe(**values), options.get("device", GPU), options.get("world", World()))
 
 
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+@pytest.mark.parametrize(
+    ("values", "world", "passes"),
+    [
+        ({}, World(), 4),
+        ({}, World(0, 2, 0), 2),
+        ({"batch_size": "256"}, World(0, 4, 0), 2),
+        ({"batch_size": "500"}, World(0, 8, 0), 1),
+        ({"mix_groups": "1", "batch_size": "512"}, World(), 4),
+    ],
+)
+def test_compiled_passes_that_hold_cuda_graphs_are_not_added_up(
+    mode: str, values: dict[str, str], world: World, passes: int
+) -> None:
+    recipe = Recipe.load("a3", values)
+    if passes == 1:
+        Switches(torch_compile=mode).check(recipe, GPU, world)
+        return
+    with pytest.raises(
+        RecipeError, match=rf"--torch-compile {mode} holds CUDA graphs.* here a step takes {passes} passes"
+    ):
+        Switches(torch_compile=mode).check(recipe, GPU, world)
+
+
 def test_what_can_be_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RSBDALI_KERNELS", raising=False)
     Switches(cuda_graph=True, torch_compile="default").check(fakes.recipe(batch_size=8), GPU, World())
+    for name in ("a1", "a2", "a3"):
+        Switches(cuda_graph=True).check(Recipe.load(name), GPU, World())
+    # a compiled pass that holds CUDA graphs, one a step; on the CPU it holds none
+    for mode in ("reduce-overhead", "max-autotune"):
+        Switches(torch_compile=mode).check(Recipe.load("a3"), GPU, World(3, 4, 3))
+        Switches(torch_compile=mode).check(fakes.recipe(mix_groups=1), GPU, World())
+        Switches(torch_compile=mode).check(Recipe.load("a3"), CPU, World())
+    Switches(torch_compile="max-autotune-no-cudagraphs").check(Recipe.load("a3"), GPU, World())
     Switches(torch_compile="max-autotune").check(fakes.recipe(drop_path=0.1, opt="sgd"), CPU, World(0, 2, 0))
 
 
@@ -226,8 +260,9 @@ def test_the_command_line_knows_the_modes() -> None:
 @needs_gpu
 @pytest.mark.parametrize("mode", ["off", "default"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_cuda_graphs_equal_plain_steps(dtype: torch.dtype, mode: str) -> None:
-    recipe = fakes.recipe(batch_size=8, clip_grad=0.5)
+@pytest.mark.parametrize("drop", [0.0, 0.2])
+def test_cuda_graphs_equal_plain_steps(dtype: torch.dtype, mode: str, drop: float) -> None:
+    recipe = fakes.recipe(batch_size=8, clip_grad=0.5, drop=drop, drop_path=drop)
 
     def switched(cuda_graph: bool) -> Callable[..., TrainStep]:
         return lambda *a, **k: make_step(*a, switches=Switches(cuda_graph=cuda_graph, torch_compile=mode), **k)

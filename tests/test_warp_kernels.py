@@ -6,7 +6,7 @@ import torch
 
 from helpers import triton_tools
 from rsbdali.ops import warp_kernel
-from rsbdali.ops.warp import affine_matrices, warp
+from rsbdali.ops.warp import affine_matrices, warp, warp_each
 from rsbdali.plan.randaugment import Op
 
 OPS = np.array([Op.ROTATE, Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y])
@@ -28,7 +28,7 @@ def check_interpreted() -> None:
     images_NHWC, matrix_N6 = case(15, 17)
     for first in (True, False):
         cubic_N = torch.arange(len(OPS)) % 2 == int(first)
-        warped_NHWC = warp_kernel.warp_fused(images_NHWC, matrix_N6, cubic_N)
+        warped_NHWC = warp_each(images_NHWC, matrix_N6, cubic_N)
         assert torch.equal(warped_NHWC, reference(images_NHWC, matrix_N6, cubic_N))
 
 

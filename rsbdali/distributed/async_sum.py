@@ -33,7 +33,7 @@ class LateSum:
         if self._device.type == "cuda":
             host_K = torch.empty(total_K.shape, dtype=total_K.dtype, pin_memory=True)
             host_K.copy_(total_K, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event(blocking=True)  # waiting for any other spins a core that the loader could use
             event.record()
             self._pending = host_K, event
         else:

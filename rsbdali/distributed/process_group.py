@@ -3,7 +3,8 @@
 Without torchrun's or Slurm's environment everything here is the single-process case and does nothing. GPUs talk by
 NCCL, CPUs by gloo. Two groups with two timeouts:
 
-    patient   30 min   start and end: the others wait while rank 0 indexes a large folder, or ends a save
+    patient   30 min   start and end: the others wait while rank 0 indexes a large folder, or ends a save. Always gloo:
+                       whoever waits by NCCL keeps a kernel spinning on the GPU, and a core with it
     default   10 min   steps and evaluation: a rank that is late by that much is not coming
 """
 
@@ -57,7 +58,7 @@ def process_group(world: World, device: torch.device, timeout: timedelta = TIMEO
         return
     with _lost_ranks_named(world):
         _start(world, device, timeout)
-        _patient = dist.new_group(timeout=max(timeout, PATIENCE))
+        _patient = dist.new_group(timeout=max(timeout, PATIENCE), backend="gloo")
         try:
             with _quiet_unless(world.is_primary):
                 yield

@@ -1,6 +1,6 @@
 """LAMB (You et al. 2019, arXiv 1904.00962) as timm's `Lamb` computes it, in less time and without waiting.
 
-    CPU                     blocks that stay in the cache (lamb_blocks.py)
+    CPU                     blocks that stay in the cache (lamb_cpu.py)
     GPU with kernels        five launches over all tensors, no wait for the GPU (lamb_launch.py, lamb_kernels.py)
     GPU without             timm's own step
 
@@ -18,7 +18,7 @@ from typing import Any
 import timm.optim
 import torch
 
-from rsbdali.errors import RecipeError
+from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.ops import lamb_cpu
 from rsbdali.ops.backend import use_kernels
 from rsbdali.ops.lamb_launch import Constants, KernelStep, Tensors, same_order
@@ -47,7 +47,7 @@ class Lamb(timm.optim.Lamb):
     asking the GPU (torch's protocol for fused optimisers).
 
     Args:
-        params: parameters or parameter groups (timm's own groups will do), float32 on a GPU.
+        params: parameters or parameter groups (timm's own groups will do), dense, and float32 on one GPU.
         lr: learning rate.
         betas: decay of the moments.
         eps: added to the denominator.
@@ -110,7 +110,12 @@ class Lamb(timm.optim.Lamb):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one step, as timm's `Lamb.step`."""
+        """Make one step, as timm's `Lamb.step`.
+
+        Raises:
+            DeviceError: a parameter or a gradient is not dense, or the kernels run and one is not float32 on the
+                device; nothing was changed then.
+        """
         if not self._step_supports_amp_scaling:
             # not super().step: torch has wrapped it with the step hooks, which are this method's already
             return inspect.unwrap(timm.optim.Lamb.step)(self, closure)
@@ -165,6 +170,7 @@ class Lamb(timm.optim.Lamb):
         return tensor
 
     def _tensors(self) -> list[Tensors]:
+        self._refuse_sparse()
         return [
             Tensors(p, p.grad, *self._moments(p), number)
             for number, group in enumerate(self.param_groups)
@@ -172,13 +178,21 @@ class Lamb(timm.optim.Lamb):
             if p.grad is not None
         ]
 
+    def _refuse_sparse(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.layout is not torch.strided:
+                    raise DeviceError(f"LAMB takes dense gradients only, and one of shape {tuple(p.shape)} is sparse")
+
     def _moments(self, param: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         state = self.state[param]
         for name in ("exp_avg", "exp_avg_sq"):
-            if name not in state:
-                state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
-            elif not same_order(state[name], param):  # loaded from a run in another memory format
-                state[name] = torch.empty_like(param).copy_(state[name])
+            old = state.get(name)
+            if old is None or not same_order(old, param):  # the latter if loaded from a run in another memory format
+                new = torch.zeros_like(param, memory_format=torch.preserve_format)
+                if not same_order(new, param):  # the strides of dense memory are preserved, and no others
+                    raise DeviceError(f"LAMB takes dense parameters only: one of shape {tuple(param.shape)} has gaps")
+                state[name] = new if old is None else new.copy_(old)
         return state["exp_avg"], state["exp_avg_sq"]
 
     def _step_blocks(self) -> None:

@@ -6,6 +6,9 @@
     step_sizes     every tensor    −lr · scale · ‖p‖ / (scale · ‖u‖)
     apply          every chunk     u once more from m, v, p; p += size · u
 
+A chunk whose tensor begins on 16 bytes and has a length that divides by 4 is read 4 values at a time, any other (the
+biases of 10 classes, what DDP's buckets push off its place) value by value; one never slows the others.
+
 11 values of four bytes go through memory for each parameter; the floor for a LAMB whose norms come free is 7
 (`lamb.lamb_bytes`). Tensors are found by a table of addresses, chunks by a table of (tensor, chunk in it). Sums are
 taken in a fixed order, so a step gives the same bits every time.
@@ -22,24 +25,39 @@ Legend: T tensors, C chunks, G parameter groups. Arrays that the kernels share, 
 import triton
 import triton.language as tl
 
-# columns of the tensor table (T, 6), int64: four addresses, the length in values, the parameter group
-P, G, M, V, LENGTH, GROUP = (tl.constexpr(i) for i in range(6))
+# columns of the tensor table (T, 7), int64: four addresses, the length in values, the parameter group, whether values
+# may be read by four
+P, G, M, V, LENGTH, GROUP, WIDE = (tl.constexpr(i) for i in range(7))
+COLUMNS = tl.constexpr(7)
 
 
 @triton.jit
 def _values(table, tensor, COLUMN: tl.constexpr, VECTOR: tl.constexpr):  # noqa: ANN202
-    address = tl.load(table + tensor * 6 + COLUMN)
+    address = tl.load(table + tensor * COLUMNS + COLUMN)
     return tl.multiple_of(address.to(tl.pointer_type(tl.float32)), 4 * VECTOR)
 
 
 @triton.jit
-def _place(table, chunks, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: ANN202
-    """This program's tensor, the positions of its values there, and which of them exist."""
-    program = tl.program_id(0)
-    tensor = tl.load(chunks + program * 2)
-    length = tl.multiple_of(tl.load(table + tensor * 6 + LENGTH), VECTOR)
-    at = tl.load(chunks + program * 2 + 1).to(tl.int64) * CHUNK + tl.arange(0, CHUNK)
-    return tensor, at, at < length
+def _tensor(table, chunks):  # noqa: ANN202
+    """This program's tensor, and whether its values may be read by four."""
+    tensor = tl.load(chunks + tl.program_id(0) * 2)
+    return tensor, tl.load(table + tensor * COLUMNS + WIDE) != 0
+
+
+@triton.jit
+def _place(table, chunks, tensor, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: ANN202
+    """The positions of this program's values in its tensor, and which of them exist."""
+    length = tl.multiple_of(tl.load(table + tensor * COLUMNS + LENGTH), VECTOR)
+    at = tl.load(chunks + tl.program_id(0) * 2 + 1).to(tl.int64) * CHUNK + tl.arange(0, CHUNK)
+    return at, at < length
+
+
+@triton.jit
+def _of_group(table, tensor, scalars_G2, rates_G2):  # noqa: ANN202
+    """What `_update` takes of the tensor's group: damping, and weight decay by `scale`."""
+    group = tl.load(table + tensor * COLUMNS + GROUP)
+    decay = tl.load(rates_G2 + group * 2 + 1) / tl.load(scalars_G2 + group * 2 + 1)
+    return tl.load(scalars_G2 + group * 2), decay
 
 
 @triton.jit
@@ -49,9 +67,18 @@ def _update(p, m, v, damping, decay):  # noqa: ANN202
 
 
 @triton.jit
-def grad_squares_kernel(table, chunks, sums_C, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: ANN201
+def grad_squares_kernel(table, chunks, sums_C, CHUNK: tl.constexpr):  # noqa: ANN201
     """Σ g² of each chunk, of gradients as they are."""
-    tensor, at, valid = _place(table, chunks, VECTOR, CHUNK)
+    tensor, wide = _tensor(table, chunks)
+    if wide:
+        _grad_squares(table, chunks, tensor, sums_C, 4, CHUNK)
+    else:
+        _grad_squares(table, chunks, tensor, sums_C, 1, CHUNK)
+
+
+@triton.jit
+def _grad_squares(table, chunks, tensor, sums_C, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: ANN202
+    at, valid = _place(table, chunks, tensor, VECTOR, CHUNK)
     g = tl.load(_values(table, tensor, G, VECTOR) + at, mask=valid, other=0.0)
     tl.store(sums_C + tl.program_id(0), tl.sum(g * g))
 
@@ -103,27 +130,47 @@ def moments_kernel(  # noqa: ANN201
     BETA2: tl.constexpr,
     TAKE1: tl.constexpr,
     TAKE2: tl.constexpr,
-    VECTOR: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """New moments of each chunk, and its Σ p² and Σ u². TAKE is 1 − β."""
     if tl.load(common + 1) != 0.0:
-        tensor, at, valid = _place(table, chunks, VECTOR, CHUNK)
-        group = tl.load(table + tensor * 6 + GROUP)
-        damping = tl.load(scalars_G2 + group * 2)
-        decay = tl.load(rates_G2 + group * 2 + 1) / tl.load(scalars_G2 + group * 2 + 1)
-        at_m, at_v = _values(table, tensor, M, VECTOR) + at, _values(table, tensor, V, VECTOR) + at
-        g = tl.load(_values(table, tensor, G, VECTOR) + at, mask=valid, other=0.0) * tl.load(common)
-        p = tl.load(_values(table, tensor, P, VECTOR) + at, mask=valid, other=0.0)
-        m = tl.load(at_m, mask=valid, other=0.0)
-        v = tl.load(at_v, mask=valid, other=0.0)
-        m += TAKE1 * (g - m)
-        v = v * BETA2 + TAKE2 * g * g
-        tl.store(at_m, m, mask=valid)
-        tl.store(at_v, v, mask=valid)
-        u = tl.where(valid, _update(p, m, v, damping, decay), 0.0)
-        tl.store(squares_C2 + tl.program_id(0) * 2, tl.sum(p * p))
-        tl.store(squares_C2 + tl.program_id(0) * 2 + 1, tl.sum(u * u))
+        tensor, wide = _tensor(table, chunks)
+        damping, decay = _of_group(table, tensor, scalars_G2, rates_G2)
+        factor = tl.load(common)
+        if wide:
+            _moments(table, chunks, tensor, squares_C2, factor, damping, decay, BETA2, TAKE1, TAKE2, 4, CHUNK)
+        else:
+            _moments(table, chunks, tensor, squares_C2, factor, damping, decay, BETA2, TAKE1, TAKE2, 1, CHUNK)
+
+
+@triton.jit
+def _moments(  # noqa: ANN202
+    table,
+    chunks,
+    tensor,
+    squares_C2,
+    factor,
+    damping,
+    decay,
+    BETA2: tl.constexpr,
+    TAKE1: tl.constexpr,
+    TAKE2: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    at, valid = _place(table, chunks, tensor, VECTOR, CHUNK)
+    at_m, at_v = _values(table, tensor, M, VECTOR) + at, _values(table, tensor, V, VECTOR) + at
+    g = tl.load(_values(table, tensor, G, VECTOR) + at, mask=valid, other=0.0) * factor
+    p = tl.load(_values(table, tensor, P, VECTOR) + at, mask=valid, other=0.0)
+    m = tl.load(at_m, mask=valid, other=0.0)
+    v = tl.load(at_v, mask=valid, other=0.0)
+    m += TAKE1 * (g - m)
+    v = v * BETA2 + TAKE2 * g * g
+    tl.store(at_m, m, mask=valid)
+    tl.store(at_v, v, mask=valid)
+    u = tl.where(valid, _update(p, m, v, damping, decay), 0.0)
+    tl.store(squares_C2 + tl.program_id(0) * 2, tl.sum(p * p))
+    tl.store(squares_C2 + tl.program_id(0) * 2 + 1, tl.sum(u * u))
 
 
 @triton.jit
@@ -145,7 +192,7 @@ def step_sizes_kernel(  # noqa: ANN201
         at = start + tl.arange(0, BLOCK)
         p_squares += tl.load(squares_C2 + at * 2, mask=at < end, other=0.0).to(tl.float64)
         u_squares += tl.load(squares_C2 + at * 2 + 1, mask=at < end, other=0.0).to(tl.float64)
-    group = tl.load(table + tensor * 6 + GROUP)
+    group = tl.load(table + tensor * COLUMNS + GROUP)
     scale = tl.load(scalars_G2 + group * 2 + 1)
     p_norm = tl.sqrt(tl.sum(p_squares)).to(tl.float32)
     u_norm = tl.sqrt(tl.sum(u_squares)).to(tl.float32) * scale
@@ -162,17 +209,24 @@ def apply_kernel(  # noqa: ANN201
     scalars_G2,
     rates_G2,
     sizes_T,
-    VECTOR: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
     """The step itself: p += size · u."""
     if tl.load(common + 1) != 0.0:
-        tensor, at, valid = _place(table, chunks, VECTOR, CHUNK)
-        group = tl.load(table + tensor * 6 + GROUP)
-        damping = tl.load(scalars_G2 + group * 2)
-        decay = tl.load(rates_G2 + group * 2 + 1) / tl.load(scalars_G2 + group * 2 + 1)
-        at_p = _values(table, tensor, P, VECTOR) + at
-        p = tl.load(at_p, mask=valid, other=0.0)
-        m = tl.load(_values(table, tensor, M, VECTOR) + at, mask=valid, other=0.0)
-        v = tl.load(_values(table, tensor, V, VECTOR) + at, mask=valid, other=0.0)
-        tl.store(at_p, p + tl.load(sizes_T + tensor) * _update(p, m, v, damping, decay), mask=valid)
+        tensor, wide = _tensor(table, chunks)
+        damping, decay = _of_group(table, tensor, scalars_G2, rates_G2)
+        size = tl.load(sizes_T + tensor)
+        if wide:
+            _apply(table, chunks, tensor, size, damping, decay, 4, CHUNK)
+        else:
+            _apply(table, chunks, tensor, size, damping, decay, 1, CHUNK)
+
+
+@triton.jit
+def _apply(table, chunks, tensor, size, damping, decay, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: ANN202
+    at, valid = _place(table, chunks, tensor, VECTOR, CHUNK)
+    at_p = _values(table, tensor, P, VECTOR) + at
+    p = tl.load(at_p, mask=valid, other=0.0)
+    m = tl.load(_values(table, tensor, M, VECTOR) + at, mask=valid, other=0.0)
+    v = tl.load(_values(table, tensor, V, VECTOR) + at, mask=valid, other=0.0)
+    tl.store(at_p, p + size * _update(p, m, v, damping, decay), mask=valid)

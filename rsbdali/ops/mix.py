@@ -11,9 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from rsbdali.errors import RecipeError
 from rsbdali.ops.backend import use_kernels
 from rsbdali.ops.mix_cpu import Rows, mix_cpu
 
@@ -27,8 +25,6 @@ def mix_normalize(
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
     out: torch.Tensor | None = None,
-    *,
-    channels: int = 3,
 ) -> torch.Tensor:
     """Mix each row with its partner and normalise: (mixed / 255 − mean) / std.
 
@@ -48,28 +44,21 @@ def mix_normalize(
         dtype: of the result; arithmetic is float32 whatever it is.
         out: the result's memory, as this function shapes it; made when None. Memory used before (see
             `pipelines.buffers.BufferPool`) saves a quarter of the time on the CPU.
-        channels: of the result: 3, or 4 with a last one of zeros, for a first convolution that is faster so (on the
-            CPU the reference makes these).
 
     Returns:
-        `dtype`, shape (N, channels, H, W), channels_last, on the images' device: within 2e-6 × (1 + |value|) of
+        `dtype`, shape (N, 3, H, W), channels_last, on the images' device: within 2e-6 × (1 + |value|) of
         `mix_normalize_reference` before rounding to `dtype`.
-
-    Raises:
-        RecipeError: another number of channels.
     """
-    if channels not in (3, 4):
-        raise RecipeError(f"channels={channels}: use 3 or 4")
     rows = (partner_N, lam_N, box_N4)
     if use_kernels(images_NHWC.device):
         from rsbdali.ops.mix_kernel import mix_fused  # Triton takes a while to import, and a CPU needs none
 
         if out is None:
-            out = _memory(images_NHWC, channels, dtype)
+            out = _memory(images_NHWC, dtype)
         return mix_fused(images_NHWC, pack(*rows, images_NHWC.device), mean, std, out)
-    if images_NHWC.device.type == "cpu" and channels == 3:
+    if images_NHWC.device.type == "cpu":
         return mix_cpu(images_NHWC, *rows, mean, std, dtype, out)
-    mixed = mix_normalize_reference(images_NHWC, *rows, mean, std, dtype, channels=channels)
+    mixed = mix_normalize_reference(images_NHWC, *rows, mean, std, dtype)
     return mixed if out is None else out.copy_(mixed)
 
 
@@ -81,8 +70,6 @@ def mix_normalize_reference(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
-    *,
-    channels: int = 3,
 ) -> torch.Tensor:
     """`mix_normalize` in plain torch, on any device: the meaning, not the fast way."""
     device = images_NHWC.device
@@ -100,7 +87,7 @@ def mix_normalize_reference(
     lam_N111 = lam_N.float()[:, None, None, None]
     mixup_NHWC = own_NHWC * lam_N111 + other_NHWC * (1 - lam_N111)
     mixed_NHWC = torch.where(boxed_N111, torch.where(inside_NHW1, other_NHWC, own_NHWC), mixup_NHWC)
-    return F.pad(mixed_NHWC, (0, channels - 3)).to(dtype).permute(0, 3, 1, 2)
+    return mixed_NHWC.to(dtype).permute(0, 3, 1, 2)
 
 
 def mix_bytes(
@@ -110,11 +97,10 @@ def mix_bytes(
     height: int,
     width: int,
     dtype: torch.dtype,
-    channels: int = 3,
 ) -> int:
     """Bytes that `mix_normalize` has to read and write: its floor, over the memory's bandwidth.
 
-    (1 or 2)·H·W·3 bytes in a row and itemsize·H·W·channels out. A mixup reads two images; CutMix reads the partner
+    (1 or 2)·H·W·3 bytes in a row and itemsize·H·W·3 out. A mixup reads two images; CutMix reads the partner
     inside the box and the row outside, so one in all; λ = 1, λ = 0 and a row mixed with itself read one. Caches can
     take the second reading below this where a row is also somebody's partner.
 
@@ -125,13 +111,12 @@ def mix_bytes(
         height: H, pixels.
         width: W, pixels.
         dtype: of the result.
-        channels: of the result.
     """
     rows = len(partner_N)
     boxed_N = (box_N4[:, 1] > box_N4[:, 0]) & (box_N4[:, 3] > box_N4[:, 2])
     mixup_N = ~boxed_N & (lam_N != 0) & (lam_N != 1) & (partner_N != np.arange(rows))
     images_read = rows + int(mixup_N.sum())
-    return height * width * (3 * images_read + dtype.itemsize * channels * rows)
+    return height * width * 3 * (images_read + dtype.itemsize * rows)
 
 
 def pack(partner_N: Rows, lam_N: Rows, box_N4: Rows, device: torch.device) -> torch.Tensor:
@@ -151,9 +136,9 @@ def pack(partner_N: Rows, lam_N: Rows, box_N4: Rows, device: torch.device) -> to
     return packed_N6.to(device, non_blocking=True)
 
 
-def _memory(images_NHWC: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:
+def _memory(images_NHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     rows, height, width, _ = images_NHWC.shape
-    shape = (rows, channels, height, width)
+    shape = (rows, 3, height, width)
     return torch.empty(shape, dtype=dtype, device=images_NHWC.device, memory_format=torch.channels_last)
 
 

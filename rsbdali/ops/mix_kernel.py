@@ -35,15 +35,11 @@ def mix_kernel(  # noqa: ANN201
     shift2,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
     VEC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of one image. Pointers to uint8, the result's type and int32 (see `pack`); `count` images.
-
-    CHANNELS is the result's, 3 or 4; the fourth is zero.
-    """
-    LINE: tl.constexpr = WIDTH * CHANNELS
+    """One block of one image. Pointers to uint8, the result's type and int32 (see `pack`); `count` images."""
+    LINE: tl.constexpr = WIDTH * 3
     image = tl.program_id(0) % count
     block = tl.program_id(0) // count
     row = rows + image * 6
@@ -51,8 +47,8 @@ def mix_kernel(  # noqa: ANN201
     lam = tl.load(row + 1).to(tl.float32, bitcast=True)
     top = tl.load(row + 2)
     bottom = tl.load(row + 3)
-    left = tl.load(row + 4) * CHANNELS
-    right = tl.load(row + 5) * CHANNELS
+    left = tl.load(row + 4) * 3
+    right = tl.load(row + 5) * 3
     boxed = (bottom > top) & (right > left)
     alone = partner == image
     mixup = (boxed == 0) & (alone == 0) & (lam != 0.0) & (lam != 1.0)
@@ -76,46 +72,36 @@ def mix_kernel(  # noqa: ANN201
     some_outside = valid & ((low > 0) | (high < VEC))
 
     place = first[:, None] + k
-    if CHANNELS == 3:
-        source = place
-        stored = k >= 0
-    else:
-        source = first[:, None] // 4 * 3 + k // 4 * 3 + k % 4
-        stored = k % 4 < 3
-    own = images + image.to(tl.int64) * (HEIGHT * WIDTH * 3) + source
-    other = images + partner.to(tl.int64) * (HEIGHT * WIDTH * 3) + source
+    stored = valid[:, None] & (k >= 0)
+    own = images + image.to(tl.int64) * (HEIGHT * LINE) + place
+    other = images + partner.to(tl.int64) * (HEIGHT * LINE) + place
     if mixup:
-        own_level = tl.load(own, mask=valid[:, None] & stored, other=0).to(tl.float32)
-        other_level = tl.load(other, mask=valid[:, None] & stored, other=0).to(tl.float32)
+        own_level = tl.load(own, mask=stored, other=0).to(tl.float32)
+        other_level = tl.load(other, mask=stored, other=0).to(tl.float32)
         level = own_level * lam + other_level * (1.0 - lam)
     else:
-        own_byte = tl.load(own, mask=some_outside[:, None] & stored, other=0)
-        other_byte = tl.load(other, mask=some_inside[:, None] & stored, other=0)
+        own_byte = tl.load(own, mask=some_outside[:, None] & (k >= 0), other=0)
+        other_byte = tl.load(other, mask=some_inside[:, None] & (k >= 0), other=0)
         level = tl.where(inside, other_byte, own_byte).to(tl.float32)
-    scale = _by_channel(first, k, scale0, scale1, scale2, CHANNELS)
-    shift = _by_channel(first, k, shift0, shift1, shift2, CHANNELS)
+    scale = _by_channel(first, k, scale0, scale1, scale2)
+    shift = _by_channel(first, k, shift0, shift1, shift2)
     value = (level * scale + shift).to(out.dtype.element_ty)
-    tl.store(out + image.to(tl.int64) * (HEIGHT * LINE) + place, value, mask=valid[:, None] & (k >= 0))
+    tl.store(out + image.to(tl.int64) * (HEIGHT * LINE) + place, value, mask=stored)
 
 
 @triton.jit
-def _by_channel(first, k, value0, value1, value2, CHANNELS: tl.constexpr):  # noqa: ANN202
+def _by_channel(first, k, value0, value1, value2):  # noqa: ANN202
     """The channel's value at each place. `k % 3` is known when compiled, so a place costs no arithmetic."""
-    if CHANNELS == 4:
-        channel = k % 4
-        value = tl.where(channel == 0, value0, tl.where(channel == 1, value1, tl.where(channel == 2, value2, 0.0)))
-    else:
-        phase = (first % 3)[:, None]
-        at0 = tl.where(phase == 0, value0, tl.where(phase == 1, value1, value2))
-        at1 = tl.where(phase == 0, value1, tl.where(phase == 1, value2, value0))
-        at2 = tl.where(phase == 0, value2, tl.where(phase == 1, value0, value1))
-        value = tl.where(k % 3 == 0, at0, tl.where(k % 3 == 1, at1, at2))
-    return value
+    phase = (first % 3)[:, None]
+    at0 = tl.where(phase == 0, value0, tl.where(phase == 1, value1, value2))
+    at1 = tl.where(phase == 0, value1, tl.where(phase == 1, value2, value0))
+    at2 = tl.where(phase == 0, value2, tl.where(phase == 1, value0, value1))
+    return tl.where(k % 3 == 0, at0, tl.where(k % 3 == 1, at1, at2))
 
 
-def chunk(width: int, channels: int, dtype: torch.dtype) -> int:
+def chunk(width: int, dtype: torch.dtype) -> int:
     """VEC: values of a chunk, a power of two; 8 for a 16-bit result where the width divides by 8."""
-    return math.gcd(width * channels, STORE_BYTES // dtype.itemsize)
+    return math.gcd(width * 3, STORE_BYTES // dtype.itemsize)
 
 
 def mix_fused(
@@ -128,20 +114,20 @@ def mix_fused(
         rows_N6: int32, from `mix.pack`, on the same device.
         mean: of the three channels, as a share of 255.
         std: likewise.
-        out: (N, 3 or 4, H, W), channels_last, float16, bfloat16 or float32: the result's memory.
+        out: (N, 3, H, W), channels_last, float16, bfloat16 or float32: the result's memory.
 
     Returns:
         `out`.
     """
     rows, height, width, _ = images_NHWC.shape
-    channels = out.shape[1]
     assert images_NHWC.is_contiguous()
+    assert out.shape[1] == 3
     assert out.permute(0, 2, 3, 1).is_contiguous()
     if not images_NHWC.numel():
         return out
     scales = [1 / (255 * s) for s in std]
     shifts = [-m / s for m, s in zip(mean, std, strict=True)]
-    grid = (rows * triton.cdiv(height * width * channels, BLOCK),)
+    grid = (rows * triton.cdiv(height * width * 3, BLOCK),)
     with torch.cuda.device_of(images_NHWC):
         mix_kernel[grid](
             images_NHWC,
@@ -152,8 +138,7 @@ def mix_fused(
             *shifts,
             HEIGHT=height,
             WIDTH=width,
-            CHANNELS=channels,
-            VEC=chunk(width, channels, out.dtype),
+            VEC=chunk(width, out.dtype),
             BLOCK=BLOCK,
         )
     return out

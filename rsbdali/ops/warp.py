@@ -2,7 +2,7 @@
 
 (OpenCV, on which DALI's `warp_perspective` rests, rounds source positions to 1/32 pixel and results to nearest, and has
 another cubic kernel, a = -0.75; `warp_affine` has no cubic.) Pillow computes in double, takes a = -0.5, truncates, and
-has a hard edge to the fill colour. On a GPU `warp_kernel.py` does the same in one pass.
+has a hard edge to the fill colour. On a GPU `warp_kernel.py` does the same in one pass; `warp_each` chooses.
 """
 
 import math
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from rsbdali.ops.backend import use_kernels
 from rsbdali.plan.randaugment import FILL_RGB, Op
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -48,6 +49,28 @@ def _rotation(degrees: float, size: tuple[int, int]) -> tuple[float, ...]:
     cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
     cy, cx = size[0] / 2.0, size[1] / 2.0
     return cos, sin, cos * -cx + sin * -cy + cx, -sin, cos, -sin * -cx + cos * -cy + cy
+
+
+def warp_each(images_NHWC: torch.Tensor, matrix_N6: torch.Tensor, cubic_N: torch.Tensor) -> torch.Tensor:
+    """`warp` with a filter per image: in one pass by the kernel, or image by image.
+
+    Args:
+        images_NHWC: uint8, contiguous, three channels.
+        matrix_N6: float64, see `affine_matrices`, on the same device.
+        cubic_N: bool, bicubic where true, else bilinear.
+
+    Returns:
+        uint8, same shape.
+    """
+    if use_kernels(images_NHWC.device):
+        from rsbdali.ops.warp_kernel import warp_fused  # Triton takes a while to import, and a CPU needs none
+
+        return warp_fused(images_NHWC, matrix_N6, cubic_N)
+    # image by image the working set stays in a CPU's cache
+    one = [slice(i, i + 1) for i in range(len(images_NHWC))]
+    return torch.cat(
+        [warp(images_NHWC[i], matrix_N6[i], cubic=cubic) for i, cubic in zip(one, cubic_N.tolist(), strict=True)]
+    )
 
 
 def warp(images_NHWC: torch.Tensor, matrix_N6: torch.Tensor, *, cubic: bool) -> torch.Tensor:

@@ -103,14 +103,15 @@ def warp_fused(images_NHWC: torch.Tensor, matrix_N6: torch.Tensor, cubic_N: torc
     n, height, width, _ = images_NHWC.shape
     out_NHWC = torch.empty_like(images_NHWC)
     grid = (n, triton.cdiv(height * width, BLOCK))
-    warp_kernel[grid](
-        images_NHWC,
-        out_NHWC,
-        matrix_N6.contiguous(),
-        cubic_N.to(torch.int32),
-        height,
-        width,
-        BLOCK=BLOCK,
-        enable_fp_fusion=False,
-    )
+    with torch.cuda.device_of(images_NHWC):
+        warp_kernel[grid](
+            images_NHWC,
+            out_NHWC,
+            matrix_N6.contiguous(),
+            cubic_N.to(torch.int32),
+            height,
+            width,
+            BLOCK=BLOCK,
+            enable_fp_fusion=False,
+        )
     return out_NHWC

@@ -23,7 +23,7 @@ from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.ops.backend import VARIABLE, use_kernels
 from rsbdali.recipe import Recipe
 from rsbdali.training.cuda_graph import GraphedTrainStep
-from rsbdali.training.step import TrainStep, parallel, slices
+from rsbdali.training.step import TrainStep, parallel, pass_sizes
 
 OFF = "off"
 COMPILE_MODES = (OFF, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -55,6 +55,16 @@ class Switches:
             raise DeviceError("--torch-compile on the CPU needs a C++ compiler (g++, or CXX): none found")
         if self.cuda_graph:
             self._check_graph(recipe, device, world)
+        if self.torch_compile in HOLDS_GRAPHS and device.type == "cuda":
+            self._check_held_graphs(len(pass_sizes(recipe, world)))
+
+    def _check_held_graphs(self, passes: int) -> None:
+        if passes > 1:  # the second pass's graph writes where the first one left its gradients
+            raise RecipeError(
+                f"--torch-compile {self.torch_compile} holds CUDA graphs, whose results do not outlast the next pass: "
+                f"here a step takes {passes} passes (mix groups of a process × slices by batch_size). Use "
+                "default or max-autotune-no-cudagraphs, or a process for each mix group and no batch_size"
+            )
 
     def _check_graph(self, recipe: Recipe, device: torch.device, world: World) -> None:
         if device.type != "cuda":
@@ -65,16 +75,13 @@ class Switches:
             raise RecipeError(f"--cuda-graph needs opt=lamb: opt={recipe.opt} reads its learning rate on the host")
         if not use_kernels(device):
             raise DeviceError(f"--cuda-graph needs LAMB's kernels: take {VARIABLE} out of the environment")
-        if recipe.drop or recipe.drop_path:
-            raise RecipeError("--cuda-graph needs drop=0 and drop_path=0: what is dropped is drawn for each pass")
         if self.torch_compile in HOLDS_GRAPHS:
             raise RecipeError(
                 f"--torch-compile {self.torch_compile} captures CUDA graphs itself: use it alone, or --cuda-graph with "
                 "default or max-autotune-no-cudagraphs"
             )
-        rows = recipe.global_batch_size // recipe.mix_groups
-        sizes = {part.stop - part.start for part in slices(rows, recipe.batch_size)}
-        if len(sizes) > 1:
+        if len(set(pass_sizes(recipe, world))) > 1:
+            rows = recipe.global_batch_size // recipe.mix_groups
             raise RecipeError(f"--cuda-graph needs passes of one size: set batch_size to a divisor of {rows}")
 
 

@@ -7,7 +7,9 @@
 Each step is a real one: nothing is warmed up at the cost of weights or statistics. The loader, the averaged weights and
 the reading of the loss stay outside. Captures tolerate that other threads (the loader's) use the GPU meanwhile.
 
-A replay draws no random numbers of its own seed here, so models with dropout or drop path are refused (`switches.py`).
+Drop path and dropout (A1 and A2) drop what they would without graphs: a captured kernel reads seed and offset from the
+device, torch writes there before each replay what the GPU's generator has by then, and the step seeds that generator
+before each pass (`model.reseed`). So a replay must come after its own reseeding, and nothing may draw in between.
 """
 
 from collections.abc import Callable, Iterable, Iterator

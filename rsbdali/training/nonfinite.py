@@ -3,8 +3,8 @@
     stop: the loss is read a step late, so the host never waits; the step and its images go to nan-<epoch>-<step>.json
     skip: loss and gradients are looked at before each update, so the host waits for the GPU once a step
 
-float16's GradScaler leaves out steps by itself while it looks for a scale that fits; a run in float16 is stopped only
-once that does not end.
+float16's GradScaler leaves out steps by itself while it looks for a scale that fits, and halves it at each. Below 1 it
+would make gradients smaller than they are: nothing fits any more, and the run is stopped, whatever its losses.
 """
 
 import json
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OnNan = Literal["stop", "skip"]
-# 16 halvings bring GradScaler's first scale, 65536, down to 1
-MAX_IN_A_ROW = 20
+MAX_IN_A_ROW = 20  # GradScaler's first scale, 65536, is below 1 after 17
+MIN_SCALE = 1.0
 
 
 class LossWatch:
@@ -36,7 +36,7 @@ class LossWatch:
 
     Args:
         on_nan: stop or skip.
-        scaled: whether a GradScaler is at work.
+        scale: GradScaler's at the start; None where none is at work.
         world: the processes; each hears the same losses at the same time.
         folder: of the run, where the batch is noted; None on ranks that write nothing.
         name_of: the name of an image by its row of the index.
@@ -46,14 +46,14 @@ class LossWatch:
         self,
         on_nan: OnNan,
         *,
-        scaled: bool,
+        scale: float | None,
         world: World,
         folder: Path | None = None,
         name_of: Callable[[int], str] = str,
     ) -> None:
-        self._allowed = MAX_IN_A_ROW if scaled or on_nan == "skip" else 1
+        self._allowed = MAX_IN_A_ROW if scale is not None or on_nan == "skip" else 1
         self._world, self._folder, self._name_of = world, folder, name_of
-        self._in_a_row = 0
+        self._in_a_row, self._scale = 0, scale
         # what the last two steps were made of, as losses come a step late
         self._seen: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
@@ -66,20 +66,33 @@ class LossWatch:
             self._seen[key].append({"group": batch.group, "samples": batch.plan.sample_N})
             yield batch
 
-    def hear(self, loss: float, epoch: int, step: int) -> bool:
-        """Whether the loss of a step (both counted from 0) is finite.
+    def hear(self, loss: float, epoch: int, step: int, scale: float = 1.0) -> bool:
+        """Whether the loss of a step (both counted from 0) is finite; `scale` is GradScaler's after it.
 
         Raises:
-            RecipeError: it is not, and the run cannot go on; all ranks raise it at the same step.
+            RecipeError: it is not, or the scale is below 1, and the run cannot go on; all ranks raise it at the same
+                step.
         """
+        before, self._scale = self._scale, scale
         if math.isfinite(loss):
             self._in_a_row = 0
+            if before is not None and scale < before:
+                self._note_overflow(before, scale, epoch, step)
             return True
         self._in_a_row += 1
-        if self._in_a_row >= self._allowed:
+        if self._in_a_row >= self._allowed or scale < MIN_SCALE:
             raise RecipeError(self._end(loss, epoch, step))
         log.warning("the loss of epoch %d step %d is %s: its update is left out", epoch + 1, step + 1, loss)
         return False
+
+    def _note_overflow(self, before: float, scale: float, epoch: int, step: int) -> None:
+        place = f"epoch {epoch + 1} step {step + 1}"
+        if scale < MIN_SCALE:
+            raise RecipeError(
+                f"float16's loss scale fell to {scale:g} in {place}: gradients overflow at every scale, and each such "
+                "update is left out: lower lr, set clip_grad, or set amp_dtype=float32 (bfloat16 from sm_80 on)"
+            )
+        log.info("float16's loss scale went from %g to %g: the update of %s is left out", before, scale, place)
 
     def _end(self, loss: float, epoch: int, step: int) -> str:
         groups = _from_all_ranks(self._seen.get((epoch, step), []), self._world)

@@ -28,6 +28,19 @@ def amp_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
 
 
+def warn_if_emulated(dtype: torch.dtype, device: torch.device) -> None:
+    """Say so where a GPU is asked for bfloat16 and has no unit for it: it runs, at a fraction of float16's speed."""
+    if dtype is torch.bfloat16 and device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            log.warning(
+                "amp_dtype=bfloat16 on sm_%d%d, which has no bfloat16 of its own: slow; auto takes %s there",
+                major,
+                minor,
+                name_of(amp_dtype("auto", device)),
+            )
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Autocast to `dtype`; off for float32."""
     enabled = dtype is not torch.float32

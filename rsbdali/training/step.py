@@ -50,6 +50,13 @@ def slices(rows: int, cap: int | None) -> list[slice]:
     return [slice(low, high) for low, high in pairwise(edges)]
 
 
+def pass_sizes(recipe: Recipe, world: World) -> list[int]:
+    """Rows of each forward pass of a step on one rank: its mix groups, cut by `batch_size`."""
+    groups = max(recipe.mix_groups, world.size)
+    cut = slices(max(1, recipe.global_batch_size // groups), recipe.batch_size)
+    return [part.stop - part.start for part in cut] * (groups // world.size)
+
+
 def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
     """The model for this rank: wrapped by DistributedDataParallel where there are several.
 
@@ -116,7 +123,8 @@ class TrainStep:
             notes: gives numbers of this rank, at the end of the step, to sum over the ranks along with the loss.
 
         Returns:
-            Of the step *before*: the mean loss over the global batch, then the summed notes. None at the first.
+            Of the step *before*: the mean loss over the global batch, GradScaler's scale after that step (1 without
+            one), then the summed notes. None at the first.
 
         Raises:
             DeviceError: out of GPU memory.
@@ -133,11 +141,18 @@ class TrainStep:
         elif self.scaler.is_enabled():  # its scale goes down
             self.scaler.unscale_(self.optimizer)
             self.scaler.update()
-        return self._late.push(torch.stack([loss / self.world.size, *self._on_device(notes())]))
+        return self._late.push(torch.stack([loss / self.world.size, self._scale(), *self._on_device(notes())]))
 
     def flush(self) -> list[float] | None:
         """The numbers of the last step, waiting for it; None where they were given already."""
         return self._late.flush()
+
+    def _scale(self) -> torch.Tensor:
+        """Rank 0's scale, which is everyone's, and 0 on the others: they are summed. Not read by the host here."""
+        share = torch.full((), float(self.world.is_primary), device=self.device)
+        if not self.scaler.is_enabled():
+            return share
+        return share * self.scaler._get_scale_async()  # as torch's own optimisers ask: get_scale() would wait
 
     def _on_device(self, notes: Iterable[float]) -> list[torch.Tensor]:
         # filled there by a kernel: a copy from the host would wait for all that is queued

@@ -36,10 +36,11 @@ from rsbdali.runs.loggers import Place, require
 from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
 from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.acceleration import OFF, Switches
+from rsbdali.training.gpu_memory import say_memory
 from rsbdali.training.model import create_model
 from rsbdali.training.nonfinite import OnNan
 from rsbdali.training.optim import create_optimizer
-from rsbdali.training.precision import amp_dtype, kernel_policy, name_of
+from rsbdali.training.precision import amp_dtype, kernel_policy, name_of, warn_if_emulated
 from rsbdali.training.progress import Reporter, Silent, make_reporter
 from rsbdali.training.save_interval import Interval
 from rsbdali.training.trainer import Outcome, Trainer
@@ -327,6 +328,7 @@ def _run_log(options: TrainOptions, folder: Path, state: RunState, facts: Mappin
 
 def _introduce(state: RunState, identity: Identity, world: World, device: torch.device) -> None:
     recipe, parameters = identity.recipe, sum(p.numel() for p in state.model.parameters())
+    dtype = amp_dtype(recipe.amp_dtype, device)
     log.info(
         "%s: %s, %.1f M parameters, %d classes, %d steps of %d images an epoch, %s on %s%s",
         recipe.name,
@@ -335,7 +337,10 @@ def _introduce(state: RunState, identity: Identity, world: World, device: torch.
         len(identity.class_names),
         identity.steps_per_epoch,
         recipe.global_batch_size,
-        name_of(amp_dtype(recipe.amp_dtype, device)),
+        name_of(dtype),
         device,
         f", {world.size} processes" if world.size > 1 else "",
     )
+    warn_if_emulated(dtype, device)
+    if device.type == "cuda":
+        say_memory(state, recipe, world, device, dtype)

@@ -137,9 +137,9 @@ class Trainer:
             ema=state.ema,
             guard=UpdateGuard(state.model, world) if on_nan == "skip" else None,
         )
-        self._losses = LossWatch(
-            on_nan, scaled=state.scaler.is_enabled(), world=world, folder=files.path if files else None, name_of=name_of
-        )
+        self._scale = state.scaler.get_scale() if state.scaler.is_enabled() else None
+        folder = files.path if files else None
+        self._losses = LossWatch(on_nan, scale=self._scale, world=world, folder=folder, name_of=name_of)
         self._schedule = Schedule(state.optimizer, self.recipe)
         self._pace = Pace(self.recipe, loader.steps_per_epoch)
         self._stop, self._due = StopRequest(), Due(save_every)
@@ -210,8 +210,9 @@ class Trainer:
         """Take in what a step (from 0) told: its loss, whether a rank was asked to stop, whether to save."""
         if told is None:
             return None, False
-        loss, *stop, save = told
-        if self._losses.hear(loss, self.state.epoch, step):
+        loss, scale, *stop, save = told
+        self._scale = None if self._scale is None else scale
+        if self._losses.hear(loss, self.state.epoch, step, scale):
             self.state.loss_sum, self.state.loss_steps = self.state.loss_sum + loss, self.state.loss_steps + 1
         return from_row(stop), save > 0
 
@@ -234,6 +235,8 @@ class Trainer:
         if self.files is not None and state.step % self.recipe.log_interval == 0:
             figures = {"images_per_s": speed.images_per_s, "wait_share": speed.wait_share}
             place = {"kind": "step", "epoch": state.epoch, "step": state.step}
+            if self._scale is not None:
+                figures["loss_scale"] = self._scale
             self.files.add_metrics({**place, "loss": state.mean_loss, "lr": self._lr, **figures})
 
     def _share_statistics(self) -> None:

@@ -24,7 +24,7 @@ from rsbdali.runs.checkpoint import load_weights
 from rsbdali.runs.record import read_record
 from rsbdali.training.evaluate import EvalResult, evaluate
 from rsbdali.training.model import create_model
-from rsbdali.training.precision import amp_dtype, kernel_policy
+from rsbdali.training.precision import amp_dtype, kernel_policy, warn_if_emulated
 
 FALLBACK = "a3"
 log = logging.getLogger(__name__)
@@ -77,11 +77,12 @@ def validate(options: ValidateOptions) -> EvalResult:
     device = resolve_device(devices.local_device(options.device, world))
     with process_group.process_group(world, device), kernel_policy(device, deterministic=False):
         index = collectives.primary_first(lambda first: _index(options, content, check=first), world)
+        dtype = amp_dtype(recipe.amp_dtype, device)
         if world.is_primary:
+            warn_if_emulated(dtype, device)
             for bad in index.bad:
                 log.warning("no image, skipped: %s (%s)", bad.path, bad.reason)
         model = _model(options, content, recipe, index.num_classes).to(device)
-        dtype = amp_dtype(recipe.amp_dtype, device)
         loader = EvalLoader(
             index,
             recipe,

@@ -74,3 +74,9 @@ class FakeCuda:
     def note(self, what: str) -> None:
         """Write into the diary."""
         self.diary.append((what, self.current, -1))
+
+
+def allow_cuda_autocast(patch: pytest.MonkeyPatch) -> None:
+    """Let autocast to 16 bits work for (fake) CUDA tensors where there is no GPU."""
+    patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
