@@ -115,7 +115,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "start from text": ("train --data {}/data --output {}/output --initial-checkpoint {}/text.pth", ["{}/text.pth"]),
     "an empty checkpoint": ("validate --data {}/data --checkpoint {}/empty.pth", ["{}/empty.pth", "truncated"]),
     "a checkpoint that is a list": ("validate --data {}/data --checkpoint {}/list.pth", ["{}/list.pth", "a list"]),
-    "a record that is none": ("validate --data {}/data --checkpoint {}/no-record.pth", ["no model weights"]),
+    "a record that is none": ("validate --data {}/data --checkpoint {}/no-record.pth", ["`rsbdali` is no record"]),
     "a record without classes": (
         "validate --data {}/data --checkpoint {}/no-classes.pth",
         ["holds no rsbdali.class_names"],
@@ -130,9 +130,9 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "a model that is a number": ("validate --data {}/data --checkpoint {}/no-arch.pth", ["model"]),
     "a report of binary settings": ("report {}/run-binary", ["{}/run-binary/args.yaml"]),
     "a report of settings in a list": ("report {}/run-list", ["{}/run-list/args.yaml holds no settings"]),
-    "a replay without facts": (
+    "a replay of damaged facts": (
         "replay --run {}/run-processes --step 0",
-        ["{}/run-processes does not say where its data lies"],
+        ["args.yaml is damaged: processes: many"],
     ),
     "a replay of no run": ("replay --run {}/data --step 0", ["{}/data", "no args.yaml"]),
     "a table of binary data": ("index {}/empty.pth", ["{}/empty.pth"]),

@@ -150,9 +150,8 @@ class TrainStep:
     def _scale(self) -> torch.Tensor:
         """Rank 0's scale, which is everyone's, and 0 on the others: they are summed. Not read by the host here."""
         share = torch.full((), float(self.world.is_primary), device=self.device)
-        if not self.scaler.is_enabled():
-            return share
-        return share * self.scaler._get_scale_async()  # as torch's own optimisers ask: get_scale() would wait
+        scale = self.scaler._get_scale_async()  # as torch's own optimisers ask: get_scale() would wait
+        return share if scale is None else share * scale
 
     def _on_device(self, notes: Iterable[float]) -> list[torch.Tensor]:
         # filled there by a kernel: a copy from the host would wait for all that is queued
