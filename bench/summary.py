@@ -109,7 +109,7 @@ def _step(record: Records | None, dtype: str) -> Iterator[Row]:
 
 def _kernels(record: Records | None) -> Iterator[Row]:
     results = [] if record is None else record["results"]
-    mixes = [r for r in results if r["name"].startswith("mix") and r["name"].endswith("3 channels")]
+    mixes = [r for r in results if r["name"].startswith("mix, ")]
     least = min(mixes, key=lambda r: r["share_of_copy"], default=None)
     which = f" ({least['name'].removeprefix('mix, ')}, {least['dtype']})" if least else ""
     share = least["share_of_copy"] if least else None

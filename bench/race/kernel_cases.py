@@ -77,22 +77,19 @@ def _mixes(recipe: Recipe, rows: int, device: torch.device) -> Iterator[Case]:
     for kind in ("plain", "mixup", "cutmix"):
         mix = mix_rows(kind, rows, height, width)
         partner_N, lam_N, box_N4 = mix
-        for channels in (3, 4):
-            for dtype in DTYPES:
-                nbytes = mix_bytes(partner_N, lam_N, box_N4, height, width, dtype, channels)
-                calls = [_mix_call(recipe, rows, mix, dtype, channels, device) for _ in range(_copies(nbytes, device))]
-                yield Case(name=f"mix, {kind}, {channels} channels", dtype=name_of(dtype), bytes=nbytes, calls=calls)
+        for dtype in DTYPES:
+            nbytes = mix_bytes(partner_N, lam_N, box_N4, height, width, dtype)
+            calls = [_mix_call(recipe, rows, mix, dtype, device) for _ in range(_copies(nbytes, device))]
+            yield Case(name=f"mix, {kind}", dtype=name_of(dtype), bytes=nbytes, calls=calls)
 
 
 def _mix_call(
-    recipe: Recipe, rows: int, mix: MixRows, dtype: torch.dtype, channels: int, device: torch.device
+    recipe: Recipe, rows: int, mix: MixRows, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], object]:
-    images_NHWC, shape = _noise(rows, recipe, device), (rows, channels, *recipe.train_size)
+    images_NHWC, shape = _noise(rows, recipe, device), (rows, 3, *recipe.train_size)
     out = torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
     partner_N, lam_N, box_N4 = mix
-    return lambda: mix_normalize(
-        images_NHWC, partner_N, lam_N, box_N4, recipe.mean, recipe.std, dtype, out, channels=channels
-    )
+    return lambda: mix_normalize(images_NHWC, partner_N, lam_N, box_N4, recipe.mean, recipe.std, dtype, out)
 
 
 def _losses(recipe: Recipe, rows: int, device: torch.device) -> Iterator[Case]:
