@@ -54,7 +54,7 @@ class Work:
 
 
 def works() -> list[Work]:
-    """Mixing by size and kind, RandAugment (pixels read once and written once), BCE, LAMB on ResNet-50, and the step's own operations."""
+    """Mixing and RandAugment (a pixel read once, written once) by size, BCE, LAMB on ResNet-50, the step itself."""
     found = []
     for size in (160, 224):
         for kind in ("plain", "mixup", "cutmix"):
