@@ -16,6 +16,7 @@ from rsbdali.bench.race.feeds import FeedSpec
 from rsbdali.bench.race.race import race, start
 from rsbdali.bench.race.stages import HARDWARE_SHARE
 from rsbdali.bench.report.figures import LoaderFigures
+from rsbdali.bench.report.presence import busy_warning
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_images
 from rsbdali.distributed.devices import default_threads, resolve_device
@@ -42,10 +43,14 @@ def main(data: Path, device: str, batch_size: int, workers: int, seconds: float,
         ]
         failed: dict[str, str] = {}
         found = race(start(specs, failed, stack, _quiet), rounds, seconds, failed, _quiet)
-    for name, done in found.items():
-        figures = LoaderFigures(name=name, rounds=tuple(done))
+    all_figures = [LoaderFigures(name=name, rounds=tuple(done)) for name, done in found.items()]
+    for figures in all_figures:
         rate, cpu = figures.images_per_s.median, figures.cpu_us_per_image
-        sys.stdout.write(f"{name.removeprefix('stage:'):18s} {rate:9,.0f} images/s {cpu:7,.0f} CPU-µs an image\n")
+        sys.stdout.write(
+            f"{figures.name.removeprefix('stage:'):18s} {rate:9,.0f} images/s {cpu:7,.0f} CPU-µs an image\n"
+        )
+    if warning := busy_warning({figures.name: figures.presence for figures in all_figures}):
+        sys.stdout.write(warning + "\n")
     for name, why in failed.items():
         sys.stdout.write(f"{name.removeprefix('stage:'):18s} failed: {why}\n")
 

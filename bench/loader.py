@@ -18,9 +18,19 @@ from rsbdali.bench.material import enough_images
 from rsbdali.bench.race.contestant import ContestantFailed
 from rsbdali.bench.race.feeds import FeedSpec
 from rsbdali.bench.race.model_step import measure_model
-from rsbdali.bench.race.peers import PEERS, missing
+from rsbdali.bench.race.peers import NO_RANDAUGMENT, PEERS, missing
 from rsbdali.bench.race.race import Say, race, start
-from rsbdali.bench.report.figures import RUNGS, BenchReport, LoaderFigures, ModelFigures, Stage, ladder, ratio, to_json
+from rsbdali.bench.report.figures import (
+    RUNGS,
+    BenchReport,
+    LoaderFigures,
+    ModelFigures,
+    ladder,
+    overlap,
+    ratios,
+    to_json,
+)
+from rsbdali.bench.report.presence import busy_warning
 from rsbdali.bench.report.terminal import print_report
 from rsbdali.bench.report.verdict import Loader, Model, verdict
 from rsbdali.data.index import ImageIndex
@@ -144,21 +154,33 @@ def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
     )
     ImageIndex.load(root, cache_dir=scratch / "cache")  # once, for all contestants
     results, skipped = _loaders(options, spec, say)
-    stages = _stages(options, spec, say) if options.stages else ()
+    rungs, gpu_us = _rungs(options, spec, say) if options.stages else ((), None)
     model = _model(options, say) if options.against else None
     peers = [r for r in results if not r.name.startswith("rsbdali")]
-    ratio_to = _ratios(spec.load_recipe(), results)
+    ours = _ours(spec.load_recipe(), results)
+    ratio_to, cpu_ratio_to = _ratios(ours, results)
     return BenchReport(
         machine=machine_record(),
         config=_config(options, spec, len(index), copies),
         results=results,
         skipped=skipped,
         ratio_to=ratio_to,
-        stages=stages,
+        cpu_ratio_to=cpu_ratio_to,
+        warning=busy_warning({each.name: each.presence for each in (*results, *rungs, *([model] if model else []))}),
+        stages=ladder(rungs, gpu_us) if rungs else (),
         model=model,
         verdict=verdict(
-            _figures(_ours(spec.load_recipe(), results)),
-            peers=tuple(_figures(p, ratio_to[p.name]) for p in peers),
+            _figures(ours),
+            peers=tuple(
+                dataclasses.replace(
+                    _figures(peer),
+                    ours_by_it=ratio_to[peer.name],
+                    ours_by_its_cpu=cpu_ratio_to.get(peer.name),
+                    overlaps=overlap(ours.rounds, peer.rounds),
+                    does_less=options.recipe.aa is not None and peer.name in NO_RANDAUGMENT,
+                )
+                for peer in peers
+            ),
             model=Model(name=model.name, images_per_s=model.median) if model else None,
             threads=workers,
             cores=default_threads(),
@@ -200,8 +222,10 @@ def _loaders(options: BenchOptions, spec: FeedSpec, say: Say) -> tuple[tuple[Loa
     return results, skipped
 
 
-def _stages(options: BenchOptions, spec: FeedSpec, say: Say) -> tuple[Stage, ...]:
-    """The ladder, its rungs interleaved; without repeats, as a stage's cost is that of one image."""
+def _rungs(
+    options: BenchOptions, spec: FeedSpec, say: Say
+) -> tuple[tuple[LoaderFigures, ...], tuple[float, ...] | None]:
+    """The ladder's rungs, interleaved, and GPU-µs an image of each; without repeats: a stage's cost is an image's."""
     single = spec.as_kind(spec.kind, aug_repeats=0)
     specs = [dataclasses.replace(single, kind=f"stage:{name}") for name in RUNGS]
     rounds = min(options.rounds, STAGE_ROUNDS)
@@ -210,11 +234,10 @@ def _stages(options: BenchOptions, spec: FeedSpec, say: Say) -> tuple[Stage, ...
         rungs = start(specs, skipped, stack, say)
         found = race(rungs, rounds, options.seconds, skipped, say)
         on_gpu = spec.device.startswith("cuda")
-        gpu_us = [rung.gpu_us_per_image() for rung in rungs if rung.name in found] if on_gpu else None
+        gpu_us = tuple(rung.gpu_us_per_image() for rung in rungs if rung.name in found) if on_gpu else None
     if skipped:
-        raise ContestantFailed("; ".join(skipped.values()))
-    figures = [LoaderFigures(name=name, rounds=tuple(r)) for name, r in found.items()]
-    return ladder(RUNGS, [f.cpu_us_per_image for f in figures], [f.images_per_s.median for f in figures], gpu_us)
+        raise ContestantFailed(*next(iter(skipped.items())))
+    return tuple(LoaderFigures(name=name, rounds=tuple(r)) for name, r in found.items()), gpu_us
 
 
 def _model(options: BenchOptions, say: Say) -> ModelFigures:
@@ -233,21 +256,17 @@ def _ours(recipe: Recipe, results: Sequence[LoaderFigures]) -> LoaderFigures:
     return next(r for r in results if r.name == name)
 
 
-def _ratios(recipe: Recipe, results: Sequence[LoaderFigures]) -> dict[str, float]:
-    ours, by_name = _ours(recipe, results), {r.name: r for r in results}
-    found = {name: ratio(ours.rounds, r.rounds) for name, r in by_name.items() if not name.startswith("rsbdali")}
+def _ratios(ours: LoaderFigures, results: Sequence[LoaderFigures]) -> tuple[dict[str, float], dict[str, float]]:
+    """Ours by each peer, and local by spread: by images/s and by CPU time an image."""
+    pairs = {r.name: (ours.rounds, r.rounds) for r in results if not r.name.startswith("rsbdali")}
+    by_name = {r.name: r for r in results}
     if "rsbdali-local" in by_name:
-        found["spread"] = ratio(by_name["rsbdali-local"].rounds, by_name["rsbdali-spread"].rounds)
-    return found
+        pairs["spread"] = by_name["rsbdali-local"].rounds, by_name["rsbdali-spread"].rounds
+    return ratios(pairs)
 
 
-def _figures(result: LoaderFigures, ours_by_it: float | None = None) -> Loader:
-    return Loader(
-        name=result.name,
-        images_per_s=result.images_per_s.median,
-        cpu_us_per_image=result.cpu_us_per_image,
-        ours_by_it=ours_by_it,
-    )
+def _figures(result: LoaderFigures) -> Loader:
+    return Loader(name=result.name, images_per_s=result.images_per_s.median, cpu_us_per_image=result.cpu_us_per_image)
 
 
 def _config(options: BenchOptions, spec: FeedSpec, images: int, copies: int) -> dict[str, Any]:

@@ -5,7 +5,8 @@ the batch lies on the device.
 """
 
 import statistics
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from rsbdali.bench.measure.timing import matmul_peak
 from rsbdali.bench.race.flops import flops_per_image, utilisation
 from rsbdali.bench.race.step_race import OURS, Entry, Race, Say, entries
 from rsbdali.bench.race.synthetic import step_recipe
-from rsbdali.bench.report.figures import Spread, ratio
+from rsbdali.bench.report.figures import Spread, overlap, ratio, ratios, round_record
+from rsbdali.bench.report.presence import Presence, busy_warning
 from rsbdali.bench.report.terminal_step import print_step
+from rsbdali.bench.report.verdict import StepPair, step_verdict
 from rsbdali.distributed.devices import resolve_device
 from rsbdali.distributed.world import World
 from rsbdali.environment import machine_record, write_record
@@ -82,7 +85,8 @@ def run(options: StepOptions, say: Say = lambda _: None) -> dict[str, Any]:
 
     Returns:
         machine, config, results (ours first), skipped, ratio_to (our images/s by another's, round by round, median),
-        ceiling (operations of an image, and of the device's matmul in a second).
+        cpu_ratio_to (their CPU time an image by ours, likewise), ceiling (operations of an image, and of the device's
+        matmul in a second), warning (what makes the figures doubtful; may be empty), verdict (a sentence).
 
     Raises:
         RsbdaliError: no such peer, model or device, an odd batch, no memory for our own step.
@@ -116,15 +120,43 @@ def _measure(options: StepOptions, recipe: Recipe, device: torch.device, say: Sa
             # hooks between the parts would cut a compiled step up
             parts = measure_parts(race.steps[entry.name], device, PARTED_STEPS[device.type]) if entry.is_plain else None
             results.append(_result(entry, rounds[entry.name], parts, flops, peak))
+    ratio_to, cpu_ratio_to = ratios({n: (rounds[OURS], theirs) for n, theirs in rounds.items() if n != OURS})
     return {
         "kind": "step",
         "machine": machine_record(),
         "config": _config(options, recipe, device),
         "results": results,
         "skipped": race.skipped,
-        "ratio_to": {name: ratio(rounds[OURS], theirs) for name, theirs in rounds.items() if name != OURS},
+        "ratio_to": ratio_to,
+        "cpu_ratio_to": cpu_ratio_to,
         "ceiling": {"flops_per_image": flops, "matmul_flops_per_s": peak},
+        "warning": busy_warning({name: Presence.of(found) for name, found in rounds.items()}),
+        "verdict": step_verdict(_pairs(field, rounds), _rate(rounds[OURS])),
     }
+
+
+def _rate(rounds: Sequence[Round]) -> float:
+    return statistics.median(r.images_per_s for r in rounds)
+
+
+def _pairs(field: Sequence[Entry], rounds: dict[str, tuple[Round, ...]]) -> list[StepPair]:
+    """Each peer's step with ours of the same kind."""
+    found = []
+    for peer in field:
+        ours = replace(peer, team=OURS)
+        if peer.team != OURS and peer.name in rounds and ours.name in rounds:
+            mine, theirs = rounds[ours.name], rounds[peer.name]
+            found.append(
+                StepPair(
+                    ours=ours.name,
+                    images_per_s=_rate(mine),
+                    peer=peer.name,
+                    peer_images_per_s=_rate(theirs),
+                    ratio=ratio(mine, theirs),
+                    overlaps=overlap(mine, theirs),
+                )
+            )
+    return found
 
 
 def _result(
@@ -139,7 +171,8 @@ def _result(
         "cpu_us_per_image": statistics.median(r.cpu_us_per_image for r in rounds),
         "utilisation": utilisation(flops, rate.median, peak),
         "parts_ms": parts,
-        "rounds": [{"images": r.images, "seconds": r.seconds, "images_per_s": r.images_per_s} for r in rounds],
+        **asdict(Presence.of(rounds)),
+        "rounds": [round_record(r) for r in rounds],
     }
 
 

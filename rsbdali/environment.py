@@ -25,6 +25,9 @@ PACKAGES = (
     "triton",
     "numpy",
     "pillow",
+    "numba",
+    "spdl_io",  # the peers of bench-loader that are no dependency
+    "turboloader",
 )
 
 

@@ -3,11 +3,14 @@
 A peer that works in worker processes and one that works in threads must be counted alike: CPU time is that of the whole
 process tree, the reaped included, from /proc; memory is the proportional set size (PSS), which counts a page shared by
 k processes k times 1/k, so that forked workers are not charged for what they share.
+
+A round also takes down what all programs together had of the cores it might use, since a figure of a machine that was
+busy with something else is no figure of a loader.
 """
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,7 @@ PROC = Path("/proc")
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PPID, _UTIME, _CSTIME = 1, 11, 14  # fields of /proc/PID/stat behind the name: utime stime cutime cstime are adjacent
+_IDLE = (3, 4)  # idle and iowait among the fields of a core in /proc/stat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,9 @@ class Round:
         cpu_s: CPU seconds of the process tree.
         wait_s: seconds the consumer stood waiting for each batch, in order.
         memory_bytes: PSS of the process tree at the end of the round.
+        cores: cores that the process may use.
+        busy_s: CPU seconds that all programs had of these cores; 0 where the kernel does not tell.
+        load: the machine's load average over the last minute, at the end of the round.
     """
 
     images: int
@@ -34,6 +41,9 @@ class Round:
     cpu_s: float
     wait_s: tuple[float, ...]
     memory_bytes: int
+    cores: int
+    busy_s: float
+    load: float
 
     @property
     def images_per_s(self) -> float:
@@ -64,6 +74,17 @@ def cpu_s(pid: int) -> float:
     return ticks * _TICK_S
 
 
+def busy_s(cores: Set[int]) -> float:
+    """CPU seconds since the start of the machine that some cores were not idle, whoever used them."""
+    ticks = 0
+    for line in (PROC / "stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cores:
+            # of user nice system idle iowait irq softirq steal; the guests' are in user and nice already
+            ticks += sum(int(field) for i, field in enumerate(fields[:8]) if i not in _IDLE)
+    return ticks * _TICK_S
+
+
 def memory_bytes(pid: int) -> int:
     """Proportional set size of the process tree, in bytes."""
     return sum(_pss(p) for p in tree(pid))
@@ -82,8 +103,8 @@ def measure(deliver: Callable[[], int], *, seconds: float, warm_up: int, finish:
     for _ in range(warm_up):
         deliver()
     finish()
-    pid, images, wait_s = os.getpid(), 0, list[float]()
-    cpu_start, start = cpu_s(pid), time.perf_counter()
+    pid, cores, images, wait_s = os.getpid(), os.sched_getaffinity(0), 0, list[float]()
+    cpu_start, busy_start, start = cpu_s(pid), busy_s(cores), time.perf_counter()
     before = start
     while len(wait_s) < 2 or before - start < seconds:
         images += deliver()
@@ -91,8 +112,18 @@ def measure(deliver: Callable[[], int], *, seconds: float, warm_up: int, finish:
         wait_s.append(now - before)
         before = now
     finish()
-    elapsed, used = time.perf_counter() - start, cpu_s(pid) - cpu_start
-    return Round(images=images, seconds=elapsed, cpu_s=used, wait_s=tuple(wait_s), memory_bytes=memory_bytes(pid))
+    # the cores' counters next to the clock: walking through /proc takes its time
+    elapsed, busy, used = time.perf_counter() - start, busy_s(cores) - busy_start, cpu_s(pid) - cpu_start
+    return Round(
+        images=images,
+        seconds=elapsed,
+        cpu_s=used,
+        wait_s=tuple(wait_s),
+        memory_bytes=memory_bytes(pid),
+        cores=len(cores),
+        busy_s=busy,
+        load=os.getloadavg()[0],
+    )
 
 
 def _stat(pid: int) -> list[str]:

@@ -29,7 +29,15 @@ CLOSE_S = 20.0
 
 
 class ContestantFailed(RsbdaliError):
-    """A contestant's process ended or refused; the message is its last line."""
+    """A contestant's process ended or refused; the message is its name and its last line.
+
+    Attributes:
+        reason: the last line alone.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.reason = reason
 
 
 class Contestant:
@@ -103,7 +111,7 @@ class Contestant:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ContestantFailed(f"{self.name}: {self._last_words()}")
+            raise ContestantFailed(self.name, self._last_words())
         self._signal(signal.SIGSTOP)
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -1,7 +1,7 @@
 """Feeds: what a contestant of the bench is asked for, and how each one is built.
 
 A feed hands out training batches for ever. Every one is built from the same `FeedSpec`: the same files, recipe, batch
-and number of CPU threads; how it goes about them is its own affair (`peers.py`, `stages.py`).
+and number of CPU threads; how it goes about them is its own affair (`peers/`, `stages.py`).
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class FeedSpec:
     """One contestant, in plain values that travel to its process as JSON.
 
     Attributes:
-        kind: `rsbdali`, a name of `peers.PEERS`, or `stage:<name>` (`stages.RUNGS`).
+        kind: `rsbdali`, one of `peers.PEERS`, or `stage:<name>` (`stages.RUNGS`).
         root: folder of class folders.
         cache_dir: where the index of `root` is cached.
         recipe: `Recipe.to_dict()`; its global batch is one mix group of the bench's batch size.

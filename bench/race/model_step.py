@@ -7,6 +7,7 @@ from rsbdali.bench.measure.timing import finisher
 from rsbdali.bench.race.our_step import OurStep
 from rsbdali.bench.race.synthetic import step_recipe
 from rsbdali.bench.report.figures import ModelFigures
+from rsbdali.bench.report.presence import Presence
 from rsbdali.distributed.devices import resolve_device
 from rsbdali.recipe import Recipe
 from rsbdali.training.precision import amp_dtype, kernel_policy, name_of
@@ -41,6 +42,7 @@ def measure_model(recipe: Recipe, *, batch_size: int, device: str, seconds: floa
         max=rates[-1],
         batch_size=rows,
         dtype=name_of(amp_dtype(recipe.amp_dtype, place)),
+        presence=Presence.of(rounds),
         memory_bytes=torch.cuda.max_memory_allocated(place) if place.type == "cuda" else None,
     )
 

@@ -28,7 +28,7 @@ def start(specs: Sequence[FeedSpec], skipped: dict[str, str], stack: ExitStack, 
         except ContestantFailed as failure:
             if contestant.name.startswith("rsbdali"):
                 raise
-            skipped[contestant.name] = str(failure)
+            skipped[contestant.name] = failure.reason
             continue
         started.append(contestant)
     return started
@@ -62,7 +62,7 @@ def race(
             except ContestantFailed as failure:
                 if contestant.name.startswith("rsbdali"):
                     raise
-                skipped[contestant.name] = str(failure)
+                skipped[contestant.name] = failure.reason
                 del found[contestant.name]
                 continue
             found[contestant.name].append(result)

@@ -1,14 +1,14 @@
 """From rounds to the figures of a report, and the report as JSON."""
 
-import dataclasses
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from rsbdali.bench.measure.meter import Round
+from rsbdali.bench.report.presence import Presence
 
 RUNGS = ("read", "decode", "crop+resize", "RandAugment", "mix+normalise", "on device")
 
@@ -19,8 +19,9 @@ class Stage:
 
     Attributes:
         name: of `RUNGS`.
-        cpu_us: CPU microseconds an image of this stage alone (the difference of two measurements: noise can make it
-            slightly negative).
+        cpu_us: CPU microseconds an image of this stage alone: the difference of two measurements.
+        below_noise: in one round at least the rung cost no more than the one below it, so `cpu_us` (which may be
+            negative) says nothing but that the stage costs little.
         cumulative_cpu_us: of all stages up to this one.
         images_per_s: of all stages up to this one.
         gpu_us: GPU microseconds an image of this stage alone; None on a CPU.
@@ -28,20 +29,27 @@ class Stage:
 
     name: str
     cpu_us: float
+    below_noise: bool
     cumulative_cpu_us: float
     images_per_s: float
     gpu_us: float | None
 
 
-def ladder(
-    names: Sequence[str], cpu_us: Sequence[float], rate: Sequence[float], gpu_us: Sequence[float] | None
-) -> tuple[Stage, ...]:
-    """Stages from the cumulative figures of their rungs, lowest first."""
-    gpu: list[float | None] = [None] * len(names) if gpu_us is None else list(np.diff(gpu_us, prepend=0.0))
-    own = np.diff(cpu_us, prepend=0.0)
+def ladder(rungs: Sequence["LoaderFigures"], gpu_us: Sequence[float] | None) -> tuple[Stage, ...]:
+    """Stages from the rungs' rounds (lowest rung first, run in turns) and from what each keeps the GPU busy."""
+    gpu: list[float | None] = [None] * len(rungs) if gpu_us is None else list(np.diff(gpu_us, prepend=0.0))
+    own = np.diff([rung.cpu_us_per_image for rung in rungs], prepend=0.0)
+    least = np.diff([[r.cpu_us_per_image for r in rung.rounds] for rung in rungs], axis=0, prepend=0.0).min(axis=1)
     return tuple(
-        Stage(name=name, cpu_us=float(mine), cumulative_cpu_us=total, images_per_s=per_s, gpu_us=on_gpu)
-        for name, mine, total, per_s, on_gpu in zip(names, own, cpu_us, rate, gpu, strict=True)
+        Stage(
+            name=rung.name.removeprefix("stage:"),
+            cpu_us=float(mine),
+            below_noise=bool(min(mine, lowest) <= 0),
+            cumulative_cpu_us=rung.cpu_us_per_image,
+            images_per_s=rung.images_per_s.median,
+            gpu_us=on_gpu,
+        )
+        for rung, mine, lowest, on_gpu in zip(rungs, own, least, gpu, strict=True)
     )
 
 
@@ -89,6 +97,11 @@ class LoaderFigures:
         return Spread.of([1e3 * wait for r in self.rounds for wait in r.wait_s])
 
     @property
+    def presence(self) -> Presence:
+        """What it had of the machine."""
+        return Presence.of(self.rounds)
+
+    @property
     def memory_mib(self) -> float:
         """Most host memory (PSS of all its processes) at the end of a round, MiB."""
         return max(r.memory_bytes for r in self.rounds) / 2**20
@@ -98,6 +111,32 @@ def ratio(ours: Sequence[Round], others: Sequence[Round]) -> float:
     """Median over rounds of our images/s by theirs in the same round."""
     pairs = zip(ours, others, strict=True)
     return statistics.median(mine.images_per_s / theirs.images_per_s for mine, theirs in pairs)
+
+
+def cpu_ratio(ours: Sequence[Round], others: Sequence[Round]) -> float | None:
+    """Median over rounds of their CPU time an image by ours in the same round; None if a round was too short to tell.
+
+    More is better for us, as with `ratio`. What else runs on the machine disturbs it less than images/s.
+    """
+    if not all(mine.cpu_s for mine in ours):
+        return None
+    pairs = zip(ours, others, strict=True)
+    return statistics.median(theirs.cpu_us_per_image / mine.cpu_us_per_image for mine, theirs in pairs)
+
+
+def ratios(pairs: Mapping[str, tuple[Sequence[Round], Sequence[Round]]]) -> tuple[dict[str, float], dict[str, float]]:
+    """`ratio` of each pair by its name, and `cpu_ratio` of those long enough to tell."""
+    by_cpu = {name: cpu_ratio(*pair) for name, pair in pairs.items()}
+    return (
+        {name: ratio(*pair) for name, pair in pairs.items()},
+        {name: value for name, value in by_cpu.items() if value is not None},
+    )
+
+
+def overlap(ours: Sequence[Round], others: Sequence[Round]) -> bool:
+    """Whether the ranges of images/s of two contestants' rounds have a value in common, or are of one round alone."""
+    mine, theirs = (Spread.of([r.images_per_s for r in rounds]) for rounds in (ours, others))
+    return len(ours) < 2 or (mine.min <= theirs.max and theirs.min <= mine.max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +150,7 @@ class ModelFigures:
     batch_size: int
     dtype: str
     memory_bytes: int | None
+    presence: Presence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +163,8 @@ class BenchReport:
         results: a contestant each, ours first.
         skipped: peers that did not take part, with the reason.
         ratio_to: our images/s by another's, round by round, median.
+        cpu_ratio_to: another's CPU time an image by ours, round by round, median; without those too short to tell.
+        warning: what makes the figures doubtful; may be empty.
         stages: the ladder; empty when not asked for.
         model: the model's step; None when not asked for.
         verdict: a sentence.
@@ -133,6 +175,8 @@ class BenchReport:
     results: tuple[LoaderFigures, ...]
     skipped: dict[str, str]
     ratio_to: dict[str, float]
+    cpu_ratio_to: dict[str, float]
+    warning: str
     stages: tuple[Stage, ...]
     model: ModelFigures | None
     verdict: str
@@ -146,8 +190,10 @@ def to_json(report: BenchReport) -> dict[str, Any]:
         "results": [_result(figures) for figures in report.results],
         "skipped": report.skipped,
         "ratio_to": report.ratio_to,
-        "stages": [dataclasses.asdict(stage) for stage in report.stages],
-        "model": dataclasses.asdict(report.model) if report.model else None,
+        "cpu_ratio_to": report.cpu_ratio_to,
+        "warning": report.warning,
+        "stages": [asdict(stage) for stage in report.stages],
+        "model": asdict(report.model) if report.model else None,
         "verdict": report.verdict,
     }
 
@@ -156,13 +202,18 @@ def _result(figures: LoaderFigures) -> dict[str, Any]:
     waits = sorted(1e3 * wait for r in figures.rounds for wait in r.wait_s)
     return {
         "name": figures.name,
-        "images_per_s": dataclasses.asdict(figures.images_per_s),
+        "images_per_s": asdict(figures.images_per_s),
         "cpu_us_per_image": figures.cpu_us_per_image,
-        "wait_ms_per_batch": dataclasses.asdict(figures.wait_ms) | {"p95": waits[int(0.95 * (len(waits) - 1))]},
+        "wait_ms_per_batch": asdict(figures.wait_ms) | {"p95": waits[int(0.95 * (len(waits) - 1))]},
         "memory_mib": figures.memory_mib,
         "note": figures.note,
-        "rounds": [
-            {"images": r.images, "seconds": r.seconds, "cpu_s": r.cpu_s, "images_per_s": r.images_per_s}
-            for r in figures.rounds
-        ],
+        **asdict(figures.presence),
+        "rounds": [round_record(r) for r in figures.rounds],
     }
+
+
+def round_record(measured: Round) -> dict[str, Any]:
+    """A round as plain JSON values, without the single waits."""
+    values = asdict(measured)
+    del values["wait_s"], values["memory_bytes"]
+    return values | {"images_per_s": measured.images_per_s}

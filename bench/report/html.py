@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from rsbdali.bench.report.presence import processor
 from rsbdali.runs.report import html
 
 WIDTH, LABEL, BAR, STEP = 860, 150, 26, 44  # of a chart, in SVG units: whole, names' column, bar height, bar to bar
 OURS, OTHER, MODEL = "var(--ours)", "var(--other)", "var(--model)"
-COLUMNS = ("loader", "images/s", "min", "max", "CPU-µs/image", "ms/batch", "longest", "MiB")
+COLUMNS = ("loader", "images/s", "min", "max", "CPU-µs/image", "of cores", "load", "ms/batch", "longest", "MiB")
 
 STYLE = """
 :root { --other: #b9bfc4; --model: #c9822b } svg .strong { font-weight: 600 }
@@ -38,6 +39,8 @@ def page(report: dict[str, Any]) -> str:
     subtitle = f"recipe {c['recipe']} at {size} px, batch {c['batch_size']}, {c['workers']} workers, {c['device']}"
     parts = [_rates(report), _costs(report), _stages(report), _figures(report), _facts(report)]
     verdict = f"<p class=verdict>{escape(_sentence(report['verdict']))}</p>"
+    if report["warning"]:
+        verdict += f"<p class=note>{escape(_sentence(report['warning']))}</p>"
     return html.page("How fast the data comes", subtitle, "\n".join([verdict, *filter(None, parts)]), STYLE)
 
 
@@ -90,16 +93,23 @@ def _rates(report: dict[str, Any]) -> str:
 
 def _rate_bar(result: dict[str, Any], ratio: float | None) -> Bar:
     rate = result["images_per_s"]
-    text = f"{rate['median']:,.0f} images/s" if ratio is None else f"{rate['median']:,.0f} rsbdali is {ratio:.2f} ×"
+    text = _versus(f"{rate['median']:,.0f}", "images/s", ratio)
     colour = OURS if result["name"].startswith("rsbdali") else OTHER
     return Bar(name=result["name"], value=rate["median"], text=text, colour=colour, low=rate["min"], high=rate["max"])
+
+
+def _versus(value: str, unit: str, ratio: float | None) -> str:
+    """A figure with its unit, or for a peer with what ours is by it."""
+    return f"{value} {unit}" if ratio is None else f"{value} rsbdali is {ratio:.2f} ×"
 
 
 def _footnotes(report: dict[str, Any]) -> str:
     notes = [f"{r['name']}: {r['note']}" for r in report["results"] if r["note"]]
     notes += [f"{name} did not take part: {why}" for name, why in report["skipped"].items()]
     if "spread" in report["ratio_to"]:
-        notes.append(f"decoding once (local) gives {report['ratio_to']['spread']:.2f} × spread")
+        by_cpu = report["cpu_ratio_to"].get("spread")
+        more = f", {by_cpu:.2f} × by CPU-µs" if by_cpu else ""
+        notes.append(f"decoding once (local) gives {report['ratio_to']['spread']:.2f} × spread{more}")
     return "".join(f"<p class=note>{escape(note)}</p>" for note in notes)
 
 
@@ -108,7 +118,7 @@ def _costs(report: dict[str, Any]) -> str:
         Bar(
             name=r["name"],
             value=r["cpu_us_per_image"],
-            text=f"{r['cpu_us_per_image']:,.0f} µs",
+            text=_versus(f"{r['cpu_us_per_image']:,.0f}", "µs", report["cpu_ratio_to"].get(r["name"])),
             colour=OURS if r["name"].startswith("rsbdali") else OTHER,
         )
         for r in report["results"]
@@ -125,13 +135,20 @@ def _stages(report: dict[str, Any]) -> str:
             name=s["name"],
             value=s["cpu_us"],
             start=max(0.0, s["cumulative_cpu_us"] - max(s["cpu_us"], 0.0)),
-            text=f"{s['cpu_us']:,.0f} µs" + (f", GPU {s['gpu_us']:,.1f} µs" if s["gpu_us"] is not None else ""),
+            text=_cost(s),
             colour=OURS,
         )
         for s in report["stages"]
     ]
     subtitle = "CPU microseconds of each stage, one upon the other"
     return html.section("Where an image's time goes", subtitle, chart(bars, "CPU microseconds by stage"))
+
+
+def _cost(stage: dict[str, Any]) -> str:
+    own = "below the noise" if stage["below_noise"] else f"{stage['cpu_us']:,.0f} µs"
+    if stage["gpu_us"] is None:
+        return own
+    return f"{own}, GPU " + ("below the noise" if stage["gpu_us"] < 0 else f"{stage['gpu_us']:,.1f} µs")
 
 
 def _figures(report: dict[str, Any]) -> str:
@@ -145,12 +162,17 @@ def _figures(report: dict[str, Any]) -> str:
                 f"{rate['min']:,.0f}",
                 f"{rate['max']:,.0f}",
                 f"{r['cpu_us_per_image']:,.0f}",
+                f"{r['cpu_share']:.0%}",
+                f"{r['load']:.1f}",
                 f"{wait['median']:,.1f}",
                 f"{wait['max']:,.1f}",
                 f"{r['memory_mib']:,.0f}",
             ]
         )
-    note = "<p class=note>ms/batch: what a consumer that does nothing waits for a batch. MiB: host memory (PSS).</p>"
+    note = (
+        "<p class=note>of cores: share of their time. ms/batch: what a consumer that does nothing waits for a batch. "
+        "MiB: host memory (PSS).</p>"
+    )
     return html.section("Figures", "", html.table(COLUMNS, rows) + note)
 
 
@@ -160,7 +182,7 @@ def _facts(report: dict[str, Any]) -> str:
     tiled = f", each {c['times_tiled']} times an epoch" if c["times_tiled"] > 1 else ""
     facts = {
         "date": m["date"],
-        "processor": f"{m['cpu']}, {m['cores_usable']} of {m['cores']} cores, {m['ram_gib']} GiB",
+        "processor": f"{processor(m)}, {m['ram_gib']} GiB",
         "GPU": gpus + (f", driver {m['driver']}" if m["driver"] else ""),
         "versions": ", ".join(f"{name} {version}" for name, version in m["versions"].items()),
         "commit": m["commit"] or "not in a repository",

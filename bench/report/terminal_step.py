@@ -2,15 +2,18 @@
 
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from rsbdali.bench.measure.phases import PARTS
+from rsbdali.bench.report.presence import processor
 
 
 def print_step(console: Console, record: dict[str, Any]) -> None:
     """The rates, then the parts of a step, then the ceiling they are held against."""
     console.print(_rates(record))
+    console.print(_legend(record), style="dim", markup=False)
     for name, why in record["skipped"].items():
         console.print(f"{name} did not take part: {why}", markup=False)
     for r in record["results"]:
@@ -22,6 +25,9 @@ def print_step(console: Console, record: dict[str, Any]) -> None:
         f"matrices in {config['dtype']} at {ceiling['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s",
         markup=False,
     )
+    if record["warning"]:
+        console.print(record["warning"], style="yellow", markup=False)
+    console.print(record["verdict"], style="bold", markup=False)
 
 
 def _rates(record: dict[str, Any]) -> Table:
@@ -30,23 +36,44 @@ def _rates(record: dict[str, Any]) -> Table:
     table = Table(
         title=f"{c['recipe']}: training step of {c['model']}, {height} x {width} px, batch {c['batch_size']}, "
         f"{c['dtype']}, {c['device']}",
-        caption=f"synthetic data; {c['rounds']} × {c['seconds']:g} s, interleaved\n"
-        "of peak: the model's operations by the matmul's\nrsbdali by it: median of the rounds' own ratios",
+        box=box.SIMPLE_HEAD,
+        padding=0,
     )
-    table.add_column("step")
-    for heading in ("images/s", "min – max", "ms a step", "of peak", "rsbdali by it"):
+    table.add_column("step", overflow="fold")
+    for heading in (
+        "images/s",
+        "min – max",
+        "ms\na step",
+        "of\npeak",
+        "of\ncores",
+        "load",
+        "by\nim/s",
+        "by\nCPU-µs",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for r in record["results"]:
-        rate, by_it = r["images_per_s"], record["ratio_to"].get(r["name"])
+        rate = r["images_per_s"]
         table.add_row(
             r["name"],
             figure(rate["median"]),
             f"{figure(rate['min'])} – {figure(rate['max'])}",
             f"{r['step_ms']:,.1f}",
             f"{r['utilisation']:.0%}",
-            "" if by_it is None else f"{by_it:.2f} ×",
+            f"{r['cpu_share']:.0%}",
+            f"{r['load']:.1f}",
+            times(record["ratio_to"].get(r["name"])),
+            times(record["cpu_ratio_to"].get(r["name"])),
         )
     return table
+
+
+def _legend(record: dict[str, Any]) -> str:
+    c = record["config"]
+    return (
+        f"{c['rounds']} × {c['seconds']:g} s of synthetic data, interleaved; {processor(record['machine'])}\n"
+        "of peak: the model's operations by the matmul's; of cores: share of their time;\n"
+        "by: rsbdali by it, median of the rounds' own ratios, by images/s and CPU-µs an image"
+    )
 
 
 def _parts(results: list[dict[str, Any]]) -> Table:
@@ -63,3 +90,8 @@ def _parts(results: list[dict[str, Any]]) -> Table:
 def figure(value: float) -> str:
     """Thousands by commas, one digit behind the point below a hundred: 9,830 or 48.2."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio with its sign, nothing for none."""
+    return "" if ratio is None else f"{ratio:.2f} ×"

@@ -1,6 +1,7 @@
 """From figures to a sentence: does data hold training back, and what would mend it? A pure function."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 EASE = 1.1  # a loader this much faster than the model leaves room for the unevenness of both
@@ -18,12 +19,18 @@ class Loader:
         cpu_us_per_image: CPU microseconds, all cores together.
         ours_by_it: of a peer: our images/s by its own, round by round, median; None: by the medians of both. On an
             uneven machine the two differ, and rounds side by side are the fairer comparison.
+        ours_by_its_cpu: of a peer: its CPU time an image by ours, likewise; None: not known.
+        overlaps: of a peer: the ranges of its rounds and of ours overlap, so no difference in images/s is shown.
+        does_less: of a peer: it leaves out a part of the recipe.
     """
 
     name: str
     images_per_s: float
     cpu_us_per_image: float
     ours_by_it: float | None = None
+    ours_by_its_cpu: float | None = None
+    overlaps: bool = False
+    does_less: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +56,8 @@ def verdict(
     """
     if model is None:
         return _without_model(ours, peers, threads)
-    plain = [p for p in peers if not p.name.startswith("dali")]  # another DALI graph is no plainer than ours
+    # another DALI graph is no plainer than ours, and one that does less would not do
+    plain = [p for p in peers if not p.name.startswith("dali") and not p.does_less]
     enough = [p for p in plain if p.images_per_s >= EASE * model.images_per_s]
     if enough:
         return _plain_would_do(ours, max(enough, key=lambda p: p.images_per_s), model, threads)
@@ -62,17 +70,21 @@ def _without_model(ours: Loader, peers: tuple[Loader, ...], threads: int) -> str
     if not peers:
         return f"{figure}; --peers timm compares it, --against MODEL says whether a model can use it."
     compared = ", ".join(_compared(ours, p) for p in peers)
-    best = min(peers, key=lambda p: _ratio(ours, p))
-    if _ratio(ours, best) < 1 / SAME:
-        return f"{figure}: {compared}. {best.name} is the faster one here."
+    best = min(peers, key=lambda p: (p.overlaps, _ratio(ours, p)))
+    if _ratio(ours, best) < 1 / SAME and not best.overlaps:
+        less = ", and does less" if best.does_less else ""
+        return f"{figure}: {compared}. {best.name} is the faster one here{less}."
     return f"{figure}: {compared}."
 
 
 def _compared(ours: Loader, peer: Loader) -> str:
     ratio = _ratio(ours, peer)
+    by_cpu = f"; {_times(peer.ours_by_its_cpu)} by CPU-µs" if peer.ours_by_its_cpu else ""
+    if peer.overlaps:
+        return f"no difference from {peer.name} is shown ({_rate(peer)}, the rounds overlap{by_cpu})"
     if 1 / SAME < ratio < SAME:
-        return f"the same as {peer.name} ({_rate(peer)})"
-    return f"{_times(ratio)} {peer.name} ({_rate(peer)})"
+        return f"the same as {peer.name} ({_rate(peer)}{by_cpu})"
+    return f"{_times(ratio)} {peer.name} ({_rate(peer)}{by_cpu})"
 
 
 def _ratio(ours: Loader, peer: Loader) -> float:
@@ -84,7 +96,7 @@ def _plain_would_do(ours: Loader, peer: Loader, model: Model, threads: int) -> s
         f"the plain loader would do as well: {peer.name} gives {_rate(peer)} images/s with {_threads(threads)}, "
         f"{model.name} takes {_rate(model)}, so DALI brings no speed here"
     )
-    saved = peer.cpu_us_per_image / ours.cpu_us_per_image
+    saved = peer.ours_by_its_cpu or peer.cpu_us_per_image / ours.cpu_us_per_image
     return f"{start} (it uses {_times(saved)} less CPU)." if saved >= EASE else f"{start}."
 
 
@@ -126,3 +138,37 @@ def _times(ratio: float) -> str:
 
 def _threads(count: int) -> str:
     return f"{count} thread" if count == 1 else f"{count} threads"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPair:
+    """A step of ours and a peer's of the same kind.
+
+    Attributes:
+        ours: its name.
+        images_per_s: of ours, median of its rounds.
+        peer: its name.
+        peer_images_per_s: of the peer, likewise.
+        ratio: ours by the peer's, round by round, median.
+        overlaps: the ranges of their rounds overlap.
+    """
+
+    ours: str
+    images_per_s: float
+    peer: str
+    peer_images_per_s: float
+    ratio: float
+    overlaps: bool
+
+
+def step_verdict(pairs: Sequence[StepPair], images_per_s: float) -> str:
+    """The answer of bench-step in a sentence; without pairs, of `images_per_s` alone."""
+    if not pairs:
+        return f"rsbdali trains {_thousands(images_per_s)} images/s; --peers timm compares it."
+    return "; ".join(_against_step(pair) for pair in pairs) + "."
+
+
+def _against_step(pair: StepPair) -> str:
+    rates = f"{pair.ours} trains {_thousands(pair.images_per_s)} images/s, {pair.peer}"
+    figures = f"{rates} {_thousands(pair.peer_images_per_s)}"
+    return f"{figures}: no difference is shown" if pair.overlaps else f"{figures}: {pair.ratio:.2f} ×"
