@@ -28,13 +28,12 @@ from rsbdali.bench.measure.timing import finisher
 from rsbdali.bench.race.feeds import PREFETCH, forever
 from rsbdali.bench.race.model_step import warm_up_steps
 from rsbdali.bench.race.our_step import OurStep
-from rsbdali.bench.race.out_of_memory import OUT_OF_MEMORY, out_of_memory
+from rsbdali.bench.race.out_of_memory import dropped_where_memory_ends
 from rsbdali.bench.race.synthetic import step_recipe
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_images
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.environment import machine_record, write_record
-from rsbdali.errors import DeviceError
 from rsbdali.loader import TrainLoader
 from rsbdali.recipe import Recipe
 from rsbdali.training.precision import amp_dtype, kernel_policy, name_of
@@ -179,14 +178,11 @@ def measure(
         for kind in KINDS:
             step.batch = lying
             before = list(record["loaders"])
-            try:
+            with dropped_where_memory_ends(kind.name, record["skipped"]):
                 for figures in _rounds(partial(open_loader, kind), step, device, seconds, rounds):
                     record["loaders"] = [*before, {"name": kind.name, **figures}]
                     write(record)
-            except (RuntimeError, DeviceError) as error:
-                if not out_of_memory(str(error)):
-                    raise
-                record["skipped"][kind.name] = OUT_OF_MEMORY
+            if kind.name in record["skipped"]:
                 record["loaders"] = before
     return record | {"finished": True, "randaugment": randaugment_cost(record["loaders"], recipe.global_batch_size)}
 
