@@ -35,6 +35,7 @@ GPUS = (
     Gpu("V100 SXM2", 0.9e12, 125e12),
     Gpu("A100 40 GB", 1.555e12, 312e12),
     Gpu("A100 80 GB", 2.039e12, 312e12),
+    Gpu("H100 SXM", 3.35e12, 989e12),
     Gpu("H200", 4.8e12, 989e12),
 )
 
@@ -53,13 +54,15 @@ class Work:
 
 
 def works() -> list[Work]:
-    """Mixing by size and kind, BCE, LAMB on ResNet-50, and the step's own operations."""
+    """Mixing and RandAugment (a pixel read once, written once) by size, BCE, LAMB on ResNet-50, the step itself."""
     found = []
     for size in (160, 224):
         for kind in ("plain", "mixup", "cutmix"):
             partner_N, lam_N, box_N4 = mix_rows(kind, ROWS, size, size)
             nbytes = mix_bytes(partner_N, lam_N, box_N4, size, size, HALF)
             found.append(Work(f"mix, {kind}, {ROWS} × {size} px", bytes=nbytes))
+        pixels = ROWS * size * size
+        found.append(Work(f"RandAugment and flip, {ROWS} × {size} px", bytes=2 * 3 * pixels))
     found.append(Work(f"BCE with gradient, {ROWS} × {NUM_CLASSES}", bytes=bce_bytes(ROWS, NUM_CLASSES, HALF)))
     model = create_model(Recipe.load("a3"), NUM_CLASSES)
     found.append(Work("LAMB, ResNet-50", bytes=lamb_bytes(model.parameters())))

@@ -6,9 +6,10 @@ interleaved (A B C A B C …) and everybody but the one being measured is frozen
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from rich.console import Console
 
 from rsbdali.atomic import write_text
 from rsbdali.bench.material import enough_images
+from rsbdali.bench.measure.meter import Round
 from rsbdali.bench.race.contestant import ContestantFailed
 from rsbdali.bench.race.feeds import FeedSpec
 from rsbdali.bench.race.model_step import measure_model
+from rsbdali.bench.race.out_of_memory import dropped_where_memory_ends
 from rsbdali.bench.race.peers import NO_RANDAUGMENT, PEERS, missing
 from rsbdali.bench.race.race import Say, race, start
 from rsbdali.bench.report.figures import (
@@ -45,6 +48,7 @@ from rsbdali.training.model import create_model
 __all__ = ["BenchOptions", "BenchReport", "main", "print_report", "run", "to_json"]
 
 STAGE_ROUNDS = 3
+Results = tuple[LoaderFigures, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +119,7 @@ def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
     with tempfile.TemporaryDirectory(prefix="rsbdali-bench-") as scratch:
         report = _run(options, Path(scratch), say)
     if options.json:
-        write_record(options.json, to_json(report))
+        write_record(options.json, to_json(report) | {"finished": True})
     if options.report:
         from rsbdali.bench.report.html import page
 
@@ -136,32 +140,50 @@ def _check(options: BenchOptions) -> None:
 
 
 def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
-    device = resolve_device(options.device)
     index = ImageIndex.load(find_images(options.data))
     root, copies = enough_images(index, options.batch_size, scratch)
     if copies > 1:
         say(f"{len(index)} images are few: each is read {copies} times an epoch, from the page cache")
-    workers = options.workers or default_threads()
     spec = FeedSpec(
         kind="rsbdali",
         root=str(root),
         cache_dir=str(scratch / "cache"),
         recipe=_bench_recipe(options).to_dict(),
         batch_size=options.batch_size,
-        workers=workers,
-        device=str(device),
+        workers=options.workers or default_threads(),
+        device=str(resolve_device(options.device)),
         executor=options.executor,
     )
     ImageIndex.load(root, cache_dir=scratch / "cache")  # once, for all contestants
-    results, skipped = _loaders(options, spec, say)
+    report = partial(_report, options, spec, len(index), copies)
+
+    def keep(results: Results, skipped: dict[str, str]) -> None:
+        if options.json:  # what is left of a bench that is interrupted
+            write_record(options.json, to_json(report(results, skipped)) | {"finished": False})
+
+    results, skipped = _loaders(options, spec, say, keep)
     rungs, gpu_us = _rungs(options, spec, say) if options.stages else ((), None)
-    model = _model(options, say) if options.against else None
+    model = _model(options, skipped, say) if options.against else None
+    return report(results, skipped, rungs, gpu_us, model)
+
+
+def _report(
+    options: BenchOptions,
+    spec: FeedSpec,
+    images: int,
+    copies: int,
+    results: Results,
+    skipped: dict[str, str],
+    rungs: Results = (),
+    gpu_us: tuple[float, ...] | None = None,
+    model: ModelFigures | None = None,
+) -> BenchReport:
     peers = [r for r in results if not r.name.startswith("rsbdali")]
     ours = _ours(spec.load_recipe(), results)
     ratio_to, cpu_ratio_to = _ratios(ours, results)
     return BenchReport(
         machine=machine_record(),
-        config=_config(options, spec, len(index), copies),
+        config=_config(options, spec, images, copies),
         results=results,
         skipped=skipped,
         ratio_to=ratio_to,
@@ -182,9 +204,9 @@ def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
                 for peer in peers
             ),
             model=Model(name=model.name, images_per_s=model.median) if model else None,
-            threads=workers,
+            threads=spec.workers,
             cores=default_threads(),
-            device=device.type,
+            device=resolve_device(spec.device).type,
         ),
     )
 
@@ -211,15 +233,22 @@ def _own_specs(spec: FeedSpec) -> list[FeedSpec]:
     return [spec.as_kind(f"rsbdali-{mode}", aug_repeats_mode=mode) for mode in ("spread", "local")]
 
 
-def _loaders(options: BenchOptions, spec: FeedSpec, say: Say) -> tuple[tuple[LoaderFigures, ...], dict[str, str]]:
+def _loaders(
+    options: BenchOptions, spec: FeedSpec, say: Say, keep: Callable[[Results, dict[str, str]], None]
+) -> tuple[Results, dict[str, str]]:
     skipped = {name: why for name in options.peers if (why := missing(name))}
     peers = [spec.as_kind(name) for name in options.peers if name not in skipped]
     with ExitStack() as stack:
-        contestants = start(_own_specs(spec), {}, stack, say) + start(peers, skipped, stack, say)
-        rounds = race(contestants, options.rounds, options.seconds, skipped, say)
-    notes = {c.name: c.note for c in contestants}
-    results = tuple(LoaderFigures(name=n, rounds=tuple(r), note=notes[n]) for n, r in rounds.items())
-    return results, skipped
+        contestants = start([*_own_specs(spec), *peers], skipped, stack, say)
+        notes = {c.name: c.note for c in contestants}
+
+        def figures(rounds: Mapping[str, Sequence[Round]]) -> Results:
+            return tuple(LoaderFigures(name=n, rounds=tuple(r), note=notes[n]) for n, r in rounds.items())
+
+        done = race(
+            contestants, options.rounds, options.seconds, skipped, say, lambda rounds: keep(figures(rounds), skipped)
+        )
+    return figures(done), skipped
 
 
 def _rungs(
@@ -240,10 +269,12 @@ def _rungs(
     return tuple(LoaderFigures(name=name, rounds=tuple(r)) for name, r in found.items()), gpu_us
 
 
-def _model(options: BenchOptions, say: Say) -> ModelFigures:
+def _model(options: BenchOptions, skipped: dict[str, str], say: Say) -> ModelFigures | None:
     say(f"training steps of {options.against} on synthetic data")
     recipe = _model_recipe(options)
-    return measure_model(recipe, batch_size=options.batch_size, device=options.device, seconds=options.seconds)
+    with dropped_where_memory_ends(recipe.model, skipped):
+        return measure_model(recipe, batch_size=options.batch_size, device=options.device, seconds=options.seconds)
+    return None
 
 
 def _model_recipe(options: BenchOptions) -> Recipe:

@@ -5,7 +5,7 @@ the batch lies on the device.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,26 +113,35 @@ def _measure(options: StepOptions, recipe: Recipe, device: torch.device, say: Sa
     race, field = Race(recipe, device, say), entries(options.peers, options.switches)
     for entry in field:
         race.start(entry)
-    rounds = race.run(field, options.rounds, options.seconds)
-    results = []
-    for entry in field:
-        if entry.name in rounds:
-            # hooks between the parts would cut a compiled step up
-            parts = measure_parts(race.steps[entry.name], device, PARTED_STEPS[device.type]) if entry.is_plain else None
-            results.append(_result(entry, rounds[entry.name], parts, flops, peak))
-    ratio_to, cpu_ratio_to = ratios({n: (rounds[OURS], theirs) for n, theirs in rounds.items() if n != OURS})
-    return {
-        "kind": "step",
-        "machine": machine_record(),
-        "config": _config(options, recipe, device),
-        "results": results,
-        "skipped": race.skipped,
-        "ratio_to": ratio_to,
-        "cpu_ratio_to": cpu_ratio_to,
-        "ceiling": {"flops_per_image": flops, "matmul_flops_per_s": peak},
-        "warning": busy_warning({name: Presence.of(found) for name, found in rounds.items()}),
-        "verdict": step_verdict(_pairs(field, rounds), _rate(rounds[OURS])),
-    }
+
+    def record(rounds: dict[str, tuple[Round, ...]], *, finished: bool) -> dict[str, Any]:
+        results = []
+        for entry in field:
+            if entry.name in rounds:
+                parts = None
+                if finished and entry.is_plain:  # hooks between the parts would cut a compiled step up
+                    parts = measure_parts(race.steps[entry.name], device, PARTED_STEPS[device.type])
+                results.append(_result(entry, rounds[entry.name], parts, flops, peak))
+        ratio_to, cpu_ratio_to = ratios({n: (rounds[OURS], theirs) for n, theirs in rounds.items() if n != OURS})
+        return {
+            "kind": "step",
+            "finished": finished,
+            "machine": machine_record(),
+            "config": _config(options, recipe, device),
+            "results": results,
+            "skipped": race.skipped,
+            "ratio_to": ratio_to,
+            "cpu_ratio_to": cpu_ratio_to,
+            "ceiling": {"flops_per_image": flops, "matmul_flops_per_s": peak},
+            "warning": busy_warning({name: Presence.of(found) for name, found in rounds.items()}),
+            "verdict": step_verdict(_pairs(field, rounds), _rate(rounds[OURS])),
+        }
+
+    def keep(rounds: Mapping[str, Sequence[Round]]) -> None:
+        if options.json:  # what is left of a bench that is interrupted
+            write_record(options.json, record({name: tuple(done) for name, done in rounds.items()}, finished=False))
+
+    return record(race.run(field, options.rounds, options.seconds, keep), finished=True)
 
 
 def _rate(rounds: Sequence[Round]) -> float:

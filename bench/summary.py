@@ -1,7 +1,8 @@
 """One table from the records of `bench/gpu.sh`: `python -m rsbdali.bench.summary RECORDS RUNS [BUNDLE]`.
 
 RECORDS holds the JSON files, by name; RUNS a folder for each training run with its `metrics.jsonl`. A figure whose
-record is missing says "not run". BUNDLE, if named, gets all records in one file. Needs nothing but Python.
+record is missing says "not run". Below the table stands what was cut off, left out or wrong. BUNDLE, if named, gets all
+records in one file. Needs nothing but Python.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DTYPES = "bfloat16", "float16"
+VOLTA = 8  # compute capability below which float16 is the native type
 Records = dict[str, Any]
 
 
@@ -54,16 +56,37 @@ def load(folder: Path, runs: Path) -> Records:
 
 def rows(records: Records) -> Iterator[Row]:
     """The table's figures, the most important first."""
-    dry = ["float32"] if {"step-float32", "train-float32"} & records.keys() else []  # what a CPU takes
-    dtypes = [*DTYPES, *dry]
+    dtypes = _dtypes(records)
+    yield from _randaugment(records.get("randaugment"))
+    yield from _decoding(records.get("modes"))
+    yield from _share(records.get("gpu_share"))
+    yield from _same(records.get("same_plan"))
     for dtype in dtypes:
         yield from _step(records.get(f"step-{dtype}"), dtype)
-    yield from _kernels(records.get("kernels"))
-    for dtype in dtypes:
-        yield from _training(records.get(f"train-{dtype}"), records.get(f"step-{dtype}"), dtype)
     step = next((records[f"step-{d}"] for d in dtypes if f"step-{d}" in records), None)
     yield from _loader(records.get("loader"), step)
-    yield from _share(records.get("gpu_share"))
+    for dtype in dtypes:
+        yield from _training(records.get(f"train-{dtype}"), records.get(f"step-{dtype}"), dtype)
+    yield from _kernels(records.get("kernels"))
+
+
+def _dtypes(records: Records) -> list[str]:
+    """The machine's native type first; what a CPU takes only where it was run."""
+    gpus = [gpu for record in records.values() for gpu in record.get("machine", {}).get("gpu", [])]
+    native = DTYPES[::-1] if gpus and int(gpus[0]["capability"].split(".")[0]) < VOLTA else DTYPES
+    dry = ["float32"] if {"step-float32", "train-float32"} & records.keys() else []
+    return [*native, *dry]
+
+
+def notes(records: Records) -> Iterator[str]:
+    """A line for each record that was cut off, each contestant that was left out, each op that was wrong."""
+    for name, record in records.items():
+        if record.get("finished") is False:
+            yield f"{name}: cut off, its figures are of the rounds before"
+        for who, why in record.get("skipped", {}).items():
+            yield f"{name}: {who.removeprefix('stage:')} did not take part: {why}"
+        for what, why in record.get("wrong", {}).items():
+            yield f"{name}: {what} is WRONG and was not timed: {why}"
 
 
 def _row(name: str, value: float | None, show: Callable[[float], str], aim: float | None = None, **more: Any) -> Row:
@@ -119,6 +142,26 @@ def _kernels(record: Records | None) -> Iterator[Row]:
         yield _row(f"{name}, by its floor", found[0]["times_floor"] if found else None, _times, aim, at_most=True)
 
 
+def _randaugment(record: Records | None) -> Iterator[Row]:
+    result = {} if record is None else next(iter(record["results"]), {})
+    rows = "" if record is None else f", {record['config']['rows']} × {record['config']['train_size'][0]} px"
+    exact = None if record is None else float(not record["wrong"] and bool(result))
+    yield _row("RandAugment equals Pillow", exact, lambda value: "yes" if value else "NO", 1)
+    yield _row(f"RandAugment{rows}", result.get("us"), lambda us: f"{us / 1e3:.2f} ms")
+
+
+def _decoding(record: Records | None) -> Iterator[Row]:
+    results = [] if record is None else record["results"]
+    best = max(results, key=lambda r: r["images_per_s"]["median"], default=None)
+    which = f", the fastest ({best['name'].removeprefix('decode-')})" if best else ""
+    yield _row(f"decoding alone{which}", best["images_per_s"]["median"] if best else None, _rate)
+
+
+def _same(record: Records | None) -> Iterator[Row]:
+    equal = None if record is None else float(record["equal"])
+    yield _row("one plan made again under load, equal", equal, lambda value: "yes" if value else "NO", 1)
+
+
 def _training(run: Records | None, step: Records | None, dtype: str) -> Iterator[Row]:
     rate = None if run is None else run["images_per_s"]
     yield _row(f"training on photographs, {dtype}", rate, _rate)
@@ -131,11 +174,18 @@ def _loader(record: Records | None, step: Records | None) -> Iterator[Row]:
     cores = "" if record is None else f", {record['config']['workers']} threads"
     yield _row(f"loader alone{cores}", alone, _rate)
     yield _row("loader alone, by the synthetic step", quotient(alone, rate_of(step, "rsbdali-nomix")), _times, 1.3)
-    yield _row(f"loader, by timm's{cores}", None if record is None else record["ratio_to"].get("timm"), _times)
+    ratio_to = {} if record is None else record["ratio_to"]
+    yield _row(f"loader, by timm's{cores}", ratio_to.get("timm"), _times)
+    yield _row("loader, by that with RandAugment in DALI (dali-exact)", ratio_to.get("dali-exact"), _times)
 
 
 def _share(record: Records | None) -> Iterator[Row]:
-    cost = {} if record is None else record["randaugment"]
+    loaders = {} if record is None else {loader["name"]: loader for loader in record["loaders"]}
+    for name in ("graph", "graph, no RandAugment", "host"):
+        yield _row(f"step beside the loader ({name}), by alone", loaders.get(name, {}).get("slower"), _times)
+    gap = loaders.get("graph", {}).get("longest_gap_ms_beside")
+    yield _row("longest wait for Python's lock (graph)", gap, lambda ms: f"{ms:.0f} ms")
+    cost = {} if record is None else record["randaugment"] or {}
     yield _row("RandAugment, GPU time by the step's", cost.get("share_of_step"), _percent)
 
 
@@ -153,11 +203,11 @@ def table(found: Iterator[Row]) -> str:
 
 
 def main(folder: Path, runs: Path, bundle: Path | None = None) -> str:
-    """The table; with `bundle`, write all records there too."""
+    """The table and the notes; with `bundle`, write all records there too."""
     records = load(folder, runs)
     if bundle is not None:
         bundle.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return table(rows(records))
+    return "\n".join([table(rows(records)), *notes(records)])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from rsbdali.bench.measure import meter
 from rsbdali.bench.measure.gpu_time import gpu_us_per_image
 from rsbdali.bench.measure.timing import finisher
 from rsbdali.bench.race.feeds import Feed, FeedSpec, RsbdaliFeed, check_batch
+from rsbdali.bench.race.out_of_memory import OUT_OF_MEMORY, out_of_memory
 from rsbdali.errors import RsbdaliError
 
 CLOSE_S = 20.0
@@ -43,10 +44,10 @@ class Contestant:
     """The side of the bench: starts a contestant's process and talks to it.
 
     Args:
-        spec: what it is to do. Its first batch is checked before this returns; then it is frozen.
+        spec: what it is to do. It starts on it at once; `ready` waits until it can be measured.
 
-    Raises:
-        ContestantFailed: it could not start, or its first batch is no normalised batch.
+    Attributes:
+        note: from `ready` on: what a reader of its figures should know; may be empty.
     """
 
     def __init__(self, spec: FeedSpec) -> None:
@@ -60,12 +61,16 @@ class Contestant:
             text=True,
             process_group=0,
         )
-        try:
-            self.note: str = self._ask(dataclasses.asdict(spec))["note"]
-        except ContestantFailed:
-            self.close()
-            raise
-        self._signal(signal.SIGSTOP)
+        self.note = ""
+        self._send(dataclasses.asdict(spec))
+
+    def ready(self) -> None:
+        """Wait until its first batch was made and checked; then it is frozen.
+
+        Raises:
+            ContestantFailed: it could not start, or its first batch is no normalised batch.
+        """
+        self.note = self._answer()["note"]
 
     def round(self, seconds: float) -> meter.Round:
         """Thaw, warm up, measure for `seconds`, freeze."""
@@ -92,16 +97,19 @@ class Contestant:
         self._stderr.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._signal(signal.SIGCONT)
-        try:
+        self._send(request)
+        return self._answer()
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and gives no answer
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            line = ""
-        else:
-            line = self._process.stdout.readline()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
             raise ContestantFailed(self.name, self._last_words())
         self._signal(signal.SIGSTOP)
@@ -111,7 +119,10 @@ class Contestant:
     def _last_words(self) -> str:
         code = self._process.wait()
         self._stderr.seek(0)
-        lines = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
+        said = self._stderr.read()
+        if out_of_memory(said):
+            return OUT_OF_MEMORY
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
         if not lines:
             return f"ended with status {code} and said nothing"
         return re.sub(r"^rsbdali\.errors\.\w+: ", "", lines[-1])  # one of our own errors is its message alone

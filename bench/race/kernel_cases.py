@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,8 +12,11 @@ from rsbdali.ops.bce import bce_bytes, bce_loss
 from rsbdali.ops.equalize import equalize
 from rsbdali.ops.lamb import lamb_bytes
 from rsbdali.ops.mix import mix_bytes, mix_normalize
+from rsbdali.ops.randaugment import randaugment
+from rsbdali.ops.randaugment_reference import randaugment_reference
 from rsbdali.ops.warp import affine_matrices, warp
-from rsbdali.plan.randaugment import Op
+from rsbdali.plan.planner import BatchPlan, Planner
+from rsbdali.plan.randaugment import FILL_RGB, Op
 from rsbdali.recipe import Recipe
 from rsbdali.training.model import create_model
 from rsbdali.training.optim import create_optimizer
@@ -22,6 +26,7 @@ DTYPES = torch.float16, torch.bfloat16, torch.float32
 NUM_CLASSES = 1000
 ROTATED_BYTES = {"cuda": 1 << 29, "cpu": 0}  # inputs in turn, ten times the largest second-level cache
 MOST_COPIES = 64
+CHECKED_ROWS = 64
 MixRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -34,26 +39,28 @@ class Case:
         dtype: of its result.
         bytes: that it has to read and write.
         calls: the same work on different memory.
+        wrong: looks whether it is right, before it is timed: what is wrong, None if nothing is.
     """
 
     name: str
     dtype: str
     bytes: int
     calls: list[Callable[[], object]]
+    wrong: Callable[[], str | None] = lambda: None
 
 
-def cases(recipe: Recipe, rows: int, device: torch.device) -> Iterator[Case]:
+def cases(recipe: Recipe, rows: int, device: torch.device, only: str | None = None) -> Iterator[Case]:
     """All cases, one after the other; each is built when it is its turn, and its memory is free afterwards.
 
     Args:
-        recipe: train size, mean, std, loss, model and optimiser.
+        recipe: train size, mean, std, RandAugment, loss, model and optimiser.
         rows: N of a batch.
         device: where.
+        only: one of `GROUPS`; None for all.
     """
-    yield from _mixes(recipe, rows, device)
-    yield from _losses(recipe, rows, device)
-    yield from _optimisers(recipe, device)
-    yield from _image_ops(recipe, rows, device)
+    for name, group in GROUPS.items():
+        if only in (None, name):
+            yield from group(recipe, rows, device)
 
 
 def _copies(nbytes: int, device: torch.device) -> int:
@@ -92,6 +99,41 @@ def _mix_call(
     return lambda: mix_normalize(images_NHWC, partner_N, lam_N, box_N4, recipe.mean, recipe.std, dtype, out)
 
 
+def _randaugments(recipe: Recipe, rows: int, device: torch.device) -> Iterator[Case]:
+    height, width = recipe.train_size
+    nbytes = 2 * 3 * rows * height * width  # each pixel read once and written once, however many layers there are
+    plan = _plan(recipe, rows)
+    images = [_noise(rows, recipe, device) for _ in range(_copies(nbytes, device))]
+    yield Case(
+        name="RandAugment and flip",
+        dtype="uint8",
+        bytes=nbytes,
+        calls=[partial(_augmented, randaugment, batch, plan) for batch in images],
+        wrong=lambda: _unlike_pillow(images[0][:CHECKED_ROWS], plan.rows(slice(CHECKED_ROWS))),
+    )
+
+
+def _plan(recipe: Recipe, rows: int) -> BatchPlan:
+    """What the recipe draws for one batch."""
+    sides = np.full(rows, 500, np.int32), np.full(rows, 375, np.int32)
+    return Planner(*sides, replace(recipe, global_batch_size=rows, mix_groups=1, aug_repeats=0)).group(0, 0, 0)
+
+
+def _augmented(augment: Callable[..., torch.Tensor], images_NHWC: torch.Tensor, plan: BatchPlan) -> torch.Tensor:
+    rows = plan.flip_N, plan.op_NL, plan.arg_NL, plan.op_interp_NL
+    return augment(images_NHWC, *rows, fill=FILL_RGB)
+
+
+def _unlike_pillow(images_NHWC: torch.Tensor, plan: BatchPlan) -> str | None:
+    """In how many rows the op's pixels differ from Pillow's, and by which RandAugment ops."""
+    ours, pillows = (_augmented(augment, images_NHWC, plan) for augment in (randaugment, randaugment_reference))
+    unlike_N = (ours != pillows).flatten(1).any(dim=1).cpu().numpy()
+    if not unlike_N.any():
+        return None
+    found = ", ".join(sorted({Op(op).name for op in plan.op_NL[unlike_N].ravel() if op != Op.NONE})) or "the flip"
+    return f"{unlike_N.sum()} of {len(unlike_N)} rows differ from Pillow's, with {found}"
+
+
 def _losses(recipe: Recipe, rows: int, device: torch.device) -> Iterator[Case]:
     label_N, partner_N = (torch.randint(NUM_CLASSES, (rows,), device=device) for _ in range(2))
     lam_N = torch.rand(rows, device=device)
@@ -112,7 +154,7 @@ def _losses(recipe: Recipe, rows: int, device: torch.device) -> Iterator[Case]:
         yield Case(name="BCE, forward and backward", dtype=name_of(dtype), bytes=nbytes, calls=calls)
 
 
-def _optimisers(recipe: Recipe, device: torch.device) -> Iterator[Case]:
+def _optimisers(recipe: Recipe, _: int, device: torch.device) -> Iterator[Case]:
     from timm.optim import create_optimizer_v2
 
     model = create_model(recipe, NUM_CLASSES).to(device)
@@ -146,3 +188,12 @@ def _warp_call(images_NHWC: torch.Tensor, matrix_N6: torch.Tensor, *, cubic: boo
         cubic_N = torch.full((len(images_NHWC),), cubic, device=images_NHWC.device)
         return lambda: warp_fused(images_NHWC, matrix_N6, cubic_N)
     return lambda: warp(images_NHWC, matrix_N6, cubic=cubic)
+
+
+GROUPS: dict[str, Callable[[Recipe, int, torch.device], Iterator[Case]]] = {
+    "randaugment": _randaugments,
+    "mix": _mixes,
+    "bce": _losses,
+    "lamb": _optimisers,
+    "warp": _image_ops,
+}

@@ -1,6 +1,6 @@
 """Contestants side by side: started one after another, then measured in interleaved rounds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from rsbdali.bench.measure.meter import Round
@@ -8,29 +8,50 @@ from rsbdali.bench.race.contestant import Contestant, ContestantFailed
 from rsbdali.bench.race.feeds import FeedSpec
 
 Say = Callable[[str], None]
+Keep = Callable[[Mapping[str, Sequence[Round]]], None]  # told all rounds so far, by name
+
+
+def forget(_: Mapping[str, Sequence[Round]]) -> None:
+    """Keeps nothing of a race that is not finished."""
 
 
 def start(specs: Sequence[FeedSpec], skipped: dict[str, str], stack: ExitStack, say: Say) -> list[Contestant]:
-    """Start contestants; a peer that fails is noted as skipped, ours is an error."""
-    started = []
+    """Start contestants, all at once; a peer that fails is noted as skipped, ours is an error."""
+    launched, started = [], []
     for spec in specs:
         say(f"starting {spec.kind}")
+        launched.append(Contestant(spec))
+        stack.callback(launched[-1].close)
+    for contestant in launched:
         try:
-            contestant = Contestant(spec)
+            contestant.ready()
         except ContestantFailed as failure:
-            if spec.kind.startswith("rsbdali"):
+            if contestant.name.startswith("rsbdali"):
                 raise
-            skipped[spec.kind] = failure.reason
+            skipped[contestant.name] = failure.reason
             continue
-        stack.callback(contestant.close)
         started.append(contestant)
     return started
 
 
 def race(
-    contestants: list[Contestant], rounds: int, seconds: float, skipped: dict[str, str], say: Say
+    contestants: list[Contestant],
+    rounds: int,
+    seconds: float,
+    skipped: dict[str, str],
+    say: Say,
+    keep: Keep = forget,
 ) -> dict[str, list[Round]]:
-    """Interleaved rounds by name. A peer that fails in mid-race is taken out; ours failing is an error."""
+    """Interleaved rounds by name. A peer that fails in mid-race is taken out; ours failing is an error.
+
+    Args:
+        contestants: started.
+        rounds: of each.
+        seconds: length of a round.
+        skipped: gets the reason of each that is taken out.
+        say: told in a line what was measured.
+        keep: told the rounds so far each time all have had one more, so that an interrupted race leaves them.
+    """
     found: dict[str, list[Round]] = {c.name: [] for c in contestants}
     for number in range(rounds):
         for contestant in contestants:
@@ -46,4 +67,5 @@ def race(
                 continue
             found[contestant.name].append(result)
             say(f"round {number + 1}/{rounds}: {contestant.name} {result.images_per_s:,.0f} images/s")
+        keep(found)
     return found

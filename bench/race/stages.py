@@ -10,6 +10,7 @@ asked of it.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,12 +22,37 @@ from rsbdali.distributed.devices import resolve_device
 from rsbdali.loader.train import create_executor
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.dali_queue import Fields, Runner
-from rsbdali.pipelines.decode import decode_window
+from rsbdali.pipelines.decode import decode, decode_window, gpu_settings
 from rsbdali.pipelines.encoded import EncodedInput, PendingImages
+from rsbdali.pipelines.executor import ImageSource
 from rsbdali.plan.planner import BatchPlan, Planner
 
-# variants of the decode rung, for `decode_modes`: whole images, with a share of them for the GPU's JPEG engine
-HARDWARE_SHARE = {"decode-full": 0.9, "decode-full-hw0": 0.0, "decode-full-hw65": 0.65, "decode-full-hw100": 1.0}
+
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """A way of decoding.
+
+    Attributes:
+        place: `cpu` or `gpu`.
+        roi: decode the crop's window alone, else the whole image.
+        load: share of a batch for the GPU's JPEG engine; None for DALI's own.
+        fancy: upsample chroma on the GPU as libjpeg-turbo and Pillow do.
+    """
+
+    place: str
+    roi: bool = False
+    load: float | None = None
+    fancy: bool = True
+
+
+# Variants of the decode rung, for `decode_modes`. The engine may not know fancy upsampling: with and without, by load.
+LOADS = (0.0, 0.3, 0.65, 0.9, 1.0)
+CPU_MODES = {"decode-cpu": Mode(place="cpu", roi=True), "decode-cpu-full": Mode(place="cpu")}
+GPU_MODES = {
+    **{f"decode-hw{load:.0%}".rstrip("%"): Mode(place="gpu", load=load) for load in LOADS},
+    **{f"decode-hw{load:.0%}".rstrip("%") + "-plain": Mode(place="gpu", load=load, fancy=False) for load in (0.0, 0.9)},
+    "decode-roi": Mode(place="gpu", roi=True),
+}
 
 
 def build_rung(spec: FeedSpec) -> Feed:
@@ -83,9 +109,13 @@ class DecodeRung:
     def __init__(self, spec: FeedSpec, name: str) -> None:
         self.ready, self.note = PREFETCH + 1, ""
         index, device = spec.load_index(), resolve_device(spec.device)
+        mode = mode_of(name, device)
+        if mode.place == "cpu":
+            device = torch.device("cpu")
         self._plans, self._rows = _plans(spec, index), spec.batch_size
         self._input = EncodedInput(index, spec.workers)
-        self._runner = Runner(_graph(name, device), rows=spec.batch_size, device=device, num_threads=spec.workers)
+        graph = decode_graph(mode, index)
+        self._runner = Runner(graph, rows=spec.batch_size, device=device, num_threads=spec.workers)
         for _ in range(PREFETCH):
             self._submit()
 
@@ -105,19 +135,26 @@ class DecodeRung:
         self._runner.submit([self._input(plan.sample_N), plan.crop_N4[:, :2], plan.crop_N4[:, 2:]])
 
 
-def _graph(name: str, device: torch.device) -> Callable[[Callable[[], Fields]], Any]:
+def mode_of(name: str, device: torch.device) -> Mode:
+    """The mode of a rung by its name; plain `decode` is what the executors do: whole images on a GPU, windows else."""
+    if name == "decode":
+        return Mode(place="gpu") if device.type == "cuda" else CPU_MODES["decode-cpu"]
+    return {**CPU_MODES, **GPU_MODES}[name]
+
+
+def decode_graph(mode: Mode, index: ImageSource) -> Callable[[Callable[[], Fields]], Any]:
     """The DALI graph of a decode rung, as a function of its source: encoded images and windows."""
-    place = "gpu" if device.type == "cuda" else "cpu"
+    on_gpu = mode.place == "gpu"
+    settings = gpu_settings(index, mode.load) | {"jpeg_fancy_upsampling": mode.fancy} if on_gpu else {}
 
     def define(source: Callable[[], Fields]) -> Any:
         encoded, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
-        if name not in HARDWARE_SHARE:
-            roi = name == "decode-roi" or device.type == "cpu"
-            images = decode_window(encoded, start, shape, device=place, roi=roi)
+        if mode.roi:
+            images = decode_window(encoded, start, shape, device=mode.place, roi=True)
         else:
-            decoder, load = ("mixed", HARDWARE_SHARE[name]) if place == "gpu" else ("cpu", None)
-            images = fn.decoders.image(encoded, device=decoder, adjust_orientation=False, hw_decoder_load=load)
-        return images.shape()  # alike for all images, so that they make a dense batch
+            images = decode(encoded, device=mode.place, settings=settings)
+        sizes = images.shape()  # alike for all images, so that they make a dense batch
+        return sizes.gpu() if on_gpu else sizes
 
     return define
 

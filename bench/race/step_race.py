@@ -11,6 +11,9 @@ from rsbdali.bench.measure.phases import Markable
 from rsbdali.bench.measure.timing import finisher
 from rsbdali.bench.race.model_step import warm_up_steps
 from rsbdali.bench.race.our_step import OurStep
+from rsbdali.bench.race.out_of_memory import OUT_OF_MEMORY, out_of_memory
+from rsbdali.bench.race.race import Keep, forget
+from rsbdali.errors import DeviceError
 from rsbdali.recipe import Recipe
 from rsbdali.training.acceleration import OFF, PLAIN, Switches
 
@@ -89,6 +92,8 @@ def entries(peers: tuple[str, ...], switches: Switches = PLAIN) -> list[Entry]:
 class Race:
     """Starts the entries, then measures them in interleaved rounds; one that fails is left out, but for ours, eager.
 
+    Out of GPU memory, ours is left out too, but for the plain step with mixing, to which all others are compared.
+
     Args:
         recipe: from `synthetic.step_recipe`.
         device: of all steps.
@@ -116,8 +121,10 @@ class Race:
 
         self._guard(entry, start)
 
-    def run(self, entries: Sequence[Entry], rounds: int, seconds: float) -> dict[str, tuple[meter.Round, ...]]:
-        """The rounds of all that took part to the end."""
+    def run(
+        self, entries: Sequence[Entry], rounds: int, seconds: float, keep: Keep = forget
+    ) -> dict[str, tuple[meter.Round, ...]]:
+        """The rounds of all that took part to the end; `keep` as in `race.race`."""
         found: dict[str, list[meter.Round]] = {entry.name: [] for entry in entries}
         for number in range(rounds):
             for entry in entries:
@@ -126,6 +133,7 @@ class Race:
                 if entry.name in self.steps:
                     rate = found[entry.name][-1].images_per_s
                     self._say(f"round {number + 1}/{rounds}: {entry.name} {rate:,.1f} images/s")
+            keep({name: done for name, done in found.items() if name in self.steps})
         return {name: tuple(done) for name, done in found.items() if name in self.steps}
 
     def _round(self, name: str, done: list[meter.Round], seconds: float) -> None:
@@ -134,11 +142,20 @@ class Race:
         done.append(meter.measure(self.steps[name], seconds=seconds, warm_up=warm_up, finish=finish))
 
     def _guard(self, entry: Entry, work: Callable[[], None]) -> None:
-        """Do an entry's work; torch's own errors (no memory, no compiler) are its end, but for our plain step."""
+        """Do an entry's work; torch's own errors (no memory, no compiler) are its end, but for our plain steps."""
         try:
             work()
-        except RuntimeError as error:
-            if entry.team == OURS and entry.is_plain:
+            return
+        except (RuntimeError, DeviceError) as error:  # our training step makes its own error of missing memory
+            memory = out_of_memory(str(error))
+            if entry.team == OURS and entry.is_plain and not memory:
                 raise
-            self.skipped[entry.name] = str(error).strip().partition("\n")[0]
-            self.steps.pop(entry.name, None)
+            reason = OUT_OF_MEMORY if memory else str(error).strip().partition("\n")[0]
+        # behind the handler, where the error no longer holds on to the step's tensors
+        self.steps.pop(entry.name, None)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if entry.name == OURS:
+            raise DeviceError(f"{reason} at {self._recipe.global_batch_size} rows: try a smaller --batch-size")
+        self.skipped[entry.name] = reason
+        self._say(f"{entry.name} is left out: {reason}")

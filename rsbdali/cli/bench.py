@@ -19,7 +19,7 @@ from rsbdali.errors import RsbdaliError
 @EXECUTOR
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="A round.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved with the peers'.")
-@click.option("--peers", help="Comma-separated: timm, torchvision, dali-basic, spdl, turboloader.")
+@click.option("--peers", help="Comma-separated: timm, torchvision, dali-basic, dali-exact, spdl, turboloader.")
 @click.option("--stages", is_flag=True, help="Add the ladder read → decode → … with CPU-µs per image.")
 @click.option("--against", metavar="MODEL", help="Measure this model's training step too, and say which one waits.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the record here.")

@@ -14,6 +14,7 @@ REQUIRES = {
     "timm": {"timm": "timm"},
     "torchvision": {"torchvision": "torchvision"},
     "dali-basic": {"nvidia.dali": "nvidia-dali-cuda120"},
+    "dali-exact": {"nvidia.dali": "nvidia-dali-cuda120"},
     "spdl": {"spdl.io": "spdl_io", "spdl.dataloader": "spdl_core"},
     "turboloader": {"turboloader": "turboloader"},
 }

@@ -1,0 +1,10 @@
+"""Our own loader with RandAugment in DALI's graph as well: the first design, beside the kernels that took its place."""
+
+import dataclasses
+
+from rsbdali.bench.race.feeds import FeedSpec, RsbdaliFeed
+
+
+def build(spec: FeedSpec) -> RsbdaliFeed:
+    """The `dali-exact` executor in our `TrainLoader`."""
+    return RsbdaliFeed(dataclasses.replace(spec, executor="dali-exact"))
