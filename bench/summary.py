@@ -143,7 +143,7 @@ def _kernels(record: Records | None) -> Iterator[Row]:
 
 
 def _randaugment(record: Records | None) -> Iterator[Row]:
-    result = {} if record is None else next(iter(record["results"]), {})
+    result: Records = {} if record is None else next(iter(record["results"]), {})
     rows = "" if record is None else f", {record['config']['rows']} × {record['config']['train_size'][0]} px"
     exact = None if record is None else float(not record["wrong"] and bool(result))
     yield _row("RandAugment equals Pillow", exact, lambda value: "yes" if value else "NO", 1)

@@ -5,6 +5,9 @@ each row is then decoded once by itself, from Pillow's copy where DALI refuses i
 together. The pipeline stays as it is: with the dynamic executor an error costs the one batch.
 """
 
+import contextlib
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +22,7 @@ from torch.utils.dlpack import from_dlpack
 from rsbdali.errors import DataError
 from rsbdali.pipelines.encoded import PendingImages
 from rsbdali.pipelines.executor import close_at_exit
+from rsbdali.pipelines.forks import abandoned_in_children, check_process, is_abandoned
 from rsbdali.pipelines.gpu_stream import Lent
 
 # one entry per input of the graph, images first: `PendingImages` or a list of arrays, then arrays with the batch first
@@ -71,16 +75,19 @@ class Runner:
         num_threads: int,
         conditionals: bool = False,
     ) -> None:
+        check_process()
         self.rows, self.device = rows, device
-        self._queue: deque[Fields] = deque()
+        queue: deque[Fields] = deque()
+        self._queue = queue
         if device.type == "cuda":
             torch.cuda.init()  # before DALI's threads hand tensors to torch
         self._waiting: deque[_Job] = deque()  # submitted, but their images are still being read
         self._started: deque[_Job] = deque()  # in DALI, or done
         self._lent = Lent(device) if device.type == "cuda" else None
-        # DALI refuses a builtin method as source, hence the lambda; conditionals make `if` in the graph act per sample
+        # DALI refuses a builtin method as source, hence the lambda, which must not know `self`: a circle of references
+        # would put the end of a dropped runner off; conditionals make `if` in the graph act per sample
         self._pipe: Pipeline | None = pipeline_def(define, enable_conditionals=conditionals)(
-            lambda: self._queue.popleft(),
+            lambda: queue.popleft(),
             batch_size=rows,
             num_threads=num_threads,
             device_id=_device_id(device),
@@ -88,6 +95,9 @@ class Runner:
             exec_dynamic=True,
         )
         self._pipe.build()
+        abandoned_in_children(self._pipe)
+        self._stop = weakref.finalize(self, _stop, self._pipe, self._waiting, self._started, self.device)
+        self._stop.atexit = False  # too late there
         close_at_exit(self)
 
     def submit(self, fields: Fields) -> None:
@@ -154,15 +164,10 @@ class Runner:
         if job.outputs is not None or job.error is not None:
             return
         assert self._pipe is not None, "closed"
-        on_gpu = self.device.type == "cuda"
         try:
-            outputs = self._pipe.share_outputs(cuda_stream=torch.cuda.current_stream(self.device) if on_gpu else None)
+            job.outputs = _outputs(self._pipe, self.device)
         except RuntimeError as error:
             job.error = error if CALLBACK in str(error) else _DecodeError(str(error))  # a callback's fault is ours
-            return
-        # the dynamic executor gives every batch memory of its own, so the tensors outlive the release
-        job.outputs = [_as_torch(output.as_tensor(), self.device) for output in outputs]
-        self._pipe.release_outputs()
 
     def _decode_singly(self, job: _Job) -> None:
         """Find the rows that do not decode, and run the others together."""
@@ -195,17 +200,41 @@ class Runner:
         return single.error is None
 
     def close(self) -> None:
-        """Free the pipeline; batches not yet collected are finished first and dropped.
-
-        (Left to its destructor, a pipeline with calls into Python under way waits for them with the interpreter's lock
-        in its hand.)
-        """
-        self._waiting.clear()
+        """Free the pipeline; batches not yet collected are finished first and dropped."""
         if self._lent is not None:
             self._lent.close()
-        while self._pipe is not None and self._started:
-            self._finish(self._started.popleft())  # its error, if there is one, is nobody's any more
         self._pipe = None
+        self._stop()
+
+
+def _outputs(pipe: Pipeline, device: torch.device) -> list[torch.Tensor]:
+    """Wait for the oldest batch in DALI."""
+    outputs = pipe.share_outputs(cuda_stream=torch.cuda.current_stream(device) if device.type == "cuda" else None)
+    # the dynamic executor gives every batch memory of its own, so the tensors outlive the release
+    tensors = [_as_torch(output.as_tensor(), device) for output in outputs]
+    pipe.release_outputs()
+    return tensors
+
+
+def _stop(pipe: Pipeline, waiting: deque[_Job], started: deque[_Job], device: torch.device) -> None:
+    """Finish what is under way, before the pipeline goes.
+
+    Left to its destructor, one with calls into Python under way waits for them with the interpreter's lock in its hand.
+    """
+    waiting.clear()
+    if isinstance(threading.current_thread(), threading._DummyThread):
+        # called by Python's collector in a thread of DALI's, which cannot wait for itself
+        threading.Thread(target=_drain, args=(pipe, started, device), daemon=True).start()
+    else:
+        _drain(pipe, started, device)
+
+
+def _drain(pipe: Pipeline, started: deque[_Job], device: torch.device) -> None:
+    while started:
+        job = started.popleft()
+        if job.outputs is None and job.error is None and not is_abandoned(pipe):
+            with contextlib.suppress(RuntimeError):  # its error is nobody's any more
+                _outputs(pipe, device)
 
 
 def _as_torch(output: Any, device: torch.device) -> torch.Tensor:

@@ -52,7 +52,7 @@ def scatter(
     rows = 1 + max([*bad, *(int(row) for part in rows_per_part for row in part)])
     images_NHWC = torch.zeros((rows, *size, 3), dtype=torch.uint8, device=device)
     for part_KHWC, rows_K in zip(parts, rows_per_part, strict=False):
-        images_NHWC.index_copy_(0, torch.as_tensor(rows_K, device=device), part_KHWC)
+        images_NHWC.index_copy_(0, torch.from_numpy(np.asarray(rows_K)).to(device), part_KHWC)
     return DecodedBatch(images_NHWC, bad)
 
 

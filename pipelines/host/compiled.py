@@ -15,6 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -46,10 +47,16 @@ def kernels(module: str) -> ModuleType:
     folder = cache_folder()
     started = time.perf_counter()
     with _locked(folder):
-        imported = importlib.import_module(module)
+        imported = _imported(module)
     seconds, place = time.perf_counter() - started, folder or "no folder that can be written to: compiled each time"
     log.info("%s: ready in %.1f s (cache: %s)", module.rpartition(".")[2], seconds, place)
     return imported
+
+
+def _imported(module: str) -> ModuleType:
+    """Import in a thread of its own: what Numba leaves for the collector holds the stack, and a loader is in ours."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(importlib.import_module, module).result()
 
 
 def kernel(signature: str, **options: bool) -> Callable[[Function], Function]:

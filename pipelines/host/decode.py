@@ -13,6 +13,7 @@ from nvidia.dali import fn, pipeline_def, types
 from rsbdali.errors import UnreadableImage
 from rsbdali.pipelines.encoded import read_images
 from rsbdali.pipelines.executor import ImageSource
+from rsbdali.pipelines.forks import abandoned_in_children, check_process
 
 
 class _DecodeError(RuntimeError):
@@ -30,8 +31,10 @@ class WindowDecoder:
     """
 
     def __init__(self, rows: int) -> None:
+        check_process()
         self._pipe = _graph(batch_size=rows, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_dynamic=True)
         self._pipe.build()
+        abandoned_in_children(self._pipe)
 
     def read(self, index: ImageSource, sample_M: Sequence[int], window_M4: np.ndarray) -> list[np.ndarray | str]:
         """Read M images and decode a window of each.

@@ -6,16 +6,18 @@
 Batches overlap: workers go on with the next one while the last images of one are still under way.
 """
 
+import contextlib
 import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from rsbdali.errors import RsbdaliError
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, close_at_exit
 from rsbdali.pipelines.host.augment import find_augment
@@ -131,7 +133,7 @@ class Workers:
 
     def _buffer(self, rows: int) -> torch.Tensor:
         if self._device.type == "cuda":  # torch's own pool of pinned memory knows when the copy has ended
-            return torch.empty((rows, *self._size, 3), dtype=torch.uint8, pin_memory=True)
+            return torch.empty((rows, *self._size, 3), dtype=torch.uint8, device="cpu", pin_memory=True)
         return self._pool.take()[:rows]
 
 
@@ -149,12 +151,22 @@ def _start_threads(count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk
 
 
 def _stop_threads(workers: list[threading.Thread], chunks: "queue.SimpleQueue[_Chunk | None]") -> None:
-    while not chunks.empty():  # work that nobody will collect
-        chunks.get()
+    for chunk in _taken_out(chunks):
+        chunk.batch.close_chunk(RsbdaliError("the loader is closed: make another one"))  # who waits for it, stops
     for _ in workers:
         chunks.put(None)
-    for worker in workers:
-        worker.join()
+    # where a circle of references ends, Python's collector calls this from any thread
+    if threading.current_thread() not in workers:
+        for worker in workers:
+            worker.join()
+
+
+def _taken_out(chunks: "queue.SimpleQueue[_Chunk | None]") -> Iterator[_Chunk]:
+    """Work that no worker has begun."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            if (chunk := chunks.get_nowait()) is not None:
+                yield chunk
 
 
 def _work(decoder: WindowDecoder, chunks: "queue.SimpleQueue[_Chunk | None]") -> None:

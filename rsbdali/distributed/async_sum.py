@@ -31,7 +31,7 @@ class LateSum:
         total_K = collectives.sum_(value_K.detach().clone(), self._world)
         before = self.flush()
         if self._device.type == "cuda":
-            host_K = torch.empty(total_K.shape, dtype=total_K.dtype, pin_memory=True)
+            host_K = torch.empty(total_K.shape, dtype=total_K.dtype, device="cpu", pin_memory=True)
             host_K.copy_(total_K, non_blocking=True)
             event = torch.cuda.Event(blocking=True)  # waiting for any other spins a core that the loader could use
             event.record()

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 
 from rsbdali.errors import CheckpointError, RsbdaliError
+from rsbdali.loader.door import Door, NotPicklable
 from rsbdali.loader.eval import EvalBatch, EvalLoader
 from rsbdali.loader.train import TrainBatch, TrainLoader
 from rsbdali.ops.bce import soft_targets
@@ -33,7 +34,18 @@ class EpochSampler:
         self._loader.set_epoch(epoch)
 
 
-class TupleLoader:
+class _Pass(Iterator[Pair]):
+    """The pairs of one pass; threads that share it take turns, and each pair is given once."""
+
+    def __init__(self, pairs: Iterator[Pair], door: Door) -> None:
+        self._pairs, self._door = pairs, door
+
+    def __next__(self) -> Pair:
+        with self._door.entered():
+            return next(self._pairs)
+
+
+class TupleLoader(NotPicklable):
     """Pairs of a loader (see `rsbdali.create_loader`); one `iter()` is one epoch, also after an early `break`.
 
     Args:
@@ -102,11 +114,12 @@ class TupleLoader:
 
     def __iter__(self) -> Iterator[Pair]:
         self._check_open()
-        epoch, batch = self._at = self._next
-        self._next, self._loaded = (epoch + 1, 0), False
-        self.loader.seek_batch(epoch, batch)
-        batches: Iterator[TrainBatch | EvalBatch] = iter(self.loader)
-        return self._pairs(batches, epoch, batch)
+        with self.loader.door.entered():
+            epoch, batch = self._at = self._next
+            self._next, self._loaded = (epoch + 1, 0), False
+            self.loader.seek_batch(epoch, batch)
+            batches: Iterator[TrainBatch | EvalBatch] = iter(self.loader)
+        return _Pass(self._pairs(batches, epoch, batch), self.loader.door)
 
     def _pairs(self, batches: Iterator[TrainBatch | EvalBatch], epoch: int, batch: int) -> Iterator[Pair]:
         for given in range(batch + 1, len(self) + 1):

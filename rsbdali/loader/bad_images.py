@@ -29,14 +29,14 @@ class BadImages:
         self, on_bad: Callable[[str, str], None] | None = None, *, fate: str = "replaced", limit: int | None = None
     ) -> None:
         self.reasons: dict[str, str] = {}
-        self._on_bad, self._fate, self._limit = on_bad or self._warn, fate, limit
+        self._on_bad, self._fate, self._limit = on_bad, fate, limit
 
     def add(self, path: str, reason: str) -> None:
         """Note one bad image; only its first time is reported."""
         if path in self.reasons:
             return
         self.reasons[path] = reason
-        self._on_bad(path, reason)
+        (self._on_bad or self._warn)(path, reason)
         if self._limit is not None and len(self.reasons) > self._limit:
             raise DataError(
                 f"{len(self.reasons)} images do not decode, more than --max-bad-images {self._limit}; the last: "

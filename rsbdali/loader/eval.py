@@ -10,6 +10,7 @@ import torch
 from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import default_threads, resolve_device, to_device
 from rsbdali.loader.bad_images import BadImages
+from rsbdali.loader.door import Door, NotPicklable
 from rsbdali.loader.prefetcher import Feed
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.eval import EvalExecutor
@@ -31,7 +32,7 @@ class EvalBatch:
     label_N: torch.Tensor
 
 
-class EvalLoader:
+class EvalLoader(NotPicklable):
     """Every image exactly once over all ranks; rank r takes images r, r + W and so on.
 
     `len()` is equal on all ranks; a rank whose images run out yields an empty batch, unless `pad` gives it images of
@@ -49,6 +50,9 @@ class EvalLoader:
         prefetch: batches in flight.
         on_bad: called once for each image that does not decode, with path and reason.
         pad: give each rank the same number of images, as timm's `OrderedDistributedSampler` does: a few come twice.
+
+    Attributes:
+        door: threads that share the loader take turns there.
     """
 
     def __init__(
@@ -70,8 +74,9 @@ class EvalLoader:
         self.device = resolve_device(device)
         self.bad = BadImages(on_bad, fate="skipped")
         count = -(-len(index) // world_size) * world_size if pad else len(index)
-        self._sample_N = np.arange(rank, count, world_size) % len(index)
+        self._rows = _Rows(np.arange(rank, count, world_size) % len(index), batch_size)
         self._start = 0
+        self.door = Door()
         self._length = -(-len(index) // (world_size * batch_size))
         self.batch_size = batch_size
         self.num_threads = num_threads or default_threads()
@@ -84,7 +89,7 @@ class EvalLoader:
             num_threads=self.num_threads,
             prefetch=prefetch,
         )
-        self._feed: Feed[np.ndarray] = Feed(open_executor, make=self._plan, depth=prefetch)
+        self._feed: Feed[np.ndarray] = Feed(open_executor, make=self._rows.plan, depth=prefetch)
 
     def __len__(self) -> int:
         return self._length
@@ -99,17 +104,16 @@ class EvalLoader:
 
     def close(self) -> None:
         """Stop the executor's threads."""
-        self._feed.close()
-
-    def _rows(self, tick: int) -> np.ndarray:
-        return self._sample_N[tick * self.batch_size : (tick + 1) * self.batch_size]
-
-    def _plan(self, tick: int) -> np.ndarray | None:
-        rows = self._rows(tick)
-        return rows if len(rows) else None  # nothing is prefetched past the end
+        if not self.door.is_forked:
+            with self.door.entered():
+                self._feed.close()
 
     def _batch(self, tick: int) -> EvalBatch:
-        if not len(self._rows(tick)):
+        with self.door.entered():
+            return self._make(tick)
+
+    def _make(self, tick: int) -> EvalBatch:
+        if self._rows.plan(tick) is None:
             return self._empty()
         sample_N, (images_NHWC, bad) = self._feed.get(tick)
         if bad:
@@ -138,6 +142,19 @@ class EvalLoader:
             self.bad.add(self.index.path(int(sample_N[row])), reason)
         kept_N = np.delete(np.arange(len(sample_N)), list(bad))
         return sample_N[kept_N], images_NHWC[kept_N]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Which images come when; by itself, since a feed that knew its loader would close a circle of references."""
+
+    sample_N: np.ndarray
+    batch_size: int
+
+    def plan(self, tick: int) -> np.ndarray | None:
+        """None past the end, where nothing is prefetched."""
+        rows = self.sample_N[tick * self.batch_size : (tick + 1) * self.batch_size]
+        return rows if len(rows) else None
 
 
 def eval_batch_size(device: torch.device) -> int:

@@ -18,6 +18,7 @@ from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import default_threads, resolve_device, to_device
 from rsbdali.errors import RecipeError
 from rsbdali.loader.bad_images import BadImages, BadRows
+from rsbdali.loader.door import Door, NotPicklable
 from rsbdali.loader.prefetcher import Feed
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.augmented import Augmented
@@ -78,7 +79,7 @@ def create_executor(
     return graph if name == "dali-exact" else Augmented(graph, device)
 
 
-class TrainLoader:
+class TrainLoader(NotPicklable):
     """Training batches of one rank, the same for any thread count, and for any world size with the same mix groups.
 
     Each `iter()` runs one epoch: the one set by `set_epoch` or `seek`, else the one after the last. `len()` counts mix
@@ -98,6 +99,7 @@ class TrainLoader:
         max_bad_images: more than this is a `DataError`.
 
     Attributes:
+        door: threads that share the loader take turns there.
         mixup_enabled: False gives the same rows unmixed (λ = 1) from the next batch on.
     """
 
@@ -121,6 +123,7 @@ class TrainLoader:
         self.planner = Planner(index.width_N, index.height_N, recipe, world_size)
         self.bad = BadImages(on_bad, limit=max_bad_images)
         self._groups = range(rank, self.planner.groups, world_size)
+        self.door = Door()
         self.mixup_enabled = dtype != torch.uint8
         self._next_epoch, self._next_batch = 0, 0
         self.num_threads = num_threads or default_threads()
@@ -135,7 +138,7 @@ class TrainLoader:
             num_threads=self.num_threads,
             prefetch=prefetch,
         )
-        self._feed: Feed[BatchPlan] = Feed(open_executor, make=self._plan, depth=prefetch)
+        self._feed: Feed[BatchPlan] = Feed(open_executor, make=_Ticks(self.planner, self._groups).plan, depth=prefetch)
         self._bad_rows = BadRows(index, self.planner, self.bad)
 
     @property
@@ -169,20 +172,23 @@ class TrainLoader:
         self._next_epoch, self._next_batch = epoch, batch
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        epoch, batch = self._next_epoch, self._next_batch
-        self._next_epoch, self._next_batch = epoch + 1, 0
+        with self.door.entered():
+            epoch, batch = self._next_epoch, self._next_batch
+            self._next_epoch, self._next_batch = epoch + 1, 0
         first = epoch * len(self)
         return map(self._batch, range(first + batch, first + len(self)))
 
     def close(self) -> None:
         """Stop the executor's threads."""
-        self._feed.close()
-
-    def _plan(self, tick: int) -> BatchPlan:
-        batch, k = divmod(tick, self.groups_per_step)
-        return self.planner.group(*divmod(batch, self.steps_per_epoch), self._groups[k])
+        if not self.door.is_forked:
+            with self.door.entered():
+                self._feed.close()
 
     def _batch(self, tick: int) -> TrainBatch:
+        with self.door.entered():
+            return self._make(tick)
+
+    def _make(self, tick: int) -> TrainBatch:
         plan, (images_NHWC, _) = self._bad_rows.replace(*self._feed.get(tick), self._feed)
         if not self.mixup_enabled:
             plan = _unmixed(plan)
@@ -207,6 +213,18 @@ class TrainLoader:
     def _memory(self) -> torch.Tensor | None:
         """Memory for a batch's images: on the CPU that of a batch which nobody holds any more, on a GPU torch's own."""
         return None if self.device.type == "cuda" else self._pool.take().permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class _Ticks:
+    """Which plan comes when; by itself, since a feed that knew its loader would close a circle of references."""
+
+    planner: Planner
+    groups: range
+
+    def plan(self, tick: int) -> BatchPlan:
+        batch, k = divmod(tick, len(self.groups))
+        return self.planner.group(*divmod(batch, self.planner.steps_per_epoch), self.groups[k])
 
 
 def _unmixed(plan: BatchPlan) -> BatchPlan:

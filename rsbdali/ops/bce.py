@@ -126,4 +126,4 @@ def soft_cross_entropy(
 
 def _smooth_one_hot(label_N: torch.Tensor, num_classes: int, off: float, on: float) -> torch.Tensor:
     shape = (len(label_N), num_classes)
-    return torch.full(shape, off, device=label_N.device).scatter_(1, label_N.unsqueeze(1), on)
+    return torch.full(shape, off, dtype=torch.float32, device=label_N.device).scatter_(1, label_N.unsqueeze(1), on)

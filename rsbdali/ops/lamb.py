@@ -141,7 +141,7 @@ class Lamb(timm.optim.Lamb):
         if self._kernels is None:
             self._kernels = KernelStep(self.device, len(self.param_groups))
             steps = [float(group.get("step", 0.0)) for group in self.param_groups]
-            self._steps_G = torch.tensor(steps).to(self.device)
+            self._steps_G = torch.tensor(steps, dtype=torch.float32, device=self.device)
             for group, step in zip(self.param_groups, self._steps_G.unbind(), strict=True):
                 group["step"] = step  # counted on the device, seen by state_dict
         tensors = self._tensors()
@@ -201,7 +201,7 @@ class Lamb(timm.optim.Lamb):
             return
         tensors = self._tensors()
         for group in self.param_groups:
-            group.setdefault("step", torch.zeros(())).add_(1)
+            group.setdefault("step", torch.zeros((), dtype=torch.float32, device="cpu")).add_(1)
         if not tensors:
             return
         unscale = 1.0 if scale is None else 1.0 / scale.item()
@@ -209,7 +209,7 @@ class Lamb(timm.optim.Lamb):
         scalars = [self._scalars(group, unscale / max(1.0, norm / self._max_norm)) for group in self.param_groups]
         largest = max(each.param.numel() for each in tensors)
         if self._scratch is None or len(self._scratch) < largest or self._scratch.dtype != tensors[0].param.dtype:
-            self._scratch = torch.empty(largest, dtype=tensors[0].param.dtype)
+            self._scratch = torch.empty(largest, dtype=tensors[0].param.dtype, device=self.device)
         for each in tensors:
             lamb_cpu.update(each, scalars[each.group], self._scratch)
 

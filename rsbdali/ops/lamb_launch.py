@@ -84,10 +84,10 @@ class KernelStep:
         self._device = device
         self._key: list[tuple[Any, ...]] = []
         self._rates: list[list[float]] = []
-        self._rates_G2 = torch.zeros(num_groups, 2, device=device)
-        self._scalars_G2 = torch.zeros(num_groups, 2, device=device)
-        self._common = torch.zeros(2, device=device)
-        self._one, self._zero = torch.ones((), device=device), torch.zeros((), device=device)
+        self._rates_G2 = torch.zeros(num_groups, 2, dtype=torch.float32, device=device)
+        self._scalars_G2 = torch.zeros(num_groups, 2, dtype=torch.float32, device=device)
+        self._common = torch.zeros(2, dtype=torch.float32, device=device)
+        self._one, self._zero = torch.tensor([1, 0], dtype=torch.float32, device=device).unbind()
         self._copies: list[tuple[torch.Tensor, int]] = []
 
     def set_rates(self, rates: Sequence[tuple[float, float]]) -> None:
@@ -124,9 +124,9 @@ class KernelStep:
         chunks_C2 = np.stack([tensor_C, np.arange(first_T1[-1]) - first_T1[tensor_C]], axis=1).astype(np.int32)
         self._table_T7, self._first_T1 = self._sent(table_T7), self._sent(first_T1)
         self._chunks_C2 = self._sent(chunks_C2)
-        self._sums_C = torch.empty(len(chunks_C2), device=self._device)
-        self._squares_C2 = torch.empty(len(chunks_C2), 2, device=self._device)
-        self._sizes_T = torch.empty(len(rows), device=self._device)
+        self._sums_C = torch.empty(len(chunks_C2), dtype=torch.float32, device=self._device)
+        self._squares_C2 = torch.empty(len(chunks_C2), 2, dtype=torch.float32, device=self._device)
+        self._sizes_T = torch.empty(len(rows), dtype=torch.float32, device=self._device)
 
     def launch(
         self,

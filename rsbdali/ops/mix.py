@@ -124,9 +124,10 @@ def pack(partner_N: Rows, lam_N: Rows, box_N4: Rows, device: torch.device) -> to
 
     Rows of the host are put together there, so that one copy, from pinned memory, takes them to a GPU.
     """
-    rows = [torch.as_tensor(array) for array in (partner_N, lam_N, box_N4)]
+    rows = [_tensor(array) for array in (partner_N, lam_N, box_N4)]
     if all(array.device.type == "cpu" for array in rows):
-        packed_N6 = torch.empty((len(rows[0]), 6), dtype=torch.int32, pin_memory=device.type == "cuda")
+        pinned = device.type == "cuda"
+        packed_N6 = torch.empty((len(rows[0]), 6), dtype=torch.int32, device="cpu", pin_memory=pinned)
     else:
         rows = [_on(array, device) for array in rows]
         packed_N6 = torch.empty((len(rows[0]), 6), dtype=torch.int32, device=device)
@@ -144,7 +145,12 @@ def _memory(images_NHWC: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _on(rows: Rows, device: torch.device) -> torch.Tensor:
     """The rows on `device`; NumPy rows reach a GPU through pinned memory, without waiting."""
-    tensor = torch.as_tensor(rows)
+    tensor = _tensor(rows)
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def _tensor(rows: Rows) -> torch.Tensor:
+    """Where the rows are; `torch.as_tensor` would take NumPy's to the caller's default device."""
+    return torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows

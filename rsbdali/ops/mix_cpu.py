@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,10 +85,13 @@ class _BlockMixer:
         pieces = -(-height * width * 3 // self.BLOCK)
         lines = -(-height // pieces)
         self.blocks = [slice(y, min(y + lines, height)) for y in range(0, height, lines)]
-        self.scale_X = (1 / (255 * torch.tensor(std))).repeat(width)
-        self.shift_X = (-torch.tensor(mean) / torch.tensor(std)).repeat(width)
-        self.own_YX = torch.empty(lines, width * 3)
-        self.other_YX = torch.empty(lines, width * 3)
+        # the caller's default dtype and device are no concern of ours
+        plain: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+        mean_C, std_C = torch.tensor(mean, **plain), torch.tensor(std, **plain)
+        self.scale_X = (1 / (255 * std_C)).repeat(width)
+        self.shift_X = (-mean_C / std_C).repeat(width)
+        self.own_YX = torch.empty(lines, width * 3, **plain)
+        self.other_YX = torch.empty(lines, width * 3, **plain)
         self.lam, self.own_scale_X, self.other_scale_X = 1.0, self.scale_X, torch.zeros_like(self.scale_X)
 
     def normalize(self, out_HX: torch.Tensor, image_HX: torch.Tensor) -> None:

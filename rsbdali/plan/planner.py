@@ -7,8 +7,9 @@ groups are slices of it.
 Shape suffixes: N rows, L RandAugment layers, 4 = (y, x, h, w) for crops and (y0, y1, x0, x1) for boxes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from rsbdali.plan import sampler
 from rsbdali.plan.draws import Stream, draw_crops, draw_interpolation, draw_randaugment, generator, mix_rows
 from rsbdali.plan.randaugment import RandAugmentPolicy
 from rsbdali.recipe import Recipe
+
+KEPT = 2  # plans, and orders of epochs: batches of one step share them, and prefetching runs into the next
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +97,12 @@ class Planner:
                 f"set it to {rows} or less, for example --set global_batch_size={_power_of_two(rows, self.groups)}"
             )
         self.policy = RandAugmentPolicy.parse(recipe.aa)
-        self._order = lru_cache(maxsize=2)(self._epoch_order)
-        self._batch = lru_cache(maxsize=2)(self._plan_batch)
+        self._orders: dict[tuple[int, ...], np.ndarray] = {}
+        self._batches: dict[tuple[int, ...], BatchPlan] = {}
 
     def batch(self, epoch: int, step: int) -> BatchPlan:
         """The plan of a whole global batch, rows by global position."""
-        return self._batch(epoch, step)
+        return _kept(self._batches, self._plan_batch, epoch, step)
 
     def group(self, epoch: int, step: int, group: int) -> BatchPlan:
         """The plan of one mix group: rows group, group + G, group + 2 G, … of the global batch."""
@@ -116,6 +121,9 @@ class Planner:
         sizes = self.width_N[chosen], self.height_N[chosen]
         crop_N4[row] = draw_crops(rng, *sizes, self.recipe.scale, self.recipe.ratio)[0]
         return replace(plan, sample_N=sample_N, crop_N4=crop_N4)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return _kept(self._orders, self._epoch_order, epoch)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         spread = 1 if self._local else self.repeats
@@ -165,6 +173,15 @@ class Planner:
             lam_N=lam_N,
             box_N4=box_N4,
         )
+
+
+def _kept(memory: dict[tuple[int, ...], T], make: Callable[..., T], *key: int) -> T:
+    """`make(*key)`, remembered (functools' cache of a method would put the planner into a circle of references)."""
+    if key not in memory:
+        if len(memory) == KEPT:
+            del memory[next(iter(memory))]
+        memory[key] = make(*key)
+    return memory[key]
 
 
 def _check_division(recipe: Recipe, groups: int, world_size: int) -> None:

@@ -13,9 +13,9 @@ SELECTED_ROUND = 256  # timm's RepeatAugSampler keeps a multiple of 256 images a
 
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """The shuffle of one epoch: int64, shape (n,), by torch's CPU generator."""
-    generator = torch.Generator()
+    generator = torch.Generator("cpu")
     generator.manual_seed(seed + epoch)
-    return torch.randperm(n, generator=generator).numpy()
+    return torch.randperm(n, dtype=torch.int64, device="cpu", generator=generator).numpy()
 
 
 def rows_per_epoch(n: int, repeats: int) -> int:

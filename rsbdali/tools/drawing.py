@@ -87,7 +87,8 @@ def write_title(canvas: Image.Image, name: str, recipe: Recipe) -> None:
 def mixed_pixels(recipe: Recipe, plan: BatchPlan, images_NHWC: torch.Tensor) -> np.ndarray:
     """What training's `mix_normalize` makes of the batch, turned back into uint8 pixels (N, H, W, 3)."""
     images = mix_normalize(images_NHWC, plan.partner_N, plan.lam_N, plan.box_N4, recipe.mean, recipe.std)
-    values_NHWC = images.permute(0, 2, 3, 1) * torch.tensor(recipe.std) + torch.tensor(recipe.mean)
+    std_C, mean_C = torch.tensor([recipe.std, recipe.mean], dtype=images.dtype, device=images.device)
+    values_NHWC = images.permute(0, 2, 3, 1) * std_C + mean_C
     pixels: np.ndarray = (values_NHWC * 255).round().clamp(0, 255).to(torch.uint8).numpy()
     return pixels
 

@@ -76,7 +76,7 @@ def evaluate(
     for batch in loader:
         if len(batch.label_N):
             total_4 += _count(model, batch, device, amp_dtype)
-        told = stop.push(torch.full((1,), float(should_stop()), device=device))
+        told = stop.push(torch.full((1,), float(should_stop()), dtype=torch.float32, device=device))
         if told and told[0]:
             raise Stopped
     top1, top5, loss, n = collectives.sum_(total_4, world).tolist()

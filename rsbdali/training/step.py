@@ -133,7 +133,7 @@ class TrainStep:
         self._clear_gradients()
         if self.guard is not None:
             self.guard.remember()
-        loss = torch.zeros((), device=self.device)
+        loss = torch.zeros((), dtype=torch.float32, device=self.device)
         for batch, rows, is_last in self._micro_batches(groups):
             loss += self._micro_step(batch, rows, is_last=is_last)
         if self.guard is None or self.guard.allows(loss):
@@ -155,7 +155,7 @@ class TrainStep:
 
     def _on_device(self, notes: Iterable[float]) -> list[torch.Tensor]:
         # filled there by a kernel: a copy from the host would wait for all that is queued
-        return [torch.full((), float(note), device=self.device) for note in notes]
+        return [torch.full((), float(note), dtype=torch.float32, device=self.device) for note in notes]
 
     def _micro_batches(self, groups: Iterable["TrainBatch"]) -> Iterator[tuple["TrainBatch", slice, bool]]:
         done = 0

@@ -173,7 +173,7 @@ class Trainer:
             try:
                 result, more = self._evaluate()
             except Stopped:  # all ranks are here together
-                row = torch.tensor(self._stop.as_row(), device=self.device)
+                row = torch.tensor(self._stop.as_row(), dtype=torch.float32, device=self.device)
                 stopped = from_row(collectives.sum_(row, self.world).tolist())
         if stopped is None:
             self._finish(result, more)

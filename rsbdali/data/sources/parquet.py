@@ -20,6 +20,7 @@ import numpy as np
 from rsbdali.data.columns import to_scan
 from rsbdali.data.names import CLASS_NAMES, LABEL_NAMES
 from rsbdali.data.sources.base import DEFAULT_THREADS, Found, Place, Progress, Scan, header_or_reason
+from rsbdali.data.sources.forks import restarted_in_children
 from rsbdali.data.sources.storage import BlobFile, FileInfo, Storage, fingerprint_of
 from rsbdali.data.text import LabelError, parse_label
 from rsbdali.errors import DataError, UnreadableImage
@@ -226,6 +227,11 @@ class ParquetReader:
     def __init__(self, storage: Storage, shards: Sequence[str], cache_bytes: int = CACHE_BYTES) -> None:
         pyarrow_parquet()
         self._storage, self._shards, self._bound = storage, shards, cache_bytes
+        self.restart()
+        restarted_in_children(self)
+
+    def restart(self) -> None:
+        """See `sources.forks`."""
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._groups: OrderedDict[Group, _Kept] = OrderedDict()
         self._kept_bytes = 0

@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rsbdali.data.sources.base import Place, Reader
+from rsbdali.data.sources.forks import restarted_in_children
 
 THREADS = 64
 HELD_BYTES = 2 << 30
@@ -32,6 +33,11 @@ class AheadReader:
 
     def __init__(self, reader: Reader, threads: int = THREADS, held_bytes: int = HELD_BYTES) -> None:
         self._reader, self._threads, self._bound = reader, threads, held_bytes
+        self.restart()
+        restarted_in_children(self)
+
+    def restart(self) -> None:
+        """See `sources.forks`."""
         self._fetches: OrderedDict[Place, _Fetch] = OrderedDict()
         self._held_bytes = 0
         self._lock = threading.Lock()

@@ -51,7 +51,7 @@ def write_onnx(source: Source, folder: Path, metadata: dict[str, str]) -> str:
     """
     height, width = source.recipe.test_size
     path = folder / FILE
-    _export(source, torch.zeros(2, 3, height, width), path)
+    _export(source, torch.zeros(2, 3, height, width, dtype=torch.float32, device="cpu"), path)
     _add_metadata(path, metadata)
     return _compare(source, path)
 
@@ -96,7 +96,8 @@ def _compare(source: Source, path: Path) -> str:
     height, width = source.recipe.test_size
     worst, largest = 0.0, 0.0
     for rows in BATCHES:
-        images = torch.randn(rows, 3, height, width, generator=torch.Generator().manual_seed(rows))
+        generator = torch.Generator("cpu").manual_seed(rows)
+        images = torch.randn(rows, 3, height, width, generator=generator, dtype=torch.float32, device="cpu")
         with torch.inference_mode():
             expected_NC = source.model(images).numpy()
         (found_NC,) = session.run(None, {"images": images.numpy()})
