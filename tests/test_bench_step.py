@@ -49,11 +49,18 @@ def test_the_command_prints_both_and_writes_a_record(tmp_path: Path) -> None:
     assert [r["name"] for r in record["results"]] == ["rsbdali", "rsbdali-nomix", "timm", "timm-nomix"]
     assert record["skipped"] == {}
     assert record["ratio_to"].keys() == {"rsbdali-nomix", "timm", "timm-nomix"}
+    assert record["cpu_ratio_to"].keys() <= record["ratio_to"].keys()
+    assert record["verdict"].startswith("rsbdali trains ")
+    assert "; rsbdali-nomix trains " in record["verdict"]
+    assert record["verdict"] in " ".join(done.stdout.split())
+    assert record["warning"] in " ".join(done.stdout.split())
     assert (record["config"]["batch_size"], record["config"]["dtype"]) == (4, "float32")
     assert {"cpu", "versions", "commit", "command"} <= record["machine"].keys()
     peak = record["ceiling"]["matmul_flops_per_s"]
     for r in record["results"]:
         assert len(r["rounds"]) == 2
+        assert 0 <= r["others_share"] <= 1
+        assert r["load"] >= 0
         assert r["utilisation"] == pytest.approx(
             record["ceiling"]["flops_per_image"] * r["images_per_s"]["median"] / peak
         )

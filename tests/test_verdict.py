@@ -2,7 +2,7 @@
 
 import pytest
 
-from rsbdali.bench.report.verdict import Loader, Model, verdict
+from rsbdali.bench.report.verdict import Loader, Model, StepPair, step_verdict, verdict
 
 OURS = Loader(name="rsbdali", images_per_s=980, cpu_us_per_image=2000)
 TIMM = Loader(name="timm", images_per_s=545, cpu_us_per_image=3600)
@@ -82,3 +82,44 @@ def test_another_dali_graph_is_not_the_plain_loader() -> None:
 def test_rounds_side_by_side_count_more_than_medians() -> None:
     paired = Loader(name="timm", images_per_s=900, cpu_us_per_image=3600, ours_by_it=2.03)
     assert verdict(OURS, peers=(paired,), **HERE).endswith("2 × timm (900).")
+
+
+def test_cpu_time_stands_beside_the_rate() -> None:
+    paired = Loader(name="timm", images_per_s=545, cpu_us_per_image=3600, ours_by_it=1.8, ours_by_its_cpu=1.76)
+    assert verdict(OURS, peers=(paired,), **HERE).endswith("1.8 × timm (545; 1.8 × by CPU-µs).")
+
+
+def test_rounds_that_overlap_show_no_difference_however_far_the_medians_are() -> None:
+    slow = Loader(name="timm", images_per_s=1200, cpu_us_per_image=3600, ours_by_it=0.8, overlaps=True)
+    said = verdict(OURS, peers=(slow,), **HERE)
+    assert said.endswith("no difference from timm is shown (1,200, the rounds overlap).")
+    assert "faster" not in said
+    faster = Loader(name="other", images_per_s=1100, cpu_us_per_image=2000, ours_by_it=0.9)
+    assert verdict(OURS, peers=(slow, faster), **HERE).endswith("other is the faster one here.")
+
+
+def test_a_peer_that_does_less_is_no_loader_that_would_do() -> None:
+    spdl = Loader(name="spdl", images_per_s=1900, cpu_us_per_image=900, does_less=True)
+    said = verdict(OURS, peers=(spdl,), model=Model(name="vit_large", images_per_s=90), **HERE)
+    assert "data will not hold training back" in said
+    assert verdict(OURS, peers=(spdl,), **HERE).endswith("spdl is the faster one here, and does less.")
+
+
+def pair(kind: str = "", ratio: float = 1.4, *, overlaps: bool = False) -> StepPair:
+    return StepPair(
+        ours=f"rsbdali{kind}",
+        images_per_s=4820,
+        peer=f"timm{kind}",
+        peer_images_per_s=3443,
+        ratio=ratio,
+        overlaps=overlaps,
+    )
+
+
+def test_the_step_is_compared_with_its_like() -> None:
+    said = step_verdict([pair(), pair("-nomix", overlaps=True)], 4820)
+    assert said == (
+        "rsbdali trains 4,820 images/s, timm 3,440: 1.40 ×; "
+        "rsbdali-nomix trains 4,820 images/s, timm-nomix 3,440: no difference is shown."
+    )
+    assert step_verdict([], 48.2) == "rsbdali trains 48.2 images/s; --peers timm compares it."

@@ -59,7 +59,7 @@ def _legend(report: BenchReport) -> str:
     rounds = f"{c['rounds']} round" + ("s" if c["rounds"] != 1 else "")
     tiled = f" × {c['times_tiled']}" if c["times_tiled"] > 1 else ""
     return (
-        f"{rounds} of {c['seconds']:g} s, interleaved; {c['images']:,} images{tiled}, page cache warm; "
+        f"{rounds} of {c['seconds']:g} s, interleaved; {c['images']:,} images{tiled}, page cache warm\n"
         f"{processor(report.machine)}\n"
         "CPU-µs: an image, all threads; of cores: share of their time; MiB: host memory;\n"
         "by: rsbdali by it, median of the rounds' own ratios"

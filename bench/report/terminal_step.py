@@ -72,7 +72,7 @@ def _legend(record: dict[str, Any]) -> str:
     return (
         f"{c['rounds']} × {c['seconds']:g} s of synthetic data, interleaved; {processor(record['machine'])}\n"
         "of peak: the model's operations by the matmul's; of cores: share of their time;\n"
-        "by: rsbdali by it, median of the rounds' own ratios, by images/s and CPU-µs an image"
+        "by: rsbdali by it, median of the rounds' own ratios, by images/s and CPU-µs"
     )
 
 
