@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DTYPES = "bfloat16", "float16"
-VOLTA = 8  # compute capability below which float16 is the native type
+AMPERE = 8  # major compute capability from which bfloat16 is native; float16 below
 Records = dict[str, Any]
 
 
@@ -47,7 +47,8 @@ def load(folder: Path, runs: Path) -> Records:
     """The records by name (`step-bfloat16`, `kernels`, …), and the last figures of training runs as `train-NAME`."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     for path in sorted(runs.glob("*/metrics.jsonl")):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # a run that was killed leaves part of a line
+        rows = [json.loads(line) for line in whole.splitlines()]
         epochs = [row for row in rows if row["kind"] == "epoch"]
         if rows:  # the last whole epoch, or the last moment of a run that was cut off
             found[f"train-{path.parent.name}"] = (epochs or rows)[-1]
@@ -73,7 +74,7 @@ def rows(records: Records) -> Iterator[Row]:
 def _dtypes(records: Records) -> list[str]:
     """The machine's native type first; what a CPU takes only where it was run."""
     gpus = [gpu for record in records.values() for gpu in record.get("machine", {}).get("gpu", [])]
-    native = DTYPES[::-1] if gpus and int(gpus[0]["capability"].split(".")[0]) < VOLTA else DTYPES
+    native = DTYPES[::-1] if gpus and int(gpus[0]["capability"].split(".")[0]) < AMPERE else DTYPES
     dry = ["float32"] if {"step-float32", "train-float32"} & records.keys() else []
     return [*native, *dry]
 
@@ -145,7 +146,9 @@ def _kernels(record: Records | None) -> Iterator[Row]:
 def _randaugment(record: Records | None) -> Iterator[Row]:
     result: Records = {} if record is None else next(iter(record["results"]), {})
     rows = "" if record is None else f", {record['config']['rows']} × {record['config']['train_size'][0]} px"
-    exact = None if record is None else float(not record["wrong"] and bool(result))
+    exact = None
+    if record is not None and (result or record["wrong"]):
+        exact = float(not record["wrong"])
     yield _row("RandAugment equals Pillow", exact, lambda value: "yes" if value else "NO", 1)
     yield _row(f"RandAugment{rows}", result.get("us"), lambda us: f"{us / 1e3:.2f} ms")
 

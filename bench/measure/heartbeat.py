@@ -18,11 +18,12 @@ class Heartbeat:
 
     def __init__(self) -> None:
         self.longest_s = 0.0
-        self._stop = threading.Event()
+        self._beating, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
         self._thread.start()
+        self._beating.wait()  # what comes now counts
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -31,6 +32,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         before = time.perf_counter()
+        self._beating.set()
         while not self._stop.is_set():
             time.sleep(BEAT_S)
             now = time.perf_counter()

@@ -1,8 +1,8 @@
 """One contestant in its own process: its CPU time and memory are its own, and a crash of it ends nothing else.
 
-`python -m rsbdali.bench.race.contestant` reads a `FeedSpec` and then requests, one JSON line each, from its standard
-input, and answers each by one JSON line. Between its rounds it stands still: `freeze` stops the whole process group, so
-that nobody's prefetching runs while another is measured.
+The process reads a `FeedSpec` and then requests, one JSON line each, from its standard input, and answers each by one
+JSON line. Between its rounds it stands still: the whole process group is stopped, so that nobody's prefetching runs
+while another is measured. It does not outlive the bench, however that ends.
 """
 
 import contextlib
@@ -26,6 +26,12 @@ from rsbdali.bench.race.out_of_memory import OUT_OF_MEMORY, out_of_memory
 from rsbdali.errors import RsbdaliError
 
 CLOSE_S = 20.0
+# First the kernel is told to end it with its parent (PR_SET_PDEATHSIG, SIGKILL): a bench that is killed cannot clean up,
+# and a contestant that it left would hold GPU memory.
+PROGRAM = (
+    "import ctypes; ctypes.CDLL(None).prctl(1, 9); "
+    "from rsbdali.bench.race.contestant import serve_standard_streams as serve; serve()"
+)
 
 
 class ContestantFailed(RsbdaliError):
@@ -54,7 +60,7 @@ class Contestant:
         self.name = spec.kind
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by close
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rsbdali.bench.race.contestant"],
+            [sys.executable, "-c", PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -176,11 +182,8 @@ def _round(feed: Feed, spec: FeedSpec, seconds: float) -> meter.Round:
     return meter.measure(deliver, seconds=seconds, warm_up=feed.ready + 1, finish=finish)
 
 
-def _main() -> None:
+def serve_standard_streams() -> None:
+    """`serve` as a program."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not break the protocol
     serve(sys.stdin, answers)
-
-
-if __name__ == "__main__":
-    _main()
