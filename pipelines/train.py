@@ -66,6 +66,7 @@ class GraphExecutor:
         self.layers = 0 if policy is None else policy.num_layers
         self.repeats = recipe.aug_repeats if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "local" else 1
         self.roi = use_roi(decode, device)
+        self.pixels = f"the graph executor on {device.type}, decoding {'regions' if self.roi else 'whole images'}"
         define = train_graph(
             size=recipe.train_size,
             layers=self.layers,

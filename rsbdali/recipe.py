@@ -22,6 +22,7 @@ from rsbdali.errors import RecipeError
 PACKAGE = "rsbdali.recipes"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+OF_255 = " (a share of 255: divide by 255 what counts from 0 to 255)"
 
 
 class OnResume(Enum):
@@ -35,9 +36,9 @@ class OnResume(Enum):
 AT_ONCE, NEXT_EPOCH, REFUSED = OnResume
 
 
-def _key(on_resume: OnResume, low: float | None = None, high: float = float("inf")) -> dict[str, Any]:
-    """Metadata of a key: what a resume makes of another value, and the bounds of a number."""
-    return {"on_resume": on_resume, "low": low, "high": high}
+def _key(on_resume: OnResume, low: float | None = None, high: float = float("inf"), hint: str = "") -> dict[str, Any]:
+    """Metadata of a key: what a resume makes of another value, the bounds of a number, and what else to say of them."""
+    return {"on_resume": on_resume, "low": low, "high": high, "hint": hint}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +75,8 @@ class Recipe:
     img_size: int | tuple[int, int] = field(default=224, metadata=_key(AT_ONCE, 1, 8192))
     test_img_size: int | tuple[int, int] = field(default=224, metadata=_key(AT_ONCE, 1, 8192))
     crop_pct: float = field(default=0.95, metadata=_key(AT_ONCE, 0.01, 1.0))
-    mean: tuple[float, float, float] = field(default=IMAGENET_MEAN, metadata=_key(AT_ONCE))
-    std: tuple[float, float, float] = field(default=IMAGENET_STD, metadata=_key(AT_ONCE))
+    mean: tuple[float, float, float] = field(default=IMAGENET_MEAN, metadata=_key(AT_ONCE, 0, 1, OF_255))
+    std: tuple[float, float, float] = field(default=IMAGENET_STD, metadata=_key(AT_ONCE, 1e-6, 1, OF_255))
     # length and batch
     epochs: int = field(default=100, metadata=_key(AT_ONCE, 1))
     global_batch_size: int = field(default=2048, metadata=_key(NEXT_EPOCH, 1))
@@ -272,7 +273,7 @@ def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         if not low <= number <= high:
             what = "only 0 is supported" if low == high == 0 else _bounds(low, high)
-            raise RecipeError(f"{f.name}={value!r} is out of range: {what}")
+            raise RecipeError(f"{f.name}={value!r} is out of range: {what}{f.metadata['hint']}")
 
 
 def _bounds(low: float, high: float) -> str:

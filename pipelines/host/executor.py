@@ -100,7 +100,7 @@ class HostExecutor:
         num_threads: int,
         prefetch: int = 2,
     ) -> None:
-        self.rows, self.prefetch = rows, prefetch
+        self.rows, self.prefetch, self.pixels = rows, prefetch, "the host executor"
         self._index, self._device = index, torch.device(device)
         self._size = recipe.train_size
         self._pool = BufferPool((rows, *self._size, 3), torch.uint8)

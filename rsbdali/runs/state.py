@@ -35,12 +35,18 @@ class Identity:
         class_names: in the order of the model's outputs.
         mix_groups: effective number of mix groups G.
         steps_per_epoch: optimiser steps.
+        images: number of training images.
+        digest: a fingerprint of them (`ImageIndex.digest`); empty to ask nothing of them.
+        pixels: what makes their pixels; empty likewise.
     """
 
     recipe: Recipe
     class_names: tuple[str, ...]
     mix_groups: int
     steps_per_epoch: int
+    images: int = 0
+    digest: str = ""
+    pixels: str = ""
 
 
 @dataclass
@@ -104,6 +110,8 @@ class RunState:
                 "class_names": list(identity.class_names),
                 "mix_groups": identity.mix_groups,
                 "steps_per_epoch": identity.steps_per_epoch,
+                "data": {"images": identity.images, "digest": identity.digest},
+                "pixels": identity.pixels,
                 "updates": self.updates,
                 "loss_sum": self.loss_sum,
                 "loss_steps": self.loss_steps,
@@ -156,6 +164,7 @@ def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Mappi
         raise CheckpointError(f"{path} is of other classes ({counts}): --initial-checkpoint starts from its weights")
     changed = _changes(content, ours, identity)
     resume_rules.refuse(changed, **ours["position"], path=path)
+    _compare_images(ours, identity, path)
     if ours["position"]["step"] and ours["steps_per_epoch"] != identity.steps_per_epoch:
         raise CheckpointError(
             f"{path} stands in the middle of an epoch of {ours['steps_per_epoch']} steps, here an epoch has "
@@ -165,6 +174,33 @@ def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Mappi
         said = resume_rules.describe(changed, ours["position"]["epoch"])
         log.warning("The run goes on with other settings: %s", said)
     return ours
+
+
+def _compare_images(ours: Mapping[str, Any], identity: Identity, path: Path) -> None:
+    """Refuse other training images in the middle of an epoch, which would repeat some and skip others; else say it.
+
+    Earlier checkpoints say nothing of them.
+    """
+    before, epoch, step = ours.get("data", {}), ours["position"]["epoch"], ours["position"]["step"]
+    if _differ(before.get("digest"), identity.digest):
+        other = f"other images than before: {before['images']:,} then, {identity.images:,} now, by path, label and size"
+        if 0 < step < ours["steps_per_epoch"]:
+            raise CheckpointError(
+                f"{path} is in the middle of epoch {epoch + 1}, and the training set has {other}: give the same "
+                "images, or resume from a checkpoint-*.pth.tar, which is the end of an epoch"
+            )
+        log.warning("The run goes on with a training set of %s", other)
+    if _differ(ours.get("pixels"), identity.pixels):
+        log.warning(
+            "Batches are not the same to the bit as before: their pixels come from %s, and came from %s",
+            identity.pixels,
+            ours["pixels"],
+        )
+
+
+def _differ(before: str | None, now: str) -> bool:
+    """Whether both are known and differ."""
+    return bool(before and now) and before != now
 
 
 def _changes(content: Mapping[str, Any], ours: Mapping[str, Any], identity: Identity) -> list[resume_rules.Change]:
