@@ -23,7 +23,7 @@ class Augmented:
     """
 
     def __init__(self, resized: Executor, device: torch.device) -> None:
-        self.rows = resized.rows
+        self.rows, self.pixels = resized.rows, resized.pixels
         self._resized = resized
         self._plans: deque[BatchPlan] = deque()
         self._side = SideStream(device) if device.type == "cuda" else None

@@ -44,6 +44,7 @@ class EvalExecutor:
         prefetch: int = 2,
     ) -> None:
         self.index, self.recipe, self.rows, self.device, self.prefetch = index, recipe, rows, device, prefetch
+        self.pixels = f"DALI on {device.type}"
         self._filter = BICUBIC if recipe.interpolation == "bicubic" else BILINEAR
         where = "gpu" if device.type == "cuda" else "cpu"
         define = eval_graph(size=recipe.test_size, device=where, settings=gpu_settings(index))

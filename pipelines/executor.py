@@ -82,9 +82,11 @@ class Executor(Protocol):
 
     Attributes:
         rows: most rows a plan may have.
+        pixels: what makes them, as text; where it is another one, they are not the same to the bit.
     """
 
     rows: int
+    pixels: str
 
     def submit(self, plan: BatchPlan) -> None:
         """Queue one batch; the work starts at once, in the background."""

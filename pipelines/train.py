@@ -68,6 +68,7 @@ class GraphExecutor:
         self.augment = augment
         self.layers = 0 if policy is None or not augment else policy.num_layers
         self.repeats = recipe.aug_repeats if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "local" else 1
+        self.pixels = f"the graph executor on {device.type}, decoding {'regions' if roi else 'whole images'}"
         define = train_graph(
             size=recipe.train_size,
             layers=self.layers,

@@ -24,6 +24,7 @@ from rsbdali.errors import RecipeError
 PACKAGE = "rsbdali.recipes"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+OF_255 = " (a share of 255: divide by 255 what counts from 0 to 255)"
 
 
 class OnResume(Enum):
@@ -38,10 +39,12 @@ AT_ONCE, NEXT_EPOCH, REFUSED = OnResume
 
 
 def _key(
-    on_resume: OnResume, low: float | None = None, high: float | None = None, *, is_name: bool = False
+    on_resume: OnResume, low: float | None = None, high: float | None = None, *, hint: str = "", is_name: bool = False
 ) -> dict[str, Any]:
-    """Metadata of a key: what a resume makes of another value, the bounds of a number, whether a text is a name."""
-    return {"on_resume": on_resume, "low": low, "high": high, "is_name": is_name}
+    """Metadata of a key: what a resume makes of another value, the bounds of a number and what else to say of them,
+    whether a text is a name.
+    """
+    return {"on_resume": on_resume, "low": low, "high": high, "hint": hint, "is_name": is_name}
 
 
 def check_name(what: str, name: str, *, parts: bool = False) -> None:
@@ -96,8 +99,8 @@ class Recipe:
     img_size: int | tuple[int, int] = field(default=224, metadata=_key(AT_ONCE, 1, 8192))
     test_img_size: int | tuple[int, int] = field(default=224, metadata=_key(AT_ONCE, 1, 8192))
     crop_pct: float = field(default=0.95, metadata=_key(AT_ONCE, 0.01, 1.0))
-    mean: tuple[float, float, float] = field(default=IMAGENET_MEAN, metadata=_key(AT_ONCE))
-    std: tuple[float, float, float] = field(default=IMAGENET_STD, metadata=_key(AT_ONCE))
+    mean: tuple[float, float, float] = field(default=IMAGENET_MEAN, metadata=_key(AT_ONCE, 0, 1, hint=OF_255))
+    std: tuple[float, float, float] = field(default=IMAGENET_STD, metadata=_key(AT_ONCE, 1e-6, 1, hint=OF_255))
     # length and batch
     epochs: int = field(default=100, metadata=_key(AT_ONCE, 1))
     global_batch_size: int = field(default=2048, metadata=_key(NEXT_EPOCH, 1))
@@ -296,7 +299,9 @@ def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         most = high if high is not None else bounded.MOST_COUNT if isinstance(number, int) else sys.float_info.max
         if not low <= number <= most:
-            raise RecipeError(f"{f.name}={shown(value)} is out of range: {_bounds(low, high, most, number)}")
+            raise RecipeError(
+                f"{f.name}={shown(value)} is out of range: {_bounds(low, high, most, number)}{f.metadata['hint']}"
+            )
 
 
 def _bounds(low: float, high: float | None, most: float, number: float) -> str:

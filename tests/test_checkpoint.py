@@ -4,6 +4,7 @@ import os
 import pickle
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -76,6 +77,36 @@ def test_everything_comes_back(saved: Path, recipe: Recipe) -> None:
     for key, entry in content["optimizer"]["state"].items():
         for name, value in entry.items():
             assert torch.equal(again["optimizer"]["state"][key][name], value)
+
+
+BEFORE = {"images": 40, "digest": "forty", "pixels": "the host executor"}
+
+
+@pytest.mark.parametrize("step", [0, 2, 3])
+def test_other_images_are_refused_within_an_epoch_and_said_between(
+    tmp_path: Path, recipe: Recipe, caplog: pytest.LogCaptureFixture, step: int
+) -> None:
+    state = stepped(recipe, 4)
+    state.step = step
+
+    def resume(before: dict[str, Any], now: dict[str, Any]) -> str:
+        content = state.to_checkpoint(replace(identity(recipe), **before), None)
+        if not before:  # as earlier versions wrote it
+            del content["rsbdali"]["data"], content["rsbdali"]["pixels"]
+        caplog.clear()
+        make_state(recipe, 4, CPU).restore(content, replace(identity(recipe), **now), tmp_path / "last")
+        return caplog.text
+
+    assert resume(BEFORE, BEFORE) == resume({}, BEFORE) == ""
+    assert "from the graph, and came from the host executor" in resume(BEFORE, {**BEFORE, "pixels": "the graph"})
+    other = {**BEFORE, "images": 43, "digest": "forty-three"}
+    if step == 2:
+        with pytest.raises(
+            CheckpointError, match=r"last is in the middle of epoch 2, .*40 then, 43 now.*checkpoint-\*"
+        ):
+            resume(BEFORE, other)
+    else:  # before the first step, or behind the last of three
+        assert "goes on with a training set of other images than before: 40 then, 43 now" in resume(BEFORE, other)
 
 
 def test_wrappers_leave_no_prefix() -> None:

@@ -303,6 +303,35 @@ def test_states_of_other_loaders_are_refused(make: Callable[..., TupleLoader]) -
     make(hflip=0.1, auto_augment="rand-m3").load_state_dict(state)  # decides no order
 
 
+def test_states_of_other_images(
+    make: Callable[..., TupleLoader], image_tree: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    other = image_tree(classes=3, per_class=6, name="other", seed=1).parent  # the same names and number, other sizes
+    loader = make()
+    between, passing = loader.state_dict(), iter(loader)
+    next(passing)
+    within = loader.state_dict()
+    for _ in range(len(loader) - 1):
+        next(passing)
+    behind = loader.state_dict()
+    loader.load_state_dict(within)
+    earlier = {**within, "identity": {name: value for name, value in within["identity"].items() if name != "digest"}}
+    make(other).load_state_dict({name: value for name, value in earlier.items() if name not in ("length", "pixels")})
+    assert caplog.text == ""
+    for data, count in ((other, 18), (image_tree(classes=3, per_class=7, name="more").parent, 21)):
+        changed = make(data)
+        with pytest.raises(CheckpointError, match=rf"within an epoch of other images: 18 then, {count} now"):
+            changed.load_state_dict(within)
+        changed.load_state_dict(behind)
+        assert list(changed) == []  # the epoch was over
+        changed.load_state_dict(between)
+        assert len(list(changed)) == len(changed)
+        assert caplog.text.count(f"behind an epoch of other images: 18 then, {count} now") == 2
+    caplog.clear()
+    make(executor="graph").load_state_dict(within)
+    assert "come from the graph executor on cpu, decoding regions, and came from the host executor" in caplog.text
+
+
 def test_closed(make: Callable[..., TupleLoader]) -> None:
     with make() as loader:
         batches = iter(loader)

@@ -117,6 +117,7 @@ def told(tmp_path: Path) -> list[dict[str, Any]]:
 
 def test_what_ranks_do_together(told: list[dict[str, Any]]) -> None:
     assert [found["current"] for found in told] == [True, True]
+    assert [found["here"] for found in told] == [2, 2]
     assert [found["all"] for found in told] == [[0, 10], [0, 10]]
     assert [found["sum"] for found in told] == [[3.0], [3.0]]
     assert [found["first"] for found in told] == [[True, []], [False, ["turn0"]]]

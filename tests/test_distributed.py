@@ -1,11 +1,13 @@
 """The environment is read, a rank finds its device, and a single process needs no group."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from rsbdali.distributed import collectives, devices, process_group
+from rsbdali.distributed import affinity, collectives, devices, neighbours, process_group
 from rsbdali.distributed.devices import default_threads
 from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError, LostRankError
@@ -14,7 +16,7 @@ from rsbdali.errors import DeviceError, LostRankError
 def test_world_from_the_environment() -> None:
     assert World.from_env({}) == World(0, 1, 0)
     env = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
-    assert World.from_env(env) == World(3, 4, 1)
+    assert World.from_env(env) == World(3, 4, 1, None)
     assert World.from_env({**env, "LOCAL_WORLD_SIZE": "2"}) == World(3, 4, 1, 2)
     with pytest.raises(DeviceError, match="RANK, MASTER_ADDR is not: start with torchrun"):
         World.from_env({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "1"})
@@ -34,6 +36,69 @@ def test_devices_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(DeviceError, match="process 1 of this node has no GPU: 1 here"):
         devices.local_device("auto", second)
+
+
+def test_a_rank_is_where_its_launcher_says() -> None:
+    assert World.of(0, 1, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}) == World()
+    assert World.of(3, 4, {}) == World(3, 4, None, None)
+    assert World.of(3, 4, {"LOCAL_RANK": "1"}) == World(3, 4, 1, None)
+    env = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert World.of(3, 4, env) == World(3, 4, 1, 2)
+    assert World.of(2, 4, env) == World(2, 4, None, None)  # the environment is another rank's
+    step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
+    nodes = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_TASKS_PER_NODE": "2(x2)", "SLURM_JOB_ID": "7"}
+    assert World.of(3, 4, {**step, **nodes}) == World(3, 4, 1, 2)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`gpus(count, current=0)`: as if there were that many."""
+
+    def pretend(count: int, current: int = 0) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=f"GPU-{i}"))
+
+    return pretend
+
+
+def test_auto_without_launcher_or_group_is_the_current_device(gpus: Callable[..., None]) -> None:
+    for rank, count, current in ((0, 4, 0), (1, 4, 1), (3, 4, 3), (1, 1, 0)):
+        gpus(count, current)
+        assert devices.local_device("auto", World.of(rank, 4, {})) == f"cuda:{current}"
+    gpus(4)
+    with pytest.raises(DeviceError, match=r"on rank 1 is cuda:0, which rank 0 may have too.* torch.cuda.set_device"):
+        devices.local_device("auto", World.of(1, 4, {}))
+    gpus(0)
+    assert devices.local_device("auto", World.of(1, 4, {})) == "auto"  # the CPU
+
+
+def test_auto_in_a_group_without_launcher(gpus: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    store, here, world = torch.distributed.HashStore(), affinity.machine(), World.of(1, 3, {})
+    monkeypatch.setattr(neighbours, "_store", lambda world: store)
+    # what the two others left: rank 0 is here, rank 2 on another machine
+    for rank, machine in ((0, here), (2, "elsewhere")):
+        store.set(f"rsbdali/gpu/{rank}", f"{machine} GPU-0")
+        store.set(f"rsbdali/machine/{rank}", machine)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(10)))
+    assert default_threads(world) == 5
+    gpus(2, current=1)
+    assert devices.local_device("auto", world) == "cuda:1"
+    gpus(2, current=0)
+    with pytest.raises(DeviceError, match=r"on rank 1 is cuda:0, which rank 0 has too.* device='cuda:N'"):
+        devices.local_device("auto", world)
+    assert devices.find_device("cpu", world) == torch.device("cpu")
+    store.delete_key("rsbdali/machine/2")
+    with pytest.raises(DeviceError, match=r"not all 3 ranks made a loader within 0.01 s"):
+        neighbours.notes("machine", here, world, timedelta(milliseconds=10))
+
+
+def test_threads_without_launcher_or_group(gpus: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    for count, threads in ((0, 2), (2, 8), (16, 2)):
+        gpus(count)
+        assert default_threads(World.of(3, 8, {})) == threads
 
 
 def test_a_single_process_needs_no_group() -> None:

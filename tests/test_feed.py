@@ -14,6 +14,8 @@ from rsbdali.pipelines.executor import DecodedBatch
 class FakeExecutor:
     """Plans are int arrays; a batch is the array itself; numbers in `bad` do not decode."""
 
+    pixels = "made up"
+
     def __init__(self, bad: set[int], fail: set[int]) -> None:
         self.bad, self.fail, self.queue, self.submitted, self.closed = bad, fail, deque[np.ndarray](), 0, False
 

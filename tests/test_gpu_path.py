@@ -74,7 +74,7 @@ def test_launches_of_a_batch(monkeypatch: pytest.MonkeyPatch, ops: list[list[Op]
 class Resized:
     """An executor that hands out black images."""
 
-    rows = 4
+    rows, pixels = 4, ""
 
     def __init__(self, cuda: FakeCuda) -> None:
         self._cuda, self._plans = cuda, list[BatchPlan]()

@@ -67,6 +67,12 @@ def test_demo_lays_over_a_recipe() -> None:
     [
         ({"learning_rat": 1}, "unknown key 'learning_rat'"),
         ({"weight_deca": 1}, "did you mean 'weight_decay'"),
+        ({"mean": [123.7, 116.3, 103.5]}, "out of range: 0 to 1 (a share of 255: divide by 255 what counts from 0"),
+        ({"mean": [float("nan"), 0.5, 0.5]}, "mean="),
+        ({"std": [58.4, 57.1, 57.4]}, "std=(58.4, 57.1, 57.4) is out of range: 1e-06 to 1 (a share of 255"),
+        ({"std": [0, 1, 1]}, "std=(0.0, 1.0, 1.0) is out of range: 1e-06 to 1"),
+        ({"std": [-0.2, 0.2, 0.2]}, "std="),
+        ({"std": [float("nan"), 0.5, 0.5]}, "std="),
         ({"lr": "fast"}, "lr='fast': expected a number"),
         ({"epochs": "1.5"}, "expected a whole number"),
         ({"epochs": "0"}, "at least 1"),

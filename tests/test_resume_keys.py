@@ -395,6 +395,24 @@ def test_a_run_that_an_earlier_version_resumed_says_what_it_ran_with(
     assert "lr 0.005 → 0.001 (acts at once), weight_decay 0.01 → 0.3 (acts at once)" in caplog.text
 
 
+def test_other_images(saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One more image leaves the steps of an epoch as many as they were, and gives each another image."""
+    data = tmp_path / "data"
+    shutil.copytree(saved.data, data)
+    shutil.copy(data / "train/class0/0.JPEG", data / "train/class0/more.JPEG")
+    with pytest.raises(
+        CheckpointError, match=r"in the middle of epoch 2, .* other images than before: 24 then, 25 now"
+    ):
+        train(options(data, tmp_path, "mid", resume=str(saved.mid)))
+    assert not (tmp_path / "mid").exists()
+    observe(rates, options(data, tmp_path, "end", resume=str(saved.end)))
+    assert "goes on with a training set of other images than before: 24 then, 25 now" in caplog.text
+    caplog.clear()
+    executor = dataclasses.replace(options(saved.data, tmp_path, "graph", resume=str(saved.mid)), executor="graph")
+    observe(rates, executor)
+    assert "not the same to the bit as before: their pixels come from the graph executor on cpu" in caplog.text
+
+
 def test_image_size_of_a_model_with_position_embeddings_is_refused() -> None:
     before = Recipe(model="test_vit", img_size=32)
     other = before.with_overrides({"img_size": 48})

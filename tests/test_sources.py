@@ -166,6 +166,7 @@ def test_the_index_is_the_folders(form: str, tree: Path, shards: Path) -> None:
     # a shard's members are named .jpg, whatever they are; a table's paths start elsewhere
     skip = {"webdataset": (), "table": ("path_bytes", "path_end_N")}.get(form, ())
     assert_same_images(index, folder, skip=skip)
+    assert (index.digest == folder.digest) == (not skip)
     cached = ImageIndex.load(place)
     unchecked = ImageIndex.load(place, check=False)
     for other in (cached, unchecked):

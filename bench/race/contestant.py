@@ -26,8 +26,8 @@ from rsbdali.bench.race.out_of_memory import OUT_OF_MEMORY, out_of_memory
 from rsbdali.errors import RsbdaliError
 
 CLOSE_S = 20.0
-# First the kernel is told to end it with its parent (PR_SET_PDEATHSIG, SIGKILL): a bench that is killed cannot clean up,
-# and a contestant that it left would hold GPU memory.
+# First the kernel is told to end it with its parent (PR_SET_PDEATHSIG, SIGKILL): a bench that is killed cannot clean
+# up, and a contestant that it left would hold GPU memory.
 PROGRAM = (
     "import ctypes; ctypes.CDLL(None).prctl(1, 9); "
     "from rsbdali.bench.race.contestant import serve_standard_streams as serve; serve()"

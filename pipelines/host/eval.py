@@ -24,7 +24,7 @@ class HostEvalExecutor:
         num_threads: int,
         prefetch: int = 2,
     ) -> None:
-        self.prefetch, self._index, self._recipe = prefetch, index, recipe
+        self.prefetch, self._index, self._recipe, self.pixels = prefetch, index, recipe, "the host executor"
         self._workers = Workers(index, rows=rows, size=recipe.test_size, device=device, num_threads=num_threads)
 
     def submit(self, sample_N: np.ndarray) -> None:

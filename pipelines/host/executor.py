@@ -42,6 +42,7 @@ class HostExecutor:
         augment: bool = True,
     ) -> None:
         self.rows, self.prefetch, self._augment = rows, prefetch, augment
+        self.pixels = "the host executor"
         self._workers = Workers(index, rows=rows, size=recipe.train_size, device=device, num_threads=num_threads)
 
     def submit(self, plan: BatchPlan) -> None:

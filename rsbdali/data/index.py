@@ -6,10 +6,12 @@ a tree of one level); images may lie any number of folders deeper. Other sources
 key. Only headers are read. Files that are no image are left out and named in `bad`.
 """
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,14 @@ class ImageIndex:
     def memory_bytes(self) -> int:
         """Bytes that the columns take."""
         return sum(value.nbytes for value in (getattr(self, f.name) for f in fields(self)) if hasattr(value, "nbytes"))
+
+    @cached_property
+    def digest(self) -> str:
+        """Fingerprint of paths, labels and sizes (pixels and bytes), in hex; of shards the same as of files."""
+        digest = hashlib.blake2b(self.path_bytes.tobytes(), digest_size=16)
+        for column_N in (self.path_end_N, self.label_N, self.width_N, self.height_N, self.nbytes_N):
+            digest.update(column_N.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def relative_path(self, i: int) -> str:
         """Path of image i below the root, or within its shard."""

@@ -78,7 +78,12 @@ def place(device: torch.device) -> Place:
     cores = tuple(by_core(os.sched_getaffinity(0)))
     near_gpu = cores_near(pci_address(device)) if device.type == "cuda" else set()
     near = tuple(core for core in cores if core in near_gpu)
-    return Place(BOOT_ID.read_text(encoding="ascii").strip(), cores, near or cores)
+    return Place(machine(), cores, near or cores)
+
+
+def machine() -> str:
+    """The same text on the same machine, containers on it included."""
+    return BOOT_ID.read_text(encoding="ascii").strip()
 
 
 def share(places: Sequence[Place], rank: int) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rsbdali.distributed.world import World, int_of
+from rsbdali.distributed import neighbours
+from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError
 
 
@@ -32,12 +33,19 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
-def default_threads() -> int:
+def default_threads(world: World | None = None) -> int:
     """CPU threads this process may use: the cores of its affinity mask, shared among the ranks of the node.
 
     Under `rsbdali train` the ranks know better, see `affinity`.
+
+    Args:
+        world: the processes; None: those of the process group, else of the environment.
+
+    Raises:
+        DeviceError: no launcher says how many ranks this node has, and not all ranks ask.
     """
-    return max(1, len(os.sched_getaffinity(0)) // World.from_env().local_size)
+    world = find_world(None, None, None) if world is None else world
+    return max(1, len(os.sched_getaffinity(0)) // neighbours.ranks_here(world))
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -51,13 +59,17 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 def local_device(device: str, world: World) -> str:
     """`device` for this process: 'auto' and 'cuda' become this process's own GPU where there are several processes.
 
+    That is the GPU of its local rank, or, where no launcher says one, torch's current device.
+
     Raises:
-        DeviceError: more processes on this node than GPUs, or one numbered GPU for all.
+        DeviceError: more processes on this node than GPUs, one numbered GPU for all, or one current device for several.
     """
     if world.size == 1 or device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return device
     if device not in ("auto", "cuda"):
         raise DeviceError(f"--device {device} under torchrun: use cuda, and each process takes its own GPU")
+    if world.local_rank is None:
+        return f"cuda:{neighbours.current_gpu(world)}"
     if world.local_rank >= torch.cuda.device_count():
         raise DeviceError(
             f"process {world.local_rank} of this node has no GPU: {torch.cuda.device_count()} here; "
@@ -77,7 +89,7 @@ def find_world(distributed: bool | None, rank: int | None, world_size: int | Non
     if rank is not None and world_size is not None:
         if not 0 <= rank < world_size:
             raise DeviceError(f"rank={rank} is not one of {world_size} processes")
-        return World(rank, world_size, int_of(os.environ, "LOCAL_RANK", 0))
+        return World.of(rank, world_size)
     if distributed is False:
         return World()
     if _has_group():
@@ -90,7 +102,7 @@ def find_world(distributed: bool | None, rank: int | None, world_size: int | Non
 
 def meeting(world: World) -> World:
     """The processes that can wait for each other: `world`, or this one alone where no process group joins them."""
-    return world if _has_group() and dist.get_world_size() == world.size else World()
+    return world if neighbours.joined(world) else World()
 
 
 def find_device(device: str | torch.device, world: World) -> torch.device:

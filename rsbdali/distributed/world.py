@@ -17,15 +17,15 @@ class World:
     Attributes:
         rank: 0 … size − 1; rank 0 writes files and talks.
         size: number of processes W.
-        local_rank: number of this process on its node, and of its GPU.
-        local_size: number of processes on this node.
+        local_rank: number of this process on its node, and of its GPU; None where no launcher says it.
+        local_size: number of processes on this node; None likewise (`distributed.neighbours` finds out).
         init_method: where they meet, as `init_process_group` takes it.
     """
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
+    local_rank: int | None = 0
+    local_size: int | None = 1
     init_method: str = "env://"
 
     @property
@@ -49,14 +49,30 @@ class World:
             raise DeviceError(f"WORLD_SIZE is set but {', '.join(missing)} is not: start with torchrun, or unset it")
         method = f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}" if of_slurm else "env://"
         rank, size = int_of(env, "RANK", 0), int_of(env, "WORLD_SIZE", 1)
-        return cls(rank, size, int_of(env, "LOCAL_RANK", 0), int_of(env, "LOCAL_WORLD_SIZE", 1), method)
+        return cls(rank, size, *_place(env), method)
 
     @classmethod
     def current(cls) -> "World":
         """The world of the process group that runs, whoever started it; a single process where none does."""
         if not dist.is_available() or not dist.is_initialized():
             return cls()
-        return cls(dist.get_rank(), dist.get_world_size(), int_of(os.environ, "LOCAL_RANK", 0))
+        return cls.of(dist.get_rank(), dist.get_world_size())
+
+    @classmethod
+    def of(cls, rank: int, size: int, env: Mapping[str, str] = os.environ) -> "World":
+        """A rank by its number. Its place on the node is what a launcher says of this very rank, else not known."""
+        if size == 1:
+            return cls()
+        env = {**env, **slurm.torchrun_variables(env)}
+        is_same = int_of(env, "RANK", rank) == rank and int_of(env, "WORLD_SIZE", size) == size
+        return cls(rank, size, *(_place(env) if is_same else (None, None)))
+
+
+def _place(env: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """Local rank and local size, as far as they are there."""
+    names = "LOCAL_RANK", "LOCAL_WORLD_SIZE"
+    local_rank, local_size = (int_of(env, name, 0) if name in env else None for name in names)
+    return local_rank, local_size
 
 
 def int_of(env: Mapping[str, str], key: str, default: int) -> int:

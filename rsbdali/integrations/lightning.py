@@ -5,11 +5,9 @@ hold the place of the training loader, so `ckpt_path=` goes on in the middle of 
 """
 
 import importlib
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rsbdali.distributed.devices import default_threads
 from rsbdali.errors import RsbdaliError
 from rsbdali.integrations.create_loader import create_loader
 from rsbdali.integrations.tuple_loader import TupleLoader
@@ -95,15 +93,9 @@ class RSBDataModule(LightningDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             device=trainer.strategy.root_device,
-            num_workers=self.num_workers or _threads(trainer.num_devices),
+            num_workers=self.num_workers,
             **arguments,
             **self.arguments,
         )
         self._open.append(loader)
         return loader
-
-
-def _threads(processes: int) -> int:
-    """This process's share of the cores; Lightning's own launcher does not say LOCAL_WORLD_SIZE."""
-    threads = default_threads()
-    return threads if "LOCAL_WORLD_SIZE" in os.environ else max(1, threads // processes)

@@ -4,6 +4,7 @@ Where the loader stands is three numbers: epoch, optimiser step, batch within th
 them (`plan.py`), so a state of a few bytes takes up a pass in the middle, exactly.
 """
 
+import logging
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,9 @@ from rsbdali.ops.bce import soft_targets
 
 STATE = {"epoch": int, "step": int, "part": int, "parts": int, "mixup_enabled": bool, "identity": dict}
 Pair = tuple[torch.Tensor, torch.Tensor]
+IMAGES = ("images", "digest")  # of a loader's identity
+
+log = logging.getLogger(__name__)
 
 
 class EpochSampler:
@@ -140,36 +144,59 @@ class TupleLoader(NotPicklable):
         """Where the pass stands, in plain values: the same on all ranks, for `load_state_dict` of an equal loader."""
         (epoch, batch), parts = self._at, self.batches_per_step
         position = {"epoch": epoch, "step": batch // parts, "part": batch % parts, "parts": parts}
-        return {**position, "mixup_enabled": self.mixup_enabled, "identity": self._identity()}
+        told = {"length": len(self), "pixels": self.loader.pixels}
+        return {**position, **told, "mixup_enabled": self.mixup_enabled, "identity": self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next `iter()` go on behind the last batch that was given before `state_dict`.
 
         A `set_epoch` of the same epoch in between changes nothing, another one starts that epoch from its beginning.
+        Between epochs other images are logged, within one refused. Earlier states know only their number.
 
         Raises:
-            CheckpointError: the state is of a loader with other images, batches, seed or repeats, or no such state.
+            CheckpointError: the state is of a loader with other batches, seed or repeats, or within an epoch of other
+                images; or it is no such state.
         """
         for name, kind in STATE.items():
             if not isinstance(state.get(name), kind):
                 raise CheckpointError(f"the loader's state has no {name}: expected what `state_dict` gave")
-        mine, theirs = self._identity(), state["identity"]
-        for name, value in mine.items():
-            if theirs.get(name) != value:
-                raise CheckpointError(f"the loader's state is for {name} {theirs.get(name)}, this loader has {value}")
+        given = state["step"] * state["parts"] + state["part"]
+        is_end = given >= state.get("length", len(self))
+        self._compare(state, is_within=given > 0 and not is_end)
         parts = self.batches_per_step
         if state["part"] and state["parts"] != parts:
             raise CheckpointError("the loader's state is within an optimiser step of another number of processes")
-        self._at = self._next = state["epoch"], state["step"] * parts + state["part"]
+        self._at = self._next = state["epoch"], len(self) if is_end else state["step"] * parts + state["part"]
         self._loaded, self.mixup_enabled = True, state["mixup_enabled"]
+
+    def _compare(self, state: dict[str, Any], *, is_within: bool) -> None:
+        """Refuse a state of a loader that gives images in another order, and log what else is other."""
+        mine, theirs = self._identity(), state["identity"]
+        changed = [name for name, value in mine.items() if theirs.get(name, value) != value]
+        for name in changed:
+            if name not in IMAGES:
+                raise CheckpointError(f"the loader's state is for {name} {theirs[name]}, this loader has {mine[name]}")
+        if changed:
+            other = f"other images: {theirs['images']:,} then, {mine['images']:,} now, by path, label and size"
+            if is_within:
+                raise CheckpointError(
+                    f"the loader's state is within an epoch of {other}: give the same, or set_epoch anew"
+                )
+            log.warning("the loader goes on behind an epoch of %s", other)
+        if state.get("pixels", self.loader.pixels) != self.loader.pixels:
+            log.warning(
+                "batches are not the same to the bit as before: their pixels come from %s, and came from %s",
+                self.loader.pixels,
+                state["pixels"],
+            )
 
     def _identity(self) -> dict[str, Any]:
         """What decides which image comes when."""
-        recipe, images = self.loader.recipe, len(self.loader.index)
+        recipe, images = self.loader.recipe, {"images": len(self.loader.index), "digest": self.loader.index.digest}
         if isinstance(self.loader, EvalLoader):
-            return {"images": images, "batch_size": self.batch_size}
+            return {**images, "batch_size": self.batch_size}
         return {
-            "images": images,
+            **images,
             "global_batch_size": recipe.global_batch_size,
             "mix_groups": self.loader.planner.groups,
             "seed": recipe.seed,

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.distributed.devices import default_threads, resolve_device, to_device
+from rsbdali.distributed.devices import default_threads, find_device, to_device
+from rsbdali.distributed.world import World
 from rsbdali.loader.bad_images import BadImages
 from rsbdali.loader.door import Door, NotPicklable
 from rsbdali.loader.prefetcher import Feed
@@ -43,9 +44,9 @@ class EvalLoader(NotPicklable):
         recipe: test size, crop, interpolation, mean and std.
         rank: this process.
         world_size: number of processes.
-        device: where batches are made and delivered.
+        device: where batches are made and delivered; auto: this rank's GPU where there is one, else the CPU.
         batch_size: rows a batch.
-        num_threads: CPU threads; default `default_threads()`.
+        num_threads: CPU threads; default `default_threads`, a share of the cores.
         dtype: of the images; uint8 leaves them as they are.
         prefetch: batches in flight.
         on_bad: called once for each image that does not decode, with path and reason.
@@ -53,6 +54,7 @@ class EvalLoader(NotPicklable):
 
     Attributes:
         door: threads that share the loader take turns there.
+        pixels: what makes them (`pipelines.executor.Executor`).
     """
 
     def __init__(
@@ -71,7 +73,8 @@ class EvalLoader(NotPicklable):
         pad: bool = False,
     ) -> None:
         self.index, self.recipe, self.dtype = index, recipe, dtype
-        self.device = resolve_device(device)
+        world = World.of(rank, world_size)
+        self.device = find_device(device, world)
         self.bad = BadImages(on_bad, fate="skipped")
         count = -(-len(index) // world_size) * world_size if pad else len(index)
         self._rows = _Rows(np.arange(rank, count, world_size) % len(index), batch_size)
@@ -79,7 +82,7 @@ class EvalLoader(NotPicklable):
         self.door = Door()
         self._length = -(-len(index) // (world_size * batch_size))
         self.batch_size = batch_size
-        self.num_threads = num_threads or default_threads()
+        self.num_threads = num_threads or default_threads(world)
         open_executor = partial(
             EvalExecutor if self.device.type == "cuda" else HostEvalExecutor,
             index,
@@ -90,6 +93,7 @@ class EvalLoader(NotPicklable):
             prefetch=prefetch,
         )
         self._feed: Feed[np.ndarray] = Feed(open_executor, make=self._rows.plan, depth=prefetch)
+        self.pixels = self._feed.pixels
 
     def __len__(self) -> int:
         return self._length

@@ -27,7 +27,13 @@ PlanIn = TypeVar("PlanIn", contravariant=True)
 
 
 class Runs(Protocol[PlanIn]):
-    """What a feed needs of an executor: a FIFO of plans in, image batches out."""
+    """What a feed needs of an executor: a FIFO of plans in, image batches out.
+
+    Attributes:
+        pixels: see `pipelines.executor.Executor`.
+    """
+
+    pixels: str
 
     def submit(self, plan: PlanIn) -> None:
         """Queue one batch."""
@@ -54,6 +60,10 @@ class Feed(Generic[Plan]):
         open_executor: makes what makes the batches; called at once, and again after an exception.
         make: the plan of a tick, or None past the last one.
         depth: batches in flight.
+
+    Attributes:
+        pixels: the executor's.
+        wait_s: seconds that callers were blocked.
     """
 
     def __init__(
@@ -62,10 +72,12 @@ class Feed(Generic[Plan]):
         if not isinstance(depth, int | np.integer) or depth < 1:
             raise RsbdaliError(f"prefetch={depth!r}: expected a number of batches in flight, at least 1")
         self._open, self._make, self._depth = open_executor, make, depth
-        self._executor: Runs[Plan] | None = open_executor()
+        first = open_executor()
+        self.pixels = first.pixels
+        self._executor: Runs[Plan] | None = first
         self._closed = False
         self._jobs: deque[_Job[Plan]] = deque()
-        self.wait_s = 0.0  # seconds that callers were blocked
+        self.wait_s = 0.0
 
     def get(self, tick: int) -> tuple[Plan, DecodedBatch]:
         """The plan and images of one tick; later ticks are queued behind it."""

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.distributed.devices import default_threads, resolve_device, to_device
+from rsbdali.distributed.devices import default_threads, find_device, to_device
+from rsbdali.distributed.world import World
 from rsbdali.errors import RecipeError
 from rsbdali.loader.bad_images import BadImages, BadRows
 from rsbdali.loader.door import Door, NotPicklable
@@ -90,9 +91,9 @@ class TrainLoader(NotPicklable):
         recipe: sizes, augmentation, mixing, global batch.
         rank: this process.
         world_size: number of processes.
-        device: where batches are made and delivered.
+        device: where batches are made and delivered; auto: this rank's GPU where there is one, else the CPU.
         executor: auto, graph or host (`create_executor`).
-        num_threads: CPU threads; default `default_threads()`.
+        num_threads: CPU threads; default `default_threads`, a share of the cores.
         dtype: of the images; uint8 leaves them neither mixed nor normalised.
         prefetch: batches in flight.
         on_bad: called once for each image that does not decode, with path and reason.
@@ -100,6 +101,7 @@ class TrainLoader(NotPicklable):
 
     Attributes:
         door: threads that share the loader take turns there.
+        pixels: what makes them (`pipelines.executor.Executor`).
         mixup_enabled: False gives the same rows unmixed (λ = 1) from the next batch on.
     """
 
@@ -119,14 +121,15 @@ class TrainLoader(NotPicklable):
         max_bad_images: int | None = None,
     ) -> None:
         self.index, self.recipe, self.dtype = index, recipe, dtype
-        self.device = resolve_device(device)
+        world = World.of(rank, world_size)
+        self.device = find_device(device, world)
         self.planner = Planner(index.width_N, index.height_N, recipe, world_size)
         self.bad = BadImages(on_bad, limit=max_bad_images)
         self._groups = range(rank, self.planner.groups, world_size)
         self.door = Door()
         self.mixup_enabled = dtype != torch.uint8
         self._next_epoch, self._next_batch = 0, 0
-        self.num_threads = num_threads or default_threads()
+        self.num_threads = num_threads or default_threads(world)
         self._pool = BufferPool((self.planner.group_rows, *recipe.train_size, 3), dtype)
         open_executor = partial(
             create_executor,
@@ -139,6 +142,7 @@ class TrainLoader(NotPicklable):
             prefetch=prefetch,
         )
         self._feed: Feed[BatchPlan] = Feed(open_executor, make=_Ticks(self.planner, self._groups).plan, depth=prefetch)
+        self.pixels = self._feed.pixels
         self._bad_rows = BadRows(index, self.planner, self.bad)
 
     @property

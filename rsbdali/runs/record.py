@@ -32,6 +32,9 @@ class Record:
         best_top1: best evaluation so far, per cent.
         best_epoch: its epoch.
         history: name of a `checkpoint-<epoch>.pth.tar` → top-1.
+        images: number of training images; 0 in checkpoints of earlier versions.
+        digest: of their paths, labels and sizes; empty likewise.
+        pixels: what made them of the files; empty likewise.
     """
 
     recipe: Mapping[str, Any]
@@ -48,6 +51,9 @@ class Record:
     best_top1: float | None
     best_epoch: int | None
     history: Mapping[str, float]
+    images: int = 0
+    digest: str = ""
+    pixels: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, for the file."""
@@ -64,6 +70,8 @@ class Record:
             "seconds": self.seconds,
             "best": {"top1": self.best_top1, "epoch": self.best_epoch},
             "history": dict(self.history),
+            "data": {"images": self.images, "digest": self.digest},
+            "pixels": self.pixels,
         }
 
 
@@ -78,7 +86,8 @@ def read_record(content: Mapping[str, Any], path: Path | str) -> Record | None:
     ours = content[OURS]
     if not isinstance(ours, Mapping):
         raise CheckpointError(f"{path} is damaged: its `{OURS}` is no record of a run")
-    top = _Entries(ours, path)
+    top = _Entries({"data": {"images": 0, "digest": ""}, "pixels": "", **ours}, path)
+    data = _Entries(top.get("data", _is_mapping, "entries"), path, "data.")
     position, best = (_Entries(top.get(key, _is_mapping, "entries"), path, f"{key}.") for key in ("position", "best"))
     record = Record(
         recipe=dict(top.get("recipe", _is_plain_mapping, "settings")),
@@ -95,6 +104,9 @@ def read_record(content: Mapping[str, Any], path: Path | str) -> Record | None:
         best_top1=best.get("top1", _or_none(is_number), "a number or none"),
         best_epoch=best.get("epoch", _or_none(is_count), "a number or none"),
         history=dict(top.get("history", _is_history, "names of checkpoints of the run and numbers")),
+        images=data.count("images"),
+        digest=data.get("digest", _is_text, "a text"),
+        pixels=top.get("pixels", _is_text, "a text"),
     )
     if record.step > record.steps_per_epoch:
         raise CheckpointError(f"{path} is damaged: step {record.step} of an epoch of {record.steps_per_epoch} steps")

@@ -36,12 +36,18 @@ class Identity:
         class_names: in the order of the model's outputs.
         mix_groups: effective number of mix groups G.
         steps_per_epoch: optimiser steps.
+        images: number of training images.
+        digest: a fingerprint of them (`ImageIndex.digest`); empty to ask nothing of them.
+        pixels: what makes their pixels; empty likewise.
     """
 
     recipe: Recipe
     class_names: tuple[str, ...]
     mix_groups: int
     steps_per_epoch: int
+    images: int = 0
+    digest: str = ""
+    pixels: str = ""
 
 
 @dataclass
@@ -115,6 +121,9 @@ class RunState:
             class_names=identity.class_names,
             mix_groups=identity.mix_groups,
             steps_per_epoch=identity.steps_per_epoch,
+            images=identity.images,
+            digest=identity.digest,
+            pixels=identity.pixels,
             **{name: getattr(self, name) for name in RECORDED},
         )
 
@@ -153,6 +162,7 @@ def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Recor
         raise CheckpointError(f"{path} is of other classes ({counts}): --initial-checkpoint starts from its weights")
     changed = _changes(record, _groups(content["optimizer"], path), identity)
     resume_rules.refuse(changed, record.epoch, record.step, path)
+    _compare_images(record, identity, path)
     if record.step and record.steps_per_epoch != identity.steps_per_epoch:
         raise CheckpointError(
             f"{path} stands in the middle of an epoch of {record.steps_per_epoch} steps, here an epoch has "
@@ -161,6 +171,32 @@ def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Recor
     if changed:
         log.warning("The run goes on with other settings: %s", resume_rules.describe(changed, record.epoch))
     return record
+
+
+def _compare_images(record: Record, identity: Identity, path: Path) -> None:
+    """Refuse other training images in the middle of an epoch, which would repeat some and skip others; else say it.
+
+    Earlier checkpoints say nothing of them.
+    """
+    if _differ(record.digest, identity.digest):
+        other = f"other images than before: {record.images:,} then, {identity.images:,} now, by path, label and size"
+        if 0 < record.step < record.steps_per_epoch:
+            raise CheckpointError(
+                f"{path} is in the middle of epoch {record.epoch + 1}, and the training set has {other}: give the same "
+                "images, or resume from a checkpoint-*.pth.tar, which is the end of an epoch"
+            )
+        log.warning("The run goes on with a training set of %s", other)
+    if _differ(record.pixels, identity.pixels):
+        log.warning(
+            "Batches are not the same to the bit as before: their pixels come from %s, and came from %s",
+            identity.pixels,
+            record.pixels,
+        )
+
+
+def _differ(before: str, now: str) -> bool:
+    """Whether both are known and differ."""
+    return bool(before and now) and before != now
 
 
 def _groups(optimizer: Any, path: Path) -> list[Mapping[str, Any]]:

@@ -266,7 +266,15 @@ def _run(
     recipe, classes = options.recipe, loader.index.classes
     start = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
     state = make_state(recipe, len(classes), device, **start)  # type: ignore[arg-type]
-    identity = Identity(recipe, classes, loader.planner.groups, loader.steps_per_epoch)
+    identity = Identity(
+        recipe,
+        classes,
+        loader.planner.groups,
+        loader.steps_per_epoch,
+        images=len(loader.index),
+        digest=loader.index.digest,
+        pixels=loader.pixels,
+    )
     resume_from(state, identity, options.resume, folder, world)
     collectives.barrier(world)  # nobody writes before everybody has read
     files = saver = None

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rsbdali.distributed import affinity, process_group
+from rsbdali.distributed import affinity, neighbours, process_group
 from rsbdali.distributed.collectives import barrier, from_all, primary_first, sum_, together
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError, RsbdaliError
@@ -106,7 +106,8 @@ def collectives(folder: Path) -> int:
     """Everything that ranks do together, into FOLDER/<rank>.json; then rank 1 goes silent, and rank 0 waits for it."""
     world, found = World.from_env(), {}
     with process_group.process_group(world, CPU, timeout=timedelta(seconds=3)):
-        found["current"] = World.current() == World(world.rank, 2, world.local_rank)
+        found["current"] = World.current() == World(world.rank, 2, world.local_rank, 2)
+        found["here"] = neighbours.ranks_here(World(world.rank, 2, None, None))  # as if no launcher said it
         found["all"] = from_all(world.rank * 10, world)
         found["sum"] = sum_(torch.tensor([float(world.rank + 1)]), world).tolist()
         found["first"] = primary_first(lambda first: _note_turn(folder, world, first), world)
