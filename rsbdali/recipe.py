@@ -41,9 +41,7 @@ AT_ONCE, NEXT_EPOCH, REFUSED = OnResume
 def _key(
     on_resume: OnResume, low: float | None = None, high: float | None = None, *, hint: str = "", is_name: bool = False
 ) -> dict[str, Any]:
-    """Metadata of a key: what a resume makes of another value, the bounds of a number and what else to say of them,
-    whether a text is a name.
-    """
+    """Metadata of a key: what a resume makes of another value, bounds and what to add to them, if it is a name."""
     return {"on_resume": on_resume, "low": low, "high": high, "hint": hint, "is_name": is_name}
 
 

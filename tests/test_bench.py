@@ -11,6 +11,7 @@ import tarfile
 import types
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,13 @@ from rsbdali.bench import loader as bench
 from rsbdali.bench.material import enough_images
 from rsbdali.bench.measure import meter
 from rsbdali.bench.race import peers
-from rsbdali.bench.race.contestant import Contestant, ContestantFailed
+from rsbdali.bench.race.contestant import ContestantFailed, build
 from rsbdali.bench.race.feeds import FeedSpec, check_batch
 from rsbdali.bench.race.model_step import measure_model
 from rsbdali.bench.race.peers import PEERS, missing, spdl, turboloader
 from rsbdali.bench.race.peers.feed import PlainMix, image_paths
+from rsbdali.bench.race.race import start
+from rsbdali.bench.race.stages import GPU_MODES
 from rsbdali.bench.report.figures import RUNGS, LoaderFigures, cpu_ratio, ladder, overlap, ratio, ratios
 from rsbdali.bench.report.html import page
 from rsbdali.bench.report.presence import Presence, busy_warning
@@ -119,7 +122,7 @@ def test_both_modes_of_repeats_are_compared(image_tree: Tree, monkeypatch: pytes
 def test_every_rung_of_the_ladder_and_every_peer_runs(image_tree: Tree) -> None:
     root = image_tree()
     ImageIndex.load(root, cache_dir=root.parent / "cache")
-    for kind in (*PEERS, *(f"stage:{name}" for name in RUNGS)):
+    for kind in (*PEERS, *(f"stage:{name}" for name in (*RUNGS, "decode-cpu-full"))):
         # some are in the runs above, and not every peer is installed wherever this runs
         if kind in ("timm", "stage:on device") or (kind in PEERS and missing(kind)):
             continue
@@ -129,8 +132,6 @@ def test_every_rung_of_the_ladder_and_every_peer_runs(image_tree: Tree) -> None:
             "s.kind.startswith('stage:') or check_batch(x, s); f.deliver(); f.close()"
         )
         if kind.startswith("stage:"):
-            from rsbdali.bench.race.contestant import build
-
             feed = build(spec(root, kind))
             assert len(feed.deliver()) == 4
             assert len(feed.deliver()) == 4
@@ -150,6 +151,15 @@ def test_stages_on_a_gpu_count_its_time(image_tree: Tree) -> None:
     assert (gpu_us["decode"] or 0) > 0
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", [*(name for name, mode in GPU_MODES.items() if not mode.roi), "decode-cpu"])
+def test_decode_modes_on_a_gpu(image_tree: Tree, mode: str) -> None:
+    feed = build(dataclasses.replace(spec(image_tree(), f"stage:{mode}"), device="cuda"))
+    assert len(feed.deliver()) == len(feed.deliver()) == 4
+    feed.close()
+
+
 def test_mistakes_are_one_line(tmp_path: Path, image_tree: Tree) -> None:
     with pytest.raises(RecipeError, match="--peers tim: unknown; known are timm"):
         bench.run(options(tmp_path, peers=("tim",)))
@@ -162,8 +172,9 @@ def test_mistakes_are_one_line(tmp_path: Path, image_tree: Tree) -> None:
 
 
 def test_a_contestant_that_fails_gives_its_last_words(image_tree: Tree) -> None:
-    with pytest.raises(ContestantFailed, match=r"^rsbdali: global_batch_size=64 is larger than an epoch of 12 images"):
-        Contestant(spec(image_tree(), "rsbdali", global_batch_size="64"))
+    why = r"^rsbdali: global_batch_size=64 is larger than an epoch of 12 images"
+    with ExitStack() as stack, pytest.raises(ContestantFailed, match=why):
+        start([spec(image_tree(), "rsbdali", global_batch_size="64")], {}, stack, lambda _: None)
 
 
 def test_model_step_is_measured() -> None:

@@ -89,6 +89,10 @@ def test_auto_in_a_group_without_launcher(gpus: Callable[..., None], monkeypatch
     with pytest.raises(DeviceError, match=r"on rank 1 is cuda:0, which rank 0 has too.* device='cuda:N'"):
         devices.local_device("auto", world)
     assert devices.find_device("cpu", world) == torch.device("cpu")
+    monkeypatch.setattr(neighbours, "joined", lambda world: True)
+    store.set("rsbdali/gpu/0", f"{here} GPU-of-0")
+    gpus(1)
+    assert devices.local_device("auto", World(1, 3, 1, 2)) == "cuda:0"  # each sees its own alone
     store.delete_key("rsbdali/machine/2")
     with pytest.raises(DeviceError, match=r"not all 3 ranks made a loader within 0.01 s"):
         neighbours.notes("machine", here, world, timedelta(milliseconds=10))

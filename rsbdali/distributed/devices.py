@@ -68,12 +68,13 @@ def local_device(device: str, world: World) -> str:
         return device
     if device not in ("auto", "cuda"):
         raise DeviceError(f"--device {device} under torchrun: use cuda, and each process takes its own GPU")
-    if world.local_rank is None:
+    count = torch.cuda.device_count()
+    # srun --gpus-per-task=1 lets every rank see one GPU, its own
+    if world.local_rank is None or (count == 1 and world.local_rank > 0 and neighbours.joined(world)):
         return f"cuda:{neighbours.current_gpu(world)}"
-    if world.local_rank >= torch.cuda.device_count():
+    if world.local_rank >= count:
         raise DeviceError(
-            f"process {world.local_rank} of this node has no GPU: {torch.cuda.device_count()} here; "
-            "lower torchrun's --nproc-per-node"
+            f"process {world.local_rank} of this node has no GPU: {count} here; lower torchrun's --nproc-per-node"
         )
     return f"cuda:{world.local_rank}"
 

@@ -50,8 +50,8 @@ def current_gpu(world: World) -> int:
         others = f"rank {', '.join(same)} has" if same else ""
     if others:
         raise DeviceError(
-            f"device='auto': torch's current device on rank {world.rank} is cuda:{index}, which {others} too, and "
-            "there is no LOCAL_RANK: call torch.cuda.set_device before, or give device='cuda:N'"
+            f"device='auto': torch's current device on rank {world.rank} is cuda:{index}, which {others} too: "
+            "call torch.cuda.set_device before, or give device='cuda:N'"
         )
     return index
 

@@ -87,7 +87,8 @@ class KernelStep:
         self._rates_G2 = torch.zeros(num_groups, 2, dtype=torch.float32, device=device)
         self._scalars_G2 = torch.zeros(num_groups, 2, dtype=torch.float32, device=device)
         self._common = torch.zeros(2, dtype=torch.float32, device=device)
-        self._one, self._zero = torch.tensor([1, 0], dtype=torch.float32, device=device).unbind()
+        self._one = torch.ones((), dtype=torch.float32, device=device)
+        self._zero = torch.zeros((), dtype=torch.float32, device=device)
         self._copies: list[tuple[torch.Tensor, int]] = []
 
     def set_rates(self, rates: Sequence[tuple[float, float]]) -> None:
