@@ -150,7 +150,8 @@ class TrainStep:
     def _scale(self) -> torch.Tensor:
         """Rank 0's scale, which is everyone's, and 0 on the others: they are summed. Not read by the host here."""
         share = torch.full((), float(self.world.is_primary), device=self.device)
-        scale = self.scaler._get_scale_async()  # as torch's own optimisers ask: get_scale() would wait
+        # as torch's own optimisers ask: get_scale() would wait
+        scale = self.scaler._get_scale_async() if self.scaler.is_enabled() else None
         return share if scale is None else share * scale
 
     def _on_device(self, notes: Iterable[float]) -> list[torch.Tensor]:
