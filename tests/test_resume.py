@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.records import record
 from helpers.scripts import script
 from rsbdali.data.index import ImageIndex
 from rsbdali.errors import CheckpointError, RsbdaliError
@@ -23,7 +24,7 @@ from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint_manager import newest_whole
 from rsbdali.runs.folder import LAST
-from rsbdali.runs.record import OURS, Record
+from rsbdali.runs.record import OURS
 from rsbdali.training.save_interval import Due, Interval
 
 TIMINGS = {"seconds", "images_per_s", "wait_share"}
@@ -150,23 +151,7 @@ def test_resume_interval() -> None:
 
 
 def numbered(path: Path, epoch: int, step: int = 0) -> Path:
-    record = Record(
-        recipe={},
-        versions={},
-        epoch=epoch,
-        step=step,
-        class_names=("a",),
-        mix_groups=1,
-        steps_per_epoch=9,
-        updates=0,
-        loss_sum=0.0,
-        loss_steps=0,
-        seconds=0.0,
-        best_top1=None,
-        best_epoch=None,
-        history={},
-    )
-    checkpoint.write({"state_dict": {"a": torch.ones(999)}, OURS: record.to_dict()}, path)
+    checkpoint.write({"state_dict": {"a": torch.ones(999)}, OURS: record(epoch, step)}, path)
     return path
 
 

@@ -110,6 +110,7 @@ class DecodeRung:
         self.ready, self.note = PREFETCH + 1, ""
         index, device = spec.load_index(), resolve_device(spec.device)
         mode = mode_of(name, device)
+        self._roi = mode.roi
         if mode.place == "cpu":
             device = torch.device("cpu")
         self._plans, self._rows = _plans(spec, index), spec.batch_size
@@ -132,7 +133,8 @@ class DecodeRung:
 
     def _submit(self) -> None:
         plan = next(self._plans)
-        self._runner.submit([self._input(plan.sample_N), plan.crop_N4[:, :2], plan.crop_N4[:, 2:]])
+        window = [plan.crop_N4[:, :2], plan.crop_N4[:, 2:]] if self._roi else []
+        self._runner.submit([self._input(plan.sample_N), *window])
 
 
 def mode_of(name: str, device: torch.device) -> Mode:
@@ -143,14 +145,14 @@ def mode_of(name: str, device: torch.device) -> Mode:
 
 
 def decode_graph(mode: Mode, index: ImageSource) -> Callable[[Callable[[], Fields]], Any]:
-    """The DALI graph of a decode rung, as a function of its source: encoded images and windows."""
+    """The DALI graph of a decode rung, as a function of its source: encoded images, and windows if it takes them."""
     on_gpu = mode.place == "gpu"
     settings = gpu_settings(index, mode.load) | {"jpeg_fancy_upsampling": mode.fancy} if on_gpu else {}
 
     def define(source: Callable[[], Fields]) -> Any:
-        encoded, start, shape = fn.external_source(source=source, num_outputs=3, batch=True)
+        encoded, *window = fn.external_source(source=source, num_outputs=3 if mode.roi else 1, batch=True)
         if mode.roi:
-            images = decode_window(encoded, start, shape, device=mode.place, roi=True)
+            images = decode_window(encoded, *window, device=mode.place, roi=True)
         else:
             images = decode(encoded, device=mode.place, settings=settings)
         sizes = images.shape()  # alike for all images, so that they make a dense batch

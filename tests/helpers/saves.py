@@ -19,18 +19,19 @@ from pathlib import Path
 
 import torch
 
+from helpers.records import record
 from rsbdali.errors import CheckpointError
 from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint_manager import Saver, newest_whole
 from rsbdali.runs.folder import LAST
+from rsbdali.runs.record import OURS
 
 VALUES = 100_000  # float32: 0.4 MB a tensor
 
 
 def content_of(number: int, saver: Saver) -> dict[str, object]:
     tensors = {name: torch.full((VALUES,), float(number)) for name in ("a", "b", "c")}
-    ours = {"position": {"epoch": number, "step": 0}, "history": saver.history_with(number, number % 5)}
-    return {"state_dict": tensors, "rsbdali": ours}
+    return {"state_dict": tensors, OURS: record(number, history=saver.history_with(number, number % 5))}
 
 
 def forked(work: Callable[[int], None]) -> tuple[int, int]:
@@ -54,9 +55,9 @@ def forked(work: Callable[[int], None]) -> tuple[int, int]:
 def save_for_ever(folder: Path, pipe: int) -> None:
     """Every second save is one at the end of an epoch; each is told of once it is complete."""
     path, _ = newest_whole(folder)
-    ours = checkpoint.read(path)["rsbdali"] if path else {"position": {"epoch": -1}, "history": {}}
-    saver = Saver(folder, 2, ours["history"])
-    for number in count(ours["position"]["epoch"] + 1):
+    ours = checkpoint.read(path)[OURS] if path else None
+    saver = Saver(folder, 2, ours["history"] if ours else {})
+    for number in count(ours["position"]["epoch"] + 1 if ours else 0):
         content = content_of(number, saver)
         if number % 2:
             saver.save_epoch(content, number, number % 5, is_best=number % 5 == 4)
@@ -89,7 +90,7 @@ def check(folder: Path, completed: int) -> int:
     assert path is not None
     for name in {path, *folder.glob("*.pth.tar")}:
         content = checkpoint.read_verified(name)
-        number = content["rsbdali"]["position"]["epoch"]
+        number = content[OURS]["position"]["epoch"]
         for tensor in content["state_dict"].values():
             assert torch.equal(tensor, torch.full((VALUES,), float(number))), name
         if name == path:
@@ -123,7 +124,7 @@ def full(folder: Path, limit: int) -> dict[str, object]:
     child, pipe = forked(work)
     error = rest_of(pipe)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    kept = checkpoint.read_verified(folder / LAST)["rsbdali"]["position"]["epoch"]
+    kept = checkpoint.read_verified(folder / LAST)[OURS]["position"]["epoch"]
     return {"code": code, "error": error, "kept": kept, "files": sorted(path.name for path in folder.iterdir())}
 
 
