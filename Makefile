@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := rsbdali pipelines recipes bench tests examples docs/dali_reports
 
 # Two processes, one OpenMP thread each: more only fight for the cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --hypothesis-profile=ci
 
 .PHONY: demo check test coverage lint clean
 

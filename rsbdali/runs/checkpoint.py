@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rsbdali.bounded import clipped
+from rsbdali.bounded import clipped, shown
 from rsbdali.errors import CheckpointError
 
 # what torch's reader of plain data ends with on damaged bytes, beside pickle's own error
@@ -103,7 +103,7 @@ def read_verified(path: Path) -> dict[str, Any]:
         except (zipfile.BadZipFile, zlib.error, *UNREADABLE) as error:
             raise CheckpointError(f"{path} is truncated or damaged ({_first_line(error)})") from error
         if rotten is not None:
-            raise CheckpointError(f"{path} is damaged: {rotten} in it does not agree with its checksum")
+            raise CheckpointError(f"{path} is damaged: {shown(rotten)} in it does not agree with its checksum")
     return read(path)
 
 

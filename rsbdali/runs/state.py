@@ -136,9 +136,10 @@ class RunState:
         record = _agreed(content, identity, path)
         load_weights(self.model, checkpoint.weights(content, use_ema=False), path)
         _load_optimizer(self.optimizer, content, path)
-        if self.scaler.is_enabled() and content.get("amp_scaler"):
+        scaler = content.get("amp_scaler")
+        if self.scaler.is_enabled() and scaler is not None and not (isinstance(scaler, Mapping) and not scaler):
             try:
-                self.scaler.load_state_dict(content["amp_scaler"])
+                self.scaler.load_state_dict(scaler)
             except UNREADABLE as error:
                 raise CheckpointError(f"{path}: its amp_scaler is damaged ({shown(error)})") from error
         if self.ema is not None:
