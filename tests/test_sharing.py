@@ -81,7 +81,7 @@ def test_closed_in_the_middle_of_a_wait(make: Callable[[str], TupleLoader]) -> N
     plan = loader.loader.planner.group(0, 0, 0)
     for _ in range(40):
         executor.submit(plan)
-    executor._close()  # as a signal handler of the waiting thread does; some of the work was not begun
+    executor._workers._close()  # as a signal handler of the waiting thread does; some of the work was not begun
     with pytest.raises(RsbdaliError, match="closed"):
         [executor.collect() for _ in range(40)]
     loader.close()
@@ -180,7 +180,7 @@ def test_the_collector_may_end_a_loader_in_a_thread_of_its_own(
         circle: list[Any] = [make("host")]
         circle.append(circle)
         next(iter(circle[0]))
-        workers = circle[0].loader._feed._executor._workers
+        workers = circle[0].loader._feed._executor._workers._threads
         executor = weakref.ref(circle[0].loader._feed._executor)
         del circle
         dropped.set()

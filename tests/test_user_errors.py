@@ -264,7 +264,7 @@ def load_state(state: dict[str, Any]) -> Callable[[str], object]:
         (of_loader(prefetch="2"), "prefetch='2'"),
         (load_state({}), "the loader's state has no epoch: expected what `state_dict` gave"),
         (load_state({"step": "2"}), "no step"),
-        (load_state({"identity": {}}), "images None, this loader has 4"),
+        (load_state({"identity": {}}), "the loader's state has no images"),
     ],
 )
 def test_a_mistake_in_a_call(call: Callable[[str], object], words: str, place: Path) -> None:

@@ -172,6 +172,8 @@ class TupleLoader(NotPicklable):
     def _compare(self, state: dict[str, Any], *, is_within: bool) -> None:
         """Refuse a state of a loader that gives images in another order, and log what else is other."""
         mine, theirs = self._identity(), state["identity"]
+        if missing := [name for name in mine if name not in theirs and name != "digest"]:  # which earlier ones lack
+            raise CheckpointError(f"the loader's state has no {missing[0]}: expected what `state_dict` gave")
         changed = [name for name, value in mine.items() if theirs.get(name, value) != value]
         for name in changed:
             if name not in IMAGES:
