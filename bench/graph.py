@@ -49,7 +49,7 @@ def main(recipe: Recipe, *, exact: bool) -> None:
     layers = policy.num_layers if policy else 0
     repeats = recipe.aug_repeats if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "local" else 1
     graph = train_graph(
-        size=recipe.train_size, repeats=repeats, device="gpu", roi=False, augment=exact, layers=layers if exact else 0
+        size=recipe.train_size, repeats=repeats, device="gpu", roi=False, layers=layers if exact else None
     )
     found = operators(graph, conditionals=exact)
     python = sum(found[name] for name in PYTHON)

@@ -79,9 +79,7 @@ def measure(
         root, _ = enough_images(ImageIndex.load(find_images(data)), rows, Path(folder))
         index = ImageIndex.load(root, cache_dir=Path(folder, "cache"))
         planner = Planner(index.width_N, index.height_N, recipe)
-        made_by = create_executor(
-            executor, index, recipe, rows=rows, device=device, num_threads=workers, prefetch=PREFETCH
-        )
+        made_by = create_executor(executor, index, recipe, rows=rows, device=device, num_threads=workers)
         try:
             plans = [planner.group(0, number, 0) for number in range(PLANS)]
             unlike = unlike_first(made_by, plans, times, OurStep(recipe, device, mixed=False))

@@ -96,7 +96,7 @@ class Runner:
         )
         self._pipe.build()
         abandoned_in_children(self._pipe)
-        self._stop = weakref.finalize(self, _stop, self._pipe, self._waiting, self._started, self.device)
+        self._stop = weakref.finalize(self, _stop, self._pipe, self._waiting, self._started, self.device, self._lent)
         self._stop.atexit = False  # too late there
         close_at_exit(self)
 
@@ -201,8 +201,6 @@ class Runner:
 
     def close(self) -> None:
         """Free the pipeline; batches not yet collected are finished first and dropped."""
-        if self._lent is not None:
-            self._lent.close()
         self._pipe = None
         self._stop()
 
@@ -216,12 +214,14 @@ def _outputs(pipe: Pipeline, device: torch.device) -> list[torch.Tensor]:
     return tensors
 
 
-def _stop(pipe: Pipeline, waiting: deque[_Job], started: deque[_Job], device: torch.device) -> None:
-    """Finish what is under way, before the pipeline goes.
+def _stop(pipe: Pipeline, waiting: deque[_Job], started: deque[_Job], device: torch.device, lent: Lent | None) -> None:
+    """Finish what is under way and what reads its memory, before the pipeline goes.
 
     Left to its destructor, one with calls into Python under way waits for them with the interpreter's lock in its hand.
     """
     waiting.clear()
+    if lent is not None:
+        lent.close()
     if isinstance(threading.current_thread(), threading._DummyThread):
         # called by Python's collector in a thread of DALI's, which cannot wait for itself
         threading.Thread(target=_drain, args=(pipe, started, device), daemon=True).start()

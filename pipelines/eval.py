@@ -30,7 +30,6 @@ class EvalExecutor:
         rows: most rows of a batch.
         device: where the graph decodes and computes.
         num_threads: DALI's worker threads.
-        prefetch: batches that the caller should keep submitted (DALI queues any number).
     """
 
     def __init__(
@@ -41,9 +40,8 @@ class EvalExecutor:
         rows: int,
         device: torch.device,
         num_threads: int,
-        prefetch: int = 2,
     ) -> None:
-        self.index, self.recipe, self.rows, self.device, self.prefetch = index, recipe, rows, device, prefetch
+        self.index, self.recipe, self.rows, self.device = index, recipe, rows, device
         self.pixels = f"DALI on {device.type}"
         self._filter = BICUBIC if recipe.interpolation == "bicubic" else BILINEAR
         where = "gpu" if device.type == "cuda" else "cpu"

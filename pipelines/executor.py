@@ -14,6 +14,7 @@ import numpy as np
 import nvidia.dali  # noqa: F401 - handlers run last in, first out: DALI's must be there before ours
 import torch
 
+from rsbdali.distributed.devices import to_device
 from rsbdali.plan.planner import BatchPlan
 
 
@@ -52,7 +53,7 @@ def scatter(
     rows = 1 + max([*bad, *(int(row) for part in rows_per_part for row in part)])
     images_NHWC = torch.zeros((rows, *size, 3), dtype=torch.uint8, device=device)
     for part_KHWC, rows_K in zip(parts, rows_per_part, strict=False):
-        images_NHWC.index_copy_(0, torch.from_numpy(np.asarray(rows_K)).to(device), part_KHWC)
+        images_NHWC.index_copy_(0, to_device(np.asarray(rows_K), device), part_KHWC)
     return DecodedBatch(images_NHWC, bad)
 
 

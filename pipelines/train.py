@@ -44,9 +44,7 @@ class GraphExecutor:
         rows: most rows of a plan.
         device: where the graph decodes and computes.
         num_threads: DALI's worker threads.
-        prefetch: batches that the caller means to keep submitted (DALI queues any number).
         roi: decode only the window needed of each image (see `decode_window`).
-        hw_decoder_load: see `gpu_settings`.
         augment: flip and apply RandAugment too.
     """
 
@@ -58,15 +56,12 @@ class GraphExecutor:
         rows: int,
         device: torch.device,
         num_threads: int,
-        prefetch: int = 2,
         roi: bool,
-        hw_decoder_load: float | None = None,
         augment: bool = False,
     ) -> None:
-        self.index, self.recipe, self.rows, self.device, self.prefetch = index, recipe, rows, device, prefetch
+        self.index, self.recipe, self.rows, self.device = index, recipe, rows, device
         policy = RandAugmentPolicy.parse(recipe.aa)
-        self.augment = augment
-        self.layers = 0 if policy is None or not augment else policy.num_layers
+        self.layers = None if not augment else 0 if policy is None else policy.num_layers
         self.repeats = recipe.aug_repeats if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "local" else 1
         self.pixels = f"the graph executor on {device.type}, decoding {'regions' if roi else 'whole images'}"
         define = train_graph(
@@ -75,8 +70,7 @@ class GraphExecutor:
             repeats=self.repeats,
             device="gpu" if device.type == "cuda" else "cpu",
             roi=roi,
-            settings=gpu_settings(index, hw_decoder_load),
-            augment=augment,
+            settings=gpu_settings(index),
         )
         self._input = EncodedInput(index, num_threads)
         self._runner = Runner(define, rows=rows, device=device, num_threads=num_threads, conditionals=augment)
@@ -93,7 +87,7 @@ class GraphExecutor:
             if self.repeats > 1:
                 fields += [part.crop_N4[:, :2] - window_U4[:, :2], part.crop_N4[:, 2:]]
             fields.append(filter_codes(part.interp_N))
-            if self.augment:
+            if self.layers is not None:
                 fields.append(part.flip_N.astype(np.int32))
                 fields += layer_fields(part, layers=self.layers, size=self.recipe.train_size)
         self._rows.append(rows_UK)
@@ -120,8 +114,7 @@ def train_graph(
     device: str,
     roi: bool,
     settings: Mapping[str, Any] = MappingProxyType({}),
-    augment: bool = False,
-    layers: int = 0,
+    layers: int | None = None,
 ) -> Callable[[Callable[[], Fields]], Any]:
     """The graph as a function of its source (see `Runner`); it has `repeats` outputs.
 
@@ -131,11 +124,10 @@ def train_graph(
         device: 'cpu' or 'gpu'.
         roi: see `decode_window`.
         settings: see `decode_window`.
-        augment: flip and apply RandAugment too.
-        layers: of RandAugment, where the graph applies it.
+        layers: of RandAugment, where the graph flips and applies it; None where it does neither.
     """
     crop = CROP_FIELDS if repeats > 1 else 0
-    per_repeat = crop + 1 + ((1 + LAYER_FIELDS * layers) if augment else 0)
+    per_repeat = crop + 1 + (0 if layers is None else 1 + LAYER_FIELDS * layers)
 
     def define(source: Callable[[], Fields]) -> Any:
         fields = fn.external_source(source=source, num_outputs=WINDOW_FIELDS + per_repeat * repeats, batch=True)
@@ -147,7 +139,7 @@ def train_graph(
             # with one repeat the window is the crop
             images = fn.slice(windows, start=mine[0], shape=mine[1], axes=(0, 1)) if repeats > 1 else windows
             images = resize(images, size, mine[crop])
-            if augment:
+            if layers is not None:
                 images = fn.flip(images, horizontal=mine[crop + 1])
                 images = apply_randaugment(images, mine[crop + 2 :], size=size, device=device)
             outputs.append(images)

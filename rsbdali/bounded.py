@@ -48,11 +48,6 @@ def parse_yaml(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader that refuses what it would unfold, convert by name, or lose; dates stay texts."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own attribute)
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._nodes = 0
@@ -80,6 +75,12 @@ class _Loader(yaml.SafeLoader):
                 raise NotPlain(f"has the key {clipped(key)!r} {times} times")
         found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return found
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def parse_json(text: str | bytes) -> Any:

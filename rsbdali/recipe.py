@@ -38,11 +38,9 @@ class OnResume(Enum):
 AT_ONCE, NEXT_EPOCH, REFUSED = OnResume
 
 
-def _key(
-    on_resume: OnResume, low: float | None = None, high: float | None = None, *, hint: str = "", is_name: bool = False
-) -> dict[str, Any]:
-    """Metadata of a key: what a resume makes of another value, bounds and what to add to them, if it is a name."""
-    return {"on_resume": on_resume, "low": low, "high": high, "hint": hint, "is_name": is_name}
+def _key(on_resume: OnResume, low: float | None = None, high: float | None = None, *, hint: str = "") -> dict[str, Any]:
+    """Metadata of a key: what a resume makes of another value, the bounds of a number, what to add to them."""
+    return {"on_resume": on_resume, "low": low, "high": high, "hint": hint}
 
 
 def check_name(what: str, name: str, *, parts: bool = False) -> None:
@@ -87,9 +85,9 @@ class Recipe:
     declares what becomes of another value when a run is resumed with it (`OnResume`).
     """
 
-    name: str = field(default="custom", metadata=_key(AT_ONCE, is_name=True))
+    name: str = field(default="custom", metadata=_key(AT_ONCE))
     # model
-    model: str = field(default="resnet50", metadata=_key(REFUSED, is_name=True))
+    model: str = field(default="resnet50", metadata=_key(REFUSED))
     drop: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 0.999))
     drop_path: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 0.999))
     zero_init_last: bool = field(default=True, metadata=_key(REFUSED))
@@ -145,6 +143,7 @@ class Recipe:
     reported: Reported = field(default=Reported(), metadata=_key(AT_ONCE))
 
     def __post_init__(self) -> None:
+        check_name("name:", self.name)
         for f in dataclasses.fields(self):
             _check_range(f, getattr(self, f.name))
         if self.scale[0] > self.scale[1] or self.ratio[0] > self.ratio[1]:
@@ -289,8 +288,6 @@ def _match_number_text(text: str) -> tuple[bool, float]:
 
 
 def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:
-    if f.metadata["is_name"]:
-        check_name(f"{f.name}:", value)
     low, high = f.metadata["low"], f.metadata["high"]
     if low is None or value is None:
         return

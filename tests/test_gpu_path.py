@@ -2,7 +2,8 @@
 
 import gc
 import weakref
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from helpers.fake_cuda import FakeCuda
 from rsbdali.bench.graph import PYTHON, operators
+from rsbdali.errors import DeviceError
+from rsbdali.loader import train
 from rsbdali.ops import backend, randaugment_kernel
 from rsbdali.pipelines import augmented
 from rsbdali.pipelines.augmented import Augmented
@@ -35,9 +38,7 @@ def test_the_graph_is_stock_and_small(name: str, repeats: int) -> None:
 
 
 def test_the_exact_graph_is_what_it_was() -> None:
-    found = operators(
-        train_graph(size=(160, 160), repeats=1, device="gpu", roi=False, augment=True, layers=2), conditionals=True
-    )
+    found = operators(train_graph(size=(160, 160), repeats=1, device="gpu", roi=False, layers=2), conditionals=True)
     assert (found.total(), sum(found[operator] for operator in PYTHON)) == (453, 4)
 
 
@@ -146,6 +147,25 @@ def test_a_gpu_batch_is_memory_of_its_own() -> None:
     assert scatter([part_KHWC], rows, {}, size=(4, 4), device=GPU).images_NHWC.data_ptr() != part_KHWC.data_ptr()
     lent = scatter([part_KHWC], rows, {}, size=(4, 4), device=torch.device("cpu"))
     assert lent.images_NHWC.data_ptr() == part_KHWC.data_ptr()
+
+
+def test_a_gpu_without_a_compiler_gets_its_batches_from_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def made(*_: object, **options: object) -> SimpleNamespace:
+        return SimpleNamespace(augment=options["augment"])
+
+    def create(name: str) -> bool:
+        executor = train.create_executor(name, cast("Any", None), Recipe(), rows=4, device=GPU, num_threads=1)
+        return bool(cast("Any", executor).augment)
+
+    monkeypatch.setattr(train, "missing_compiler", lambda: "there is no C compiler")
+    monkeypatch.setattr(train, "HostExecutor", made)
+    assert create("auto")  # flip and RandAugment too
+    assert "there is no C compiler, so batches are made on the CPU (executor=host)" in caplog.text
+    assert create("host")
+    with pytest.raises(DeviceError, match="executor=graph needs kernels on a GPU, and there is no C compiler"):
+        create("graph")
 
 
 def test_what_triton_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

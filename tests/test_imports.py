@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # an op carries out what the plan drew, so both use its op numbers and the fill color
     "ops": {"errors", "plan", "distributed"},
     "runs": {"__init__", "errors", "bounded", "atomic", "recipe", "environment", "distributed"},
-    "pipelines": {"errors", "recipe", "data", "plan", "ops"},
+    "pipelines": {"errors", "recipe", "distributed", "data", "plan", "ops"},
     "loader": {"errors", "recipe", "distributed", "data", "plan", "ops", "pipelines"},
     "training": {"errors", "bounded", "recipe", "environment", "distributed", "data", "ops", "runs", "loader"},
     "integrations": {"errors", "recipe", "distributed", "data", "plan", "ops", "loader"},

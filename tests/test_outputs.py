@@ -150,6 +150,13 @@ def test_an_experiment_may_have_parts(tmp_path: Path) -> None:
     assert choose_folder(tmp_path, "a3/seed-0.v_2/é", Recipe(), resume=None) == tmp_path / "a3/seed-0.v_2/é"
 
 
+@pytest.mark.parametrize(
+    ("model", "name"), [("hf-hub:timm/resnet50.a1_in1k", "a3-hf-hub-timm-resnet50.a1_in1k"), ("../../x", "a3-..-..-x")]
+)
+def test_a_model_of_a_hub_has_one_folder(tmp_path: Path, model: str, name: str) -> None:
+    assert choose_folder(tmp_path, None, Recipe(name="a3", model=model), resume=None) == tmp_path / name
+
+
 def test_damaged_rows_are_dropped_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = RunFolder(tmp_path)
     for epoch in range(3):

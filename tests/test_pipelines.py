@@ -169,7 +169,7 @@ def operators(node: DataNode, seen: dict[int, tuple[str, str]] | None = None) ->
     [
         train_graph(size=(32, 48), repeats=1, device="gpu", roi=False, settings=gpu_settings(SIZES)),
         train_graph(size=(32, 48), repeats=2, device="gpu", roi=True),
-        train_graph(size=(32, 48), layers=2, repeats=2, device="gpu", roi=True, augment=True),
+        train_graph(size=(32, 48), layers=2, repeats=2, device="gpu", roi=True),
         eval_graph(size=(32, 32), device="gpu"),
     ],
 )

@@ -14,6 +14,8 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from rsbdali.distributed.processes import stat_fields
+
 PROC = Path("/proc")
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -60,7 +62,7 @@ def tree(pid: int) -> list[int]:
     """`pid` and all its live descendants."""
     children: dict[int, list[int]] = {}
     for entry in PROC.iterdir():
-        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+        if entry.name.isdigit() and (fields := stat_fields(int(entry.name), PROC)):
             children.setdefault(int(fields[_PPID]), []).append(int(entry.name))
     found = [pid]
     for parent in found:  # grows while it is walked
@@ -70,7 +72,7 @@ def tree(pid: int) -> list[int]:
 
 def cpu_s(pid: int) -> float:
     """CPU seconds (user and system) that the process tree has used, its exited and reaped members included."""
-    ticks = sum(int(t) for p in tree(pid) for t in _stat(p)[_UTIME : _CSTIME + 1])
+    ticks = sum(int(t) for p in tree(pid) for t in stat_fields(p, PROC)[_UTIME : _CSTIME + 1])
     return ticks * _TICK_S
 
 
@@ -124,15 +126,6 @@ def measure(deliver: Callable[[], int], *, seconds: float, warm_up: int, finish:
         busy_s=busy,
         load=os.getloadavg()[0],
     )
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on; empty when the process is gone."""
-    try:
-        text = (PROC / str(pid) / "stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return text.rpartition(")")[2].split()
 
 
 def _pss(pid: int) -> int:

@@ -175,7 +175,6 @@ class ExecutorRung:
             rows=spec.batch_size,
             device=resolve_device(spec.device),
             num_threads=spec.workers,
-            prefetch=PREFETCH,
         )
         self._queue: list[BatchPlan] = []
         for _ in range(PREFETCH):

@@ -15,16 +15,9 @@ class HostEvalExecutor:
     """Batches for evaluation at the recipe's test size, crop share and filter; arguments as of `EvalExecutor`."""
 
     def __init__(
-        self,
-        index: ImageSource,
-        recipe: Recipe,
-        *,
-        rows: int,
-        device: torch.device,
-        num_threads: int,
-        prefetch: int = 2,
+        self, index: ImageSource, recipe: Recipe, *, rows: int, device: torch.device, num_threads: int
     ) -> None:
-        self.prefetch, self._index, self._recipe, self.pixels = prefetch, index, recipe, "the host executor"
+        self._index, self._recipe, self.pixels = index, recipe, "the host executor"
         self._workers = Workers(index, rows=rows, size=recipe.test_size, device=device, num_threads=num_threads)
 
     def submit(self, sample_N: np.ndarray) -> None:

@@ -26,7 +26,6 @@ class HostExecutor:
         rows: most rows of one plan.
         device: where batches are handed out; a GPU gets them by a copy from pinned memory.
         num_threads: threads that work.
-        prefetch: how many batches the caller means to keep submitted; nothing waits here, so it is only kept.
         augment: flip and apply RandAugment too; else the rows are only resized.
     """
 
@@ -38,10 +37,9 @@ class HostExecutor:
         rows: int,
         device: torch.device,
         num_threads: int,
-        prefetch: int = 2,
         augment: bool = True,
     ) -> None:
-        self.rows, self.prefetch, self._augment = rows, prefetch, augment
+        self.rows, self._augment = rows, augment
         self.pixels = "the host executor"
         self._workers = Workers(index, rows=rows, size=recipe.train_size, device=device, num_threads=num_threads)
 

@@ -13,8 +13,8 @@ Nothing is asked of `scontrol`: everything is in the environment.
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
+from rsbdali.distributed.processes import stat_fields
 from rsbdali.errors import DeviceError
 
 # Below Linux's range of ports that outgoing connections take (32768 and up), above most services.
@@ -66,11 +66,7 @@ def _in_a_shell(env: Mapping[str, str]) -> bool:
 
 
 def _has_terminal(process: int) -> bool:
-    try:
-        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # of another host, or not to be seen from a container
-        return False
-    return text.rpartition(")")[2].split()[4] != "0"  # field 7 of proc(5), tty_nr; the name before it may hold anything
+    return stat_fields(process)[4:5] not in ([], ["0"])  # tty_nr
 
 
 def _nodes(env: Mapping[str, str]) -> str:

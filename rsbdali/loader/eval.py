@@ -90,7 +90,6 @@ class EvalLoader(NotPicklable):
             rows=batch_size,
             device=self.device,
             num_threads=self.num_threads,
-            prefetch=prefetch,
         )
         self._feed: Feed[np.ndarray] = Feed(open_executor, make=self._rows.plan, depth=prefetch)
         self.pixels = self._feed.pixels

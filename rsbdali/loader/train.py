@@ -6,6 +6,7 @@ A `TrainLoader` yields mix groups: rank r of W owns groups r, r + W, … of ever
 takes `groups_per_step` batches. Prefetching runs across the ends of epochs: nothing stalls there.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +18,11 @@ import torch
 from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import default_threads, find_device, to_device
 from rsbdali.distributed.world import World
-from rsbdali.errors import RecipeError
+from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.loader.bad_images import BadImages, BadRows
 from rsbdali.loader.door import Door, NotPicklable
 from rsbdali.loader.prefetcher import Feed
+from rsbdali.ops.backend import missing_compiler
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.augmented import Augmented
 from rsbdali.pipelines.buffers import BufferPool
@@ -31,6 +33,7 @@ from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.recipe import Recipe
 
 EXECUTORS = ("auto", "graph", "host", "dali-exact")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,23 +62,35 @@ class TrainBatch:
 
 
 def create_executor(
-    name: str, index: ImageIndex, recipe: Recipe, *, rows: int, device: torch.device, num_threads: int, prefetch: int
+    name: str, index: ImageIndex, recipe: Recipe, *, rows: int, device: torch.device, num_threads: int
 ) -> Executor:
     """The executor by name.
 
     `host`: threads decode and resize; on a CPU they flip and augment too, on a GPU kernels do. `graph`: DALI decodes
     and resizes, kernels (on a CPU Pillow) flip and augment. `dali-exact`: all in DALI's graph, to compare with.
     `auto`: graph on a GPU, host on a CPU.
+
+    Where Triton cannot compile kernels for a GPU, `host` makes all of a batch on the CPU, and `auto` is `host`.
+
+    Raises:
+        RecipeError: no such executor.
+        DeviceError: `graph` was asked for on a GPU without kernels.
     """
     if name not in EXECUTORS:
         raise RecipeError(f"executor={name!r}: use one of {', '.join(EXECUTORS)}")
     on_gpu = device.type == "cuda"
+    lacking = missing_compiler() if on_gpu else None
+    if lacking and name == "graph":
+        raise DeviceError(f"executor=graph needs kernels on a GPU, and {lacking}: use executor=host")
+    if lacking and name == "auto":
+        log.warning("%s, so batches are made on the CPU (executor=host)", lacking)
     if name == "auto":
-        name = "graph" if on_gpu else "host"
-    options: dict[str, Any] = {"rows": rows, "device": device, "num_threads": num_threads, "prefetch": prefetch}
+        name = "graph" if on_gpu and not lacking else "host"
+    options: dict[str, Any] = {"rows": rows, "device": device, "num_threads": num_threads}
     if name == "host":
-        host = HostExecutor(index, recipe, **options, augment=not on_gpu)
-        return Augmented(host, device) if on_gpu else host
+        by_kernels = on_gpu and not lacking
+        host = HostExecutor(index, recipe, **options, augment=not by_kernels)
+        return Augmented(host, device) if by_kernels else host
     graph = GraphExecutor(index, recipe, **options, roi=not on_gpu, augment=name == "dali-exact")
     return graph if name == "dali-exact" else Augmented(graph, device)
 
@@ -139,7 +154,6 @@ class TrainLoader(NotPicklable):
             rows=self.planner.group_rows,
             device=self.device,
             num_threads=self.num_threads,
-            prefetch=prefetch,
         )
         self._feed: Feed[BatchPlan] = Feed(open_executor, make=_Ticks(self.planner, self._groups).plan, depth=prefetch)
         self.pixels = self._feed.pixels

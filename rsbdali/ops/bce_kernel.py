@@ -20,7 +20,7 @@ EXACT = {"enable_fp_fusion": False}  # a target on the edge of the threshold has
 
 
 @triton.jit
-def bce_kernel(  # noqa: ANN201
+def bce_kernel(
     logits,
     labels,
     partners,
@@ -69,14 +69,14 @@ def bce_kernel(  # noqa: ANN201
 
 
 @triton.jit
-def _target(y, threshold, THRESHOLDED: tl.constexpr):  # noqa: ANN202
+def _target(y, threshold, THRESHOLDED: tl.constexpr):
     if THRESHOLDED:
         y = tl.where(y > threshold, 1.0, 0.0)
     return y
 
 
 @triton.jit
-def scale_kernel(residual, grad, grad_output, share, total, BLOCK: tl.constexpr):  # noqa: ANN201
+def scale_kernel(residual, grad, grad_output, share, total, BLOCK: tl.constexpr):
     """`grad` is residual · (grad_output · share), in float32; `grad_output` points to one float32 on the device."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     scale = tl.load(grad_output) * share

@@ -32,20 +32,20 @@ COLUMNS = tl.constexpr(7)
 
 
 @triton.jit
-def _values(table, tensor, COLUMN: tl.constexpr, VECTOR: tl.constexpr):  # noqa: ANN202
+def _values(table, tensor, COLUMN: tl.constexpr, VECTOR: tl.constexpr):
     address = tl.load(table + tensor * COLUMNS + COLUMN)
     return tl.multiple_of(address.to(tl.pointer_type(tl.float32)), 4 * VECTOR)
 
 
 @triton.jit
-def _tensor(table, chunks):  # noqa: ANN202
+def _tensor(table, chunks):
     """This program's tensor, and whether its values may be read by four."""
     tensor = tl.load(chunks + tl.program_id(0) * 2)
     return tensor, tl.load(table + tensor * COLUMNS + WIDE) != 0
 
 
 @triton.jit
-def _place(table, chunks, tensor, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: ANN202
+def _place(table, chunks, tensor, VECTOR: tl.constexpr, CHUNK: tl.constexpr):
     """The positions of this program's values in its tensor, and which of them exist."""
     length = tl.multiple_of(tl.load(table + tensor * COLUMNS + LENGTH), VECTOR)
     at = tl.load(chunks + tl.program_id(0) * 2 + 1).to(tl.int64) * CHUNK + tl.arange(0, CHUNK)
@@ -53,7 +53,7 @@ def _place(table, chunks, tensor, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  #
 
 
 @triton.jit
-def _of_group(table, tensor, scalars_G2, rates_G2):  # noqa: ANN202
+def _of_group(table, tensor, scalars_G2, rates_G2):
     """What `_update` takes of the tensor's group: damping, and weight decay by `scale`."""
     group = tl.load(table + tensor * COLUMNS + GROUP)
     decay = tl.load(rates_G2 + group * 2 + 1) / tl.load(scalars_G2 + group * 2 + 1)
@@ -61,13 +61,13 @@ def _of_group(table, tensor, scalars_G2, rates_G2):  # noqa: ANN202
 
 
 @triton.jit
-def _update(p, m, v, damping, decay):  # noqa: ANN202
+def _update(p, m, v, damping, decay):
     """The update up to the factor `scale`, in timm's order of operations."""
     return m / (tl.sqrt(v) + damping) + decay * p
 
 
 @triton.jit
-def grad_squares_kernel(table, chunks, sums_C, CHUNK: tl.constexpr):  # noqa: ANN201
+def grad_squares_kernel(table, chunks, sums_C, CHUNK: tl.constexpr):
     """Σ g² of each chunk, of gradients as they are."""
     tensor, wide = _tensor(table, chunks)
     if wide:
@@ -77,14 +77,14 @@ def grad_squares_kernel(table, chunks, sums_C, CHUNK: tl.constexpr):  # noqa: AN
 
 
 @triton.jit
-def _grad_squares(table, chunks, tensor, sums_C, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: ANN202
+def _grad_squares(table, chunks, tensor, sums_C, VECTOR: tl.constexpr, CHUNK: tl.constexpr):
     at, valid = _place(table, chunks, tensor, VECTOR, CHUNK)
     g = tl.load(_values(table, tensor, G, VECTOR) + at, mask=valid, other=0.0)
     tl.store(sums_C + tl.program_id(0), tl.sum(g * g))
 
 
 @triton.jit
-def step_scalars_kernel(  # noqa: ANN201
+def step_scalars_kernel(
     sums_C,
     num_chunks,
     steps_G,
@@ -120,7 +120,7 @@ def step_scalars_kernel(  # noqa: ANN201
 
 
 @triton.jit
-def moments_kernel(  # noqa: ANN201
+def moments_kernel(
     table,
     chunks,
     common,
@@ -144,7 +144,7 @@ def moments_kernel(  # noqa: ANN201
 
 
 @triton.jit
-def _moments(  # noqa: ANN202
+def _moments(
     table,
     chunks,
     tensor,
@@ -174,7 +174,7 @@ def _moments(  # noqa: ANN202
 
 
 @triton.jit
-def step_sizes_kernel(  # noqa: ANN201
+def step_sizes_kernel(
     table,
     first_chunk_T1,
     scalars_G2,
@@ -202,7 +202,7 @@ def step_sizes_kernel(  # noqa: ANN201
 
 
 @triton.jit
-def apply_kernel(  # noqa: ANN201
+def apply_kernel(
     table,
     chunks,
     common,
@@ -223,7 +223,7 @@ def apply_kernel(  # noqa: ANN201
 
 
 @triton.jit
-def _apply(table, chunks, tensor, size, damping, decay, VECTOR: tl.constexpr, CHUNK: tl.constexpr):  # noqa: ANN202
+def _apply(table, chunks, tensor, size, damping, decay, VECTOR: tl.constexpr, CHUNK: tl.constexpr):
     at, valid = _place(table, chunks, tensor, VECTOR, CHUNK)
     at_p = _values(table, tensor, P, VECTOR) + at
     p = tl.load(at_p, mask=valid, other=0.0)

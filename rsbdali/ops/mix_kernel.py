@@ -22,7 +22,7 @@ STORE_BYTES = 16  # the widest store of a thread
 
 
 @triton.jit(do_not_specialize=["count"])  # not compiled anew for another number of images
-def mix_kernel(  # noqa: ANN201
+def mix_kernel(
     images,
     out,
     rows,
@@ -90,7 +90,7 @@ def mix_kernel(  # noqa: ANN201
 
 
 @triton.jit
-def _by_channel(first, k, value0, value1, value2):  # noqa: ANN202
+def _by_channel(first, k, value0, value1, value2):
     """The channel's value at each place. `k % 3` is known when compiled, so a place costs no arithmetic."""
     phase = (first % 3)[:, None]
     at0 = tl.where(phase == 0, value0, tl.where(phase == 1, value1, value2))

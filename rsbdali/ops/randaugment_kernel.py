@@ -18,6 +18,7 @@ import triton.language as tl
 
 from rsbdali.distributed.devices import to_device
 from rsbdali.ops.warp import affine_matrices
+from rsbdali.ops.warp_kernel import cubic_macro
 from rsbdali.plan.randaugment import BICUBIC, GEOMETRIC, Op
 
 TABLE_BLOCK = 1024  # pixels a program of `tables` counts at a time
@@ -54,7 +55,7 @@ FLIP, CUBIC = tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
-def tables_kernel(  # noqa: ANN201
+def tables_kernel(
     images,
     tables,
     rows,
@@ -99,13 +100,13 @@ def tables_kernel(  # noqa: ANN201
 
 
 @triton.jit
-def _store_for_all(table, level, mapped):  # noqa: ANN202
+def _store_for_all(table, level, mapped):
     for channel in tl.static_range(3):
         tl.store(table + channel * 256 + level, mapped.to(tl.uint8))
 
 
 @triton.jit
-def _histogram(source, COUNT: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN202
+def _histogram(source, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     histogram = tl.zeros([256], tl.int32)
     for first in range(0, COUNT, BLOCK):
         pixel = first + tl.arange(0, BLOCK)
@@ -116,7 +117,7 @@ def _histogram(source, COUNT: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN20
 
 
 @triton.jit
-def _auto_contrast(histogram, level):  # noqa: ANN202
+def _auto_contrast(histogram, level):
     low = tl.min(tl.where(histogram > 0, level, 255), axis=0)
     high = tl.max(tl.where(histogram > 0, level, 0), axis=0)
     flat = high <= low
@@ -126,7 +127,7 @@ def _auto_contrast(histogram, level):  # noqa: ANN202
 
 
 @triton.jit
-def _equalize(histogram, level, COUNT: tl.constexpr):  # noqa: ANN202
+def _equalize(histogram, level, COUNT: tl.constexpr):
     brightest = tl.max(tl.where(histogram > 0, level, 0), axis=0)
     step = (COUNT - tl.sum(tl.where(level == brightest, histogram, 0), axis=0)) // 255
     below = tl.cumsum(histogram, axis=0) - histogram
@@ -136,7 +137,7 @@ def _equalize(histogram, level, COUNT: tl.constexpr):  # noqa: ANN202
 
 
 @triton.jit
-def _mean_luma(source, COUNT: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN202
+def _mean_luma(source, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     total = tl.zeros([BLOCK], tl.int64)
     for first in range(0, COUNT, BLOCK):
         pixel = first + tl.arange(0, BLOCK)
@@ -149,19 +150,19 @@ def _mean_luma(source, COUNT: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN20
 
 
 @triton.jit
-def _luma(red, green, blue):  # noqa: ANN202
+def _luma(red, green, blue):
     """Pillow's RGB to L."""
     return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
 
 
 @triton.jit
-def _blend(base, value, factor):  # noqa: ANN202
+def _blend(base, value, factor):
     """From `base` to `value` and, for a factor above 1, beyond; float32."""
     return tl.minimum(tl.maximum(base + factor * (value - base), 0.0), 255.0).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["fill0", "fill1", "fill2"])
-def apply_kernel(  # noqa: ANN201
+def apply_kernel(
     images,
     out,
     tables,
@@ -196,7 +197,7 @@ def apply_kernel(  # noqa: ANN201
 
 
 @triton.jit
-def _look_up(  # noqa: ANN202
+def _look_up(
     source,
     out,
     first,
@@ -221,7 +222,7 @@ def _look_up(  # noqa: ANN202
 
 
 @triton.jit
-def _color(  # noqa: ANN202
+def _color(
     source,
     out,
     first,
@@ -243,7 +244,7 @@ def _color(  # noqa: ANN202
 
 
 @triton.jit
-def _sharpness(  # noqa: ANN202
+def _sharpness(
     source,
     out,
     first,
@@ -275,13 +276,13 @@ def _sharpness(  # noqa: ANN202
 
 
 @triton.jit
-def _sum_of_line(line, left, middle, right):  # noqa: ANN202
+def _sum_of_line(line, left, middle, right):
     total = tl.load(line + left).to(tl.int32) + tl.load(line + middle).to(tl.int32)
     return total + tl.load(line + right).to(tl.int32)
 
 
 @triton.jit
-def _warp(  # noqa: ANN202
+def _warp(
     source,
     out,
     first,
@@ -326,7 +327,7 @@ def _warp(  # noqa: ANN202
             line1 = _cubic_line(plane + y1, x0, x1, x2, x3, dx)
             line2 = _cubic_line(plane + y2, x0, x1, x2, x3, dx)
             line3 = _cubic_line(plane + y3, x0, x1, x2, x3, dx)
-            value = _cubic(line0, line1, line2, line3, dy)
+            value = cubic_macro(line0, line1, line2, line3, dy)
         else:
             upper = _linear_line(plane + y1, x1, x2, dx)
             lower = _linear_line(plane + y2, x1, x2, dx)
@@ -337,50 +338,41 @@ def _warp(  # noqa: ANN202
 
 
 @triton.jit
-def _value(values, word: tl.constexpr):  # noqa: ANN202
+def _value(values, word: tl.constexpr):
     return tl.load(values + word).to(tl.float64, bitcast=True)
 
 
 @triton.jit
-def _linear_line(line, x0, x1, t):  # noqa: ANN202
+def _linear_line(line, x0, x1, t):
     v0 = tl.load(line + x0).to(tl.float64)
     v1 = tl.load(line + x1).to(tl.float64)
     return v0 + (v1 - v0) * t
 
 
 @triton.jit
-def _cubic_line(line, x0, x1, x2, x3, t):  # noqa: ANN202
+def _cubic_line(line, x0, x1, x2, x3, t):
     v0 = tl.load(line + x0).to(tl.float64)
     v1 = tl.load(line + x1).to(tl.float64)
     v2 = tl.load(line + x2).to(tl.float64)
     v3 = tl.load(line + x3).to(tl.float64)
-    return _cubic(v0, v1, v2, v3, t)
+    return cubic_macro(v0, v1, v2, v3, t)
 
 
 @triton.jit
-def _cubic(v0, v1, v2, v3, t):  # noqa: ANN202
-    """Pillow's BICUBIC macro (a = -0.5), in its order of operations."""
-    p2 = v2 - v0
-    p3 = 2.0 * (v0 - v1) + v2 - v3
-    p4 = v1 - v0 - v2 + v3
-    return v1 + t * (p2 + t * (p3 + t * p4))
-
-
-@triton.jit
-def _column(x, flip, WIDTH: tl.constexpr):  # noqa: ANN202
+def _column(x, flip, WIDTH: tl.constexpr):
     """Where in a line column x of the image, flipped or not, is read; edges are repeated."""
     x = tl.minimum(tl.maximum(x, 0), WIDTH - 1)
     return tl.where(flip, WIDTH - 1 - x, x) * 3
 
 
 @triton.jit
-def _row(y, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):  # noqa: ANN202
+def _row(y, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
     """Where line y begins; edges are repeated."""
     return tl.minimum(tl.maximum(y, 0), HEIGHT - 1) * (WIDTH * 3)
 
 
 @triton.jit
-def _store(out, pixel, channel: tl.constexpr, level, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):  # noqa: ANN202
+def _store(out, pixel, channel: tl.constexpr, level, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
     tl.store(out + pixel * 3 + channel, level.to(tl.uint8), mask=pixel < HEIGHT * WIDTH)
 
 

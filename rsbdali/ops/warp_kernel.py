@@ -16,7 +16,7 @@ FILL_R, FILL_G, FILL_B = (tl.constexpr(level) for level in FILL_RGB)
 
 
 @triton.jit
-def warp_kernel(images, out, matrices, cubics, height, width, BLOCK: tl.constexpr):  # noqa: ANN201
+def warp_kernel(images, out, matrices, cubics, height, width, BLOCK: tl.constexpr):
     """One block of pixels of one image: program (image, block). Pointers to uint8, uint8, float64 and int32."""
     image = tl.program_id(0)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -37,11 +37,11 @@ def warp_kernel(images, out, matrices, cubics, height, width, BLOCK: tl.constexp
     # far outside, where only the fill shows, positions must still be addresses
     left = tl.minimum(tl.maximum(left, -2.0), width + 1.0).to(tl.int32)
     top = tl.minimum(tl.maximum(top, -2.0), height + 1.0).to(tl.int32)
-    cubic = tl.load(cubics + image)
+    is_cubic = tl.load(cubics + image)
     for channel in tl.static_range(3):
         source = images + start + channel
-        if cubic:
-            value = _cubic(
+        if is_cubic:
+            value = cubic_macro(
                 _cubic_line(source, left, top - 1, dx, height, width),
                 _cubic_line(source, left, top, dx, height, width),
                 _cubic_line(source, left, top + 1, dx, height, width),
@@ -58,21 +58,21 @@ def warp_kernel(images, out, matrices, cubics, height, width, BLOCK: tl.constexp
 
 
 @triton.jit
-def _tap(source, column, row, height, width):  # noqa: ANN202
+def _tap(source, column, row, height, width):
     column = tl.minimum(tl.maximum(column, 0), width - 1)
     row = tl.minimum(tl.maximum(row, 0), height - 1)
     return tl.load(source + (row * width + column) * 3).to(tl.float64)
 
 
 @triton.jit
-def _linear_line(source, left, row, dx, height, width):  # noqa: ANN202
+def _linear_line(source, left, row, dx, height, width):
     first = _tap(source, left, row, height, width)
     return first + (_tap(source, left + 1, row, height, width) - first) * dx
 
 
 @triton.jit
-def _cubic_line(source, left, row, dx, height, width):  # noqa: ANN202
-    return _cubic(
+def _cubic_line(source, left, row, dx, height, width):
+    return cubic_macro(
         _tap(source, left - 1, row, height, width),
         _tap(source, left, row, height, width),
         _tap(source, left + 1, row, height, width),
@@ -82,7 +82,8 @@ def _cubic_line(source, left, row, dx, height, width):  # noqa: ANN202
 
 
 @triton.jit
-def _cubic(v0, v1, v2, v3, t):  # noqa: ANN202
+def cubic_macro(v0, v1, v2, v3, t):
+    """Pillow's BICUBIC macro (a = -0.5), in its order of operations."""
     p2 = v2 - v0
     p3 = 2.0 * (v0 - v1) + v2 - v3
     p4 = v1 - v0 - v2 + v3

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from rsbdali.distributed.processes import stat_fields
 from rsbdali.errors import RsbdaliError
 from rsbdali.recipe import Recipe
 from rsbdali.runs.folder import check_free, choose_folder
@@ -153,11 +154,7 @@ def _lives(holder: Mapping[str, str]) -> bool:
 
 def _start_of(process: int) -> str | None:
     """When a process began, as Linux counts it; None where there is no such process."""
-    try:
-        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return text.rpartition(")")[2].split()[19]  # field 22 of proc(5); the name before it may hold anything
+    return next(iter(stat_fields(process)[19:20]), None)  # starttime
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:

@@ -48,7 +48,8 @@ def choose_folder(output: Path, experiment: str | None, recipe: Recipe, *, resum
     source = _source(resume)
     if source and (source / ARGS).exists():
         return source
-    base = f"{recipe.name}-{recipe.model}"
+    model = re.sub(r"[^\w.-]+", "-", recipe.model)  # of hf-hub:timm/resnet50.a1_in1k, for example
+    base = f"{recipe.name}-{model}"
     taken = sorted(_numbers(output, base))
     if resume == "auto" and taken:
         return output / _numbered(base, taken[-1])

@@ -102,9 +102,7 @@ def _draw(recipe: Recipe, index: ImageIndex, images: int, draws: int, executor: 
     plan = Planner(width_N, height_N, asked).group(0, 0, 0)
     plan = dataclasses.replace(plan, sample_N=plan.sample_N % len(index))
     device = torch.device("cpu")
-    runner = create_executor(
-        executor, index, asked, rows=len(plan), device=device, num_threads=default_threads(), prefetch=1
-    )
+    runner = create_executor(executor, index, asked, rows=len(plan), device=device, num_threads=default_threads())
     with closing(runner):
         runner.submit(plan)
         images_NHWC, bad = runner.collect()
