@@ -1,9 +1,10 @@
 """Shared fixtures: folders of small real JPEGs, and files that need care, made on the spot with Pillow."""
 
+import logging
 import multiprocessing.process
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,11 @@ KINDS = (*JPEG_KINDS, "no_eoi", "truncated", "png", "webp", "palette", "alpha", 
 
 @pytest.fixture(scope="session")
 def compiled_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the processes of all tests keep code compiled by Numba, which takes seconds."""
-    return tmp_path_factory.mktemp("compiled")
+    """Where the processes of all tests, xdist's workers too, keep code compiled by Numba, which takes seconds."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +49,16 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     (folder / "rsbdali" / "compiled").symlink_to(compiled_code)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_handler_stays() -> Iterator[None]:
+    """Whoever calls the command line in this process leaves a log handler, whose captured stream is closed soon."""
+    logger = logging.getLogger("rsbdali")
+    handlers, level = list(logger.handlers), logger.level
+    yield
+    logger.handlers = handlers
+    logger.setLevel(level)
 
 
 def forbid_processes(patch: pytest.MonkeyPatch) -> None:

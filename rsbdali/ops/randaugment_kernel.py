@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 
 from rsbdali.distributed.devices import to_device
+from rsbdali.ops.pillow_cubic import cubic_taps
 from rsbdali.ops.warp import affine_matrices
-from rsbdali.ops.warp_kernel import cubic_macro
 from rsbdali.plan.randaugment import BICUBIC, GEOMETRIC, Op
 
 TABLE_BLOCK = 1024  # pixels a program of `tables` counts at a time
@@ -327,7 +327,7 @@ def _warp(
             line1 = _cubic_line(plane + y1, x0, x1, x2, x3, dx)
             line2 = _cubic_line(plane + y2, x0, x1, x2, x3, dx)
             line3 = _cubic_line(plane + y3, x0, x1, x2, x3, dx)
-            value = cubic_macro(line0, line1, line2, line3, dy)
+            value = cubic_taps(line0, line1, line2, line3, dy)
         else:
             upper = _linear_line(plane + y1, x1, x2, dx)
             lower = _linear_line(plane + y2, x1, x2, dx)
@@ -355,7 +355,7 @@ def _cubic_line(line, x0, x1, x2, x3, t):
     v1 = tl.load(line + x1).to(tl.float64)
     v2 = tl.load(line + x2).to(tl.float64)
     v3 = tl.load(line + x3).to(tl.float64)
-    return cubic_macro(v0, v1, v2, v3, t)
+    return cubic_taps(v0, v1, v2, v3, t)
 
 
 @triton.jit

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from rsbdali.ops.pillow_cubic import cubic_taps
 from rsbdali.plan.randaugment import FILL_RGB
 
 BLOCK = 256
@@ -41,7 +42,7 @@ def warp_kernel(images, out, matrices, cubics, height, width, BLOCK: tl.constexp
     for channel in tl.static_range(3):
         source = images + start + channel
         if is_cubic:
-            value = cubic_macro(
+            value = cubic_taps(
                 _cubic_line(source, left, top - 1, dx, height, width),
                 _cubic_line(source, left, top, dx, height, width),
                 _cubic_line(source, left, top + 1, dx, height, width),
@@ -72,22 +73,13 @@ def _linear_line(source, left, row, dx, height, width):
 
 @triton.jit
 def _cubic_line(source, left, row, dx, height, width):
-    return cubic_macro(
+    return cubic_taps(
         _tap(source, left - 1, row, height, width),
         _tap(source, left, row, height, width),
         _tap(source, left + 1, row, height, width),
         _tap(source, left + 2, row, height, width),
         dx,
     )
-
-
-@triton.jit
-def cubic_macro(v0, v1, v2, v3, t):
-    """Pillow's BICUBIC macro (a = -0.5), in its order of operations."""
-    p2 = v2 - v0
-    p3 = 2.0 * (v0 - v1) + v2 - v3
-    p4 = v1 - v0 - v2 + v3
-    return v1 + t * (p2 + t * (p3 + t * p4))
 
 
 def warp_fused(images_NHWC: torch.Tensor, matrix_N6: torch.Tensor, cubic_N: torch.Tensor) -> torch.Tensor:
