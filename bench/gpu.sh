@@ -132,7 +132,7 @@ for dtype in $dtypes; do
 done
 step kernels 60 bench.txt "${kernels[@]}" "${sizes[@]}" --json "$record/kernels.json"
 step stages 120 bench.txt "${loader[@]}" --recipe a3 --stages --rounds 1 "${small[@]}" --json "$record/stages.json"
-step repeats 60 bench.txt "${loader[@]}" --recipe a1 --set aug_repeats_mode=local "${small[@]}" \
+step repeats 60 bench.txt "${loader[@]}" --recipe a1 --set aug_repeats_mode=decode_once "${small[@]}" \
     --json "$record/repeats.json"
 cd "$repo" || exit
 step tests 100 checks.txt "${tests[@]}" "${rest[@]}" "${first[@]/#/--ignore=}"

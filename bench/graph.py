@@ -47,7 +47,7 @@ def main(recipe: Recipe, *, exact: bool) -> None:
     """Print operators, calls into Python, launches."""
     policy = RandAugmentPolicy.parse(recipe.aa)
     layers = policy.num_layers if policy else 0
-    repeats = recipe.aug_repeats if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "local" else 1
+    repeats = recipe.aug_repeats if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "decode_once" else 1
     graph = train_graph(
         size=recipe.train_size, repeats=repeats, device="gpu", roi=False, layers=layers if exact else None
     )

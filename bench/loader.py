@@ -1,6 +1,6 @@
 """bench-loader: how fast batches come, what they cost, how that compares, and whether a model would ever wait.
 
-Each contestant runs in a process of its own on the same files, recipe, batch size and number of threads; rounds are
+Each candidate runs in a process of its own on the same files, recipe, batch size and number of threads; rounds are
 interleaved (A B C A B C …) and everybody but the one being measured is frozen.
 """
 
@@ -18,20 +18,20 @@ from rich.console import Console
 from rsbdali.atomic import write_text
 from rsbdali.bench.material import enough_images
 from rsbdali.bench.measure.meter import Round
-from rsbdali.bench.race.contestant import ContestantFailed
+from rsbdali.bench.race.candidate import CandidateFailed
 from rsbdali.bench.race.feeds import FeedSpec
 from rsbdali.bench.race.model_step import measure_model
 from rsbdali.bench.race.out_of_memory import dropped_where_memory_ends
 from rsbdali.bench.race.peers import NO_RANDAUGMENT, PEERS, missing
 from rsbdali.bench.race.race import Say, race, start
 from rsbdali.bench.report.figures import (
-    RUNGS,
+    STAGES,
     BenchReport,
     LoaderFigures,
     ModelFigures,
-    ladder,
     overlap,
     ratios,
+    stage_breakdown,
     to_json,
 )
 from rsbdali.bench.report.presence import busy_warning
@@ -62,10 +62,10 @@ class BenchOptions:
         workers: threads of our loader and of DALI, worker processes of the others; None: the cores at hand.
         device: `cpu`, `cuda`, or `auto`.
         seconds: length of one measured window.
-        rounds: how often each contestant is measured.
+        rounds: how often each candidate is measured.
         executor: of our loader: auto, graph or host.
         peers: names of `peers.PEERS`.
-        stages: measure the ladder too.
+        stages: measure the stage breakdown too.
         against: a timm model whose training step is measured, None for none.
         json: file for the report, None for none.
         report: HTML page for the report, None for none.
@@ -154,7 +154,7 @@ def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
         device=str(resolve_device(options.device)),
         executor=options.executor,
     )
-    ImageIndex.load(root, cache_dir=scratch / "cache")  # once, for all contestants
+    ImageIndex.load(root, cache_dir=scratch / "cache")  # once, for all candidates
     report = partial(_report, options, spec, len(index), copies)
 
     def keep(results: Results, skipped: dict[str, str]) -> None:
@@ -162,9 +162,9 @@ def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
             write_record(options.json, to_json(report(results, skipped)) | {"finished": False})
 
     results, skipped = _loaders(options, spec, say, keep)
-    rungs, gpu_us = _rungs(options, spec, say) if options.stages else ((), None)
+    stages, gpu_us = _stages(options, spec, say) if options.stages else ((), None)
     model = _model(options, skipped, say) if options.against else None
-    return report(results, skipped, rungs, gpu_us, model)
+    return report(results, skipped, stages, gpu_us, model)
 
 
 def _report(
@@ -174,7 +174,7 @@ def _report(
     copies: int,
     results: Results,
     skipped: dict[str, str],
-    rungs: Results = (),
+    stages: Results = (),
     gpu_us: tuple[float, ...] | None = None,
     model: ModelFigures | None = None,
 ) -> BenchReport:
@@ -188,8 +188,8 @@ def _report(
         skipped=skipped,
         ratio_to=ratio_to,
         cpu_ratio_to=cpu_ratio_to,
-        warning=busy_warning({each.name: each.presence for each in (*results, *rungs, *([model] if model else []))}),
-        stages=ladder(rungs, gpu_us) if rungs else (),
+        warning=busy_warning({each.name: each.presence for each in (*results, *stages, *([model] if model else []))}),
+        stages=stage_breakdown(stages, gpu_us) if stages else (),
         model=model,
         verdict=verdict(
             _figures(ours),
@@ -214,14 +214,14 @@ def _report(
 def _bench_recipe(options: BenchOptions) -> Recipe:
     """The recipe with mix groups of the bench's batch size: one a step, or with repeated augmentation the recipe's own.
 
-    `spread` puts the repeats of an image into different groups; with a single one it would be `local` in other words.
+    `across_ranks` puts the repeats of an image into different groups; with a single one it would be `decode_once`.
     """
     groups = options.recipe.mix_groups if options.recipe.aug_repeats > 1 else 1
     return dataclasses.replace(
         options.recipe,
         global_batch_size=options.batch_size * groups,
         mix_groups=groups,
-        batch_size=None,
+        micro_batch_size=None,
         mixup_off_epoch=0,
     )
 
@@ -230,7 +230,7 @@ def _own_specs(spec: FeedSpec) -> list[FeedSpec]:
     """Ours, or with repeated augmentation both of its modes."""
     if spec.load_recipe().aug_repeats <= 1:
         return [spec]
-    return [spec.as_kind(f"rsbdali-{mode}", aug_repeats_mode=mode) for mode in ("spread", "local")]
+    return [spec.as_kind(f"rsbdali-{mode}", aug_repeats_mode=mode) for mode in ("across_ranks", "decode_once")]
 
 
 def _loaders(
@@ -239,33 +239,33 @@ def _loaders(
     skipped = {name: why for name in options.peers if (why := missing(name))}
     peers = [spec.as_kind(name) for name in options.peers if name not in skipped]
     with ExitStack() as stack:
-        contestants = start([*_own_specs(spec), *peers], skipped, stack, say)
-        notes = {c.name: c.note for c in contestants}
+        candidates = start([*_own_specs(spec), *peers], skipped, stack, say)
+        notes = {c.name: c.note for c in candidates}
 
         def figures(rounds: Mapping[str, Sequence[Round]]) -> Results:
             return tuple(LoaderFigures(name=n, rounds=tuple(r), note=notes[n]) for n, r in rounds.items())
 
         done = race(
-            contestants, options.rounds, options.seconds, skipped, say, lambda rounds: keep(figures(rounds), skipped)
+            candidates, options.rounds, options.seconds, skipped, say, lambda rounds: keep(figures(rounds), skipped)
         )
     return figures(done), skipped
 
 
-def _rungs(
+def _stages(
     options: BenchOptions, spec: FeedSpec, say: Say
 ) -> tuple[tuple[LoaderFigures, ...], tuple[float, ...] | None]:
-    """The ladder's rungs, interleaved, and GPU-µs an image of each; without repeats: a stage's cost is an image's."""
+    """Figures of the stages, interleaved, and GPU-µs an image of each; without repeats, to give an image's cost."""
     single = spec.as_kind(spec.kind, aug_repeats=0)
-    specs = [dataclasses.replace(single, kind=f"stage:{name}") for name in RUNGS]
+    specs = [dataclasses.replace(single, kind=f"stage:{name}") for name in STAGES]
     rounds = min(options.rounds, STAGE_ROUNDS)
     with ExitStack() as stack:
         skipped: dict[str, str] = {}
-        rungs = start(specs, skipped, stack, say)
-        found = race(rungs, rounds, options.seconds, skipped, say)
+        stages = start(specs, skipped, stack, say)
+        found = race(stages, rounds, options.seconds, skipped, say)
         on_gpu = spec.device.startswith("cuda")
-        gpu_us = tuple(rung.gpu_us_per_image() for rung in rungs if rung.name in found) if on_gpu else None
+        gpu_us = tuple(stage.gpu_us_per_image() for stage in stages if stage.name in found) if on_gpu else None
     if skipped:
-        raise ContestantFailed(*next(iter(skipped.items())))
+        raise CandidateFailed(*next(iter(skipped.items())))
     return tuple(LoaderFigures(name=name, rounds=tuple(r)) for name, r in found.items()), gpu_us
 
 
@@ -291,8 +291,8 @@ def _ratios(ours: LoaderFigures, results: Sequence[LoaderFigures]) -> tuple[dict
     """Ours by each peer, and local by spread: by images/s and by CPU time an image."""
     pairs = {r.name: (ours.rounds, r.rounds) for r in results if not r.name.startswith("rsbdali")}
     by_name = {r.name: r for r in results}
-    if "rsbdali-local" in by_name:
-        pairs["spread"] = by_name["rsbdali-local"].rounds, by_name["rsbdali-spread"].rounds
+    if "rsbdali-decode_once" in by_name:
+        pairs["across_ranks"] = by_name["rsbdali-decode_once"].rounds, by_name["rsbdali-across_ranks"].rounds
     return ratios(pairs)
 
 

@@ -1,4 +1,4 @@
-"""What the contestants read: the user's images, repeated by links where they are too few to measure with.
+"""What the candidates read: the user's images, repeated by links where they are too few to measure with.
 
 `python -m rsbdali.bench.material DATA FOLDER COUNT` makes FOLDER/train of at least COUNT links to the images of DATA,
 and FOLDER/val of one link each: something to try a training run on where there is no ImageNet.

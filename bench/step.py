@@ -1,6 +1,6 @@
 """bench-step: images a second of our training step against timm's, on synthetic data, and where a step's time goes.
 
-All contestants live in this process, one model each; rounds are interleaved (A B C A B C …). No data path is in it:
+All candidates live in this process, one model each; rounds are interleaved (A B C A B C …). No data path is in it:
 the batch lies on the device.
 """
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rsbdali.bench.measure.meter import Round
 from rsbdali.bench.measure.phases import measure_parts
 from rsbdali.bench.measure.timing import matmul_peak
-from rsbdali.bench.race.flops import flops_per_image, utilisation
+from rsbdali.bench.race.flops import flops_per_image, utilization
 from rsbdali.bench.race.step_race import OURS, Entry, Race, Say, entries
 from rsbdali.bench.race.synthetic import step_recipe
 from rsbdali.bench.report.figures import Spread, overlap, ratio, ratios, round_record
@@ -28,7 +28,7 @@ from rsbdali.distributed.world import World
 from rsbdali.environment import machine_record, write_record
 from rsbdali.errors import RecipeError
 from rsbdali.recipe import Recipe
-from rsbdali.training.acceleration import OFF, PLAIN, Switches
+from rsbdali.training.acceleration import OFF, PLAIN, Acceleration
 from rsbdali.training.precision import amp_dtype, kernel_policy, name_of
 
 PEERS = ("timm",)
@@ -41,13 +41,13 @@ class StepOptions:
     """What to measure.
 
     Attributes:
-        recipe: model, sizes, optimiser, loss, mixing, amp_dtype.
+        recipe: model, sizes, optimizer, loss, mixing, amp_dtype.
         batch_size: rows of a step; None: the recipe's mix group on a GPU, 8 on a CPU.
         device: `cpu`, `cuda`, or `auto`.
         seconds: length of one measured window, which holds two steps at least.
-        rounds: how often each contestant is measured.
+        rounds: how often each candidate is measured.
         peers: of `PEERS`.
-        switches: torch.compile and CUDA graphs: measure the steps with them too.
+        acceleration: torch.compile and CUDA graphs: measure the steps with them too.
         json: file for the record, None for none.
     """
 
@@ -57,7 +57,7 @@ class StepOptions:
     seconds: float = 2.0
     rounds: int = 5
     peers: tuple[str, ...] = ()
-    switches: Switches = PLAIN
+    acceleration: Acceleration = PLAIN
     json: Path | None = None
 
 
@@ -73,8 +73,8 @@ def main(
 ) -> None:
     """The command: measure, saying what is being done, then print and write the record."""
     names = tuple(name.strip() for name in (peers or "").split(",") if name.strip())
-    switches = Switches(torch_compile=torch_compile or OFF, cuda_graph=cuda_graph)
-    chosen = StepOptions(recipe=recipe, peers=names, switches=switches, json=json_path, **options)
+    acceleration = Acceleration(torch_compile=torch_compile or OFF, cuda_graph=cuda_graph)
+    chosen = StepOptions(recipe=recipe, peers=names, acceleration=acceleration, json=json_path, **options)
     print_step(console, run(chosen, lambda line: console.print(line, style="dim", markup=False)))
     if json_path:
         console.print(f"wrote {json_path}", markup=False)
@@ -100,7 +100,7 @@ def run(options: StepOptions, say: Say = lambda _: None) -> dict[str, Any]:
     if rows % 2:
         raise RecipeError(f"--batch-size {rows}: must be even: images are mixed in pairs")
     recipe = step_recipe(options.recipe, rows)
-    options.switches.check(recipe, device, World())
+    options.acceleration.check(recipe, device, World())
     with kernel_policy(device, deterministic=False):
         record = _measure(options, recipe, device, say)
     if options.json:
@@ -110,7 +110,7 @@ def run(options: StepOptions, say: Say = lambda _: None) -> dict[str, Any]:
 
 def _measure(options: StepOptions, recipe: Recipe, device: torch.device, say: Say) -> dict[str, Any]:
     flops, peak = flops_per_image(recipe), matmul_peak(device, amp_dtype(recipe.amp_dtype, device))
-    race, field = Race(recipe, device, say), entries(options.peers, options.switches)
+    race, field = Race(recipe, device, say), entries(options.peers, options.acceleration)
     for entry in field:
         race.start(entry)
 
@@ -178,7 +178,7 @@ def _result(
         "images_per_s": asdict(rate),
         "step_ms": statistics.median(1e3 * r.seconds / len(r.wait_s) for r in rounds),
         "cpu_us_per_image": statistics.median(r.cpu_us_per_image for r in rounds),
-        "utilisation": utilisation(flops, rate.median, peak),
+        "utilization": utilization(flops, rate.median, peak),
         "parts_ms": parts,
         **asdict(Presence.of(rounds)),
         "rounds": [round_record(r) for r in rounds],
@@ -196,6 +196,6 @@ def _config(options: StepOptions, recipe: Recipe, device: torch.device) -> dict[
         "device": str(device),
         "seconds": options.seconds,
         "rounds": options.rounds,
-        **asdict(options.switches),
+        **asdict(options.acceleration),
         "threads": torch.get_num_threads(),
     }

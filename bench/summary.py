@@ -80,7 +80,7 @@ def _dtypes(records: Records) -> list[str]:
 
 
 def notes(records: Records) -> Iterator[str]:
-    """A line for each record that was cut off, each contestant that was left out, each op that was wrong."""
+    """A line for each record that was cut off, each candidate that was left out, each op that was wrong."""
     for name, record in records.items():
         if record.get("finished") is False:
             yield f"{name}: cut off, its figures are of the rounds before"
@@ -107,7 +107,7 @@ def _rate(value: float) -> str:
 
 
 def rate_of(record: Records | None, name: str) -> float | None:
-    """Median images/s of a contestant in a record of bench-step or bench-loader; None where it took no part."""
+    """Median images/s of a candidate in a record of bench-step or bench-loader; None where it took no part."""
     results = [] if record is None else record["results"]
     return next((float(r["images_per_s"]["median"]) for r in results if r["name"] == name), None)
 
@@ -121,7 +121,7 @@ def _step(record: Records | None, dtype: str) -> Iterator[Row]:
     ratio_to = {} if record is None else record["ratio_to"]
     ours = [] if record is None else [r for r in record["results"] if r["name"] == "rsbdali"]
     yield _row(f"step, {dtype}", rate_of(record, "rsbdali"), _rate)
-    yield _row(f"step, {dtype}, of the matmul peak", ours[0]["utilisation"] if ours else None, _percent)
+    yield _row(f"step, {dtype}, of the matmul peak", ours[0]["utilization"] if ours else None, _percent)
     yield _row(f"step, {dtype}, by timm's with its Mixup", ratio_to.get("timm"), _times, 1.3)
     yield _row(f"step, {dtype}, by timm's without", ratio_to.get("timm-nomix"), _times)
     for name in ("rsbdali-compile", "rsbdali-graph", "rsbdali-compile-graph"):

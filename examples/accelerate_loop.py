@@ -3,7 +3,7 @@
     pip install 'rsbdali[accelerate]'
     accelerate launch examples/accelerate_loop.py --data IMAGENET --recipe a3 --batch-size 512
 
-Model and optimiser go through `accelerator.prepare`. The loader does not, being sharded and on the device already; it
+Model and optimizer go through `accelerator.prepare`. The loader does not, being sharded and on the device already; it
 is registered, so that `save_state` and `load_state` keep its place in the epoch.
 """
 
@@ -21,7 +21,7 @@ from rsbdali.integrations.accelerate import create_loader
 
 
 def main(argv: Sequence[str] | None = None) -> tuple[list[float], float]:
-    """Train; returns this sitting's mean loss of each epoch, and top-1 of the validation images in per cent."""
+    """Train; returns this session's mean loss of each epoch, and top-1 of the validation images in per cent."""
     args = parse(argv)
     recipe = Recipe.load(args.recipe, dict(pair.split("=", 1) for pair in args.set))
     accelerator = Accelerator()

@@ -3,7 +3,7 @@
     python examples/plain.py --data IMAGENET --recipe a3 --batch-size 512
     torchrun --nproc-per-node 4 examples/plain.py --data IMAGENET --recipe a3 --batch-size 512
 
-The recipe gives the batches; model, optimiser and loop are this file's own.
+The recipe gives the batches; model, optimizer and loop are this file's own.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from rsbdali import Recipe, TupleLoader
 
 
 def main(argv: Sequence[str] | None = None) -> tuple[list[float], float]:
-    """Train; returns this sitting's mean loss of each epoch, and top-1 of the validation images in per cent."""
+    """Train; returns this session's mean loss of each epoch, and top-1 of the validation images in per cent."""
     args = parse(argv)
     recipe = Recipe.load(args.recipe, dict(pair.split("=", 1) for pair in args.set))
     device, rank = start()
@@ -74,7 +74,7 @@ def start() -> tuple[torch.device, int]:
 
 
 def save(parts: dict[str, object], path: Path) -> None:
-    """Model, optimiser, and the place in the epoch: whole or not at all."""
+    """Model, optimizer, and the place in the epoch: whole or not at all."""
     torch.save({name: part.state_dict() for name, part in parts.items()}, path.with_suffix(".part"))
     path.with_suffix(".part").replace(path)
 

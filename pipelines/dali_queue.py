@@ -51,7 +51,7 @@ class _Job:
         return np.delete(np.arange(self.rows), list(self.bad))
 
 
-class Runner:
+class PipelineQueue:
     """A DALI pipeline whose inputs are handed over batch by batch.
 
     DALI's own prefetching is not used (a queue depth of 1): with the dynamic executor any number of iterations may be

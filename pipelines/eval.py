@@ -1,4 +1,4 @@
-"""The evaluation graph: timm's `transforms_imagenet_eval` (resize, centre crop) without the normalisation.
+"""The evaluation graph: timm's `transforms_imagenet_eval` (resize, center crop) without the normalization.
 
 Sizes and offsets are integers computed here from the index, as torchvision and timm compute them: DALI's own
 `resize_shorter` with `crop` shifts the image by a fraction of a pixel.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn
 
-from rsbdali.pipelines.dali_queue import Fields, Runner
+from rsbdali.pipelines.dali_queue import Fields, PipelineQueue
 from rsbdali.pipelines.decode import decode, filter_codes, gpu_settings, resize
 from rsbdali.pipelines.encoded import EncodedInput
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, scatter
@@ -47,7 +47,7 @@ class EvalExecutor:
         where = "gpu" if device.type == "cuda" else "cpu"
         define = eval_graph(size=recipe.test_size, device=where, settings=gpu_settings(index))
         self._input = EncodedInput(index, num_threads)
-        self._runner = Runner(define, rows=rows, device=device, num_threads=num_threads)
+        self._queue = PipelineQueue(define, rows=rows, device=device, num_threads=num_threads)
 
     def submit(self, sample_N: np.ndarray) -> None:
         """Queue some images (rows of the index); at most `rows` of them."""
@@ -56,23 +56,23 @@ class EvalExecutor:
             self.index.width_N[sample_N], self.index.height_N[sample_N], self.recipe.test_size, self.recipe.crop_pct
         )
         filters_N = filter_codes(np.full(len(sample_N), self._filter))
-        self._runner.submit([self._input(sample_N), resized_N2, offset_N2, filters_N])
+        self._queue.submit([self._input(sample_N), resized_N2, offset_N2, filters_N])
 
     def collect(self) -> DecodedBatch:
         """The oldest batch (see `pipelines.executor.Executor`)."""
-        outputs, kept_N, bad = self._runner.collect()
+        outputs, kept_N, bad = self._queue.collect()
         return scatter(outputs, [kept_N], bad, size=self.recipe.test_size, device=self.device)
 
     def close(self) -> None:
         """Free DALI's threads and buffers."""
-        self._runner.close()
+        self._queue.close()
         self._input.close()
 
 
 def eval_geometry(
     width_N: np.ndarray, height_N: np.ndarray, size: tuple[int, int], crop_pct: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Size after the resize and offset of the centre crop (torchvision's `Resize`, timm's `ResizeKeepRatio`).
+    """Size after the resize and offset of the center crop (torchvision's `Resize`, timm's `ResizeKeepRatio`).
 
     A square target resizes the shorter side to floor(size / crop_pct), the longer one truncated; any other target
     resizes until both sides cover (floor(H / crop_pct), floor(W / crop_pct)), rounded.
@@ -97,7 +97,7 @@ def eval_geometry(
 def eval_graph(
     *, size: tuple[int, int], device: str, settings: Mapping[str, Any] = MappingProxyType({})
 ) -> Callable[[Callable[[], Fields]], Any]:
-    """The graph as a function of its source (see `Runner`); `device` is 'cpu' or 'gpu', for `settings` see `decode`."""
+    """The graph as a function of its source (`PipelineQueue`); for `device` and `settings` see `decode`."""
 
     def define(source: Callable[[], Fields]) -> Any:
         encoded, resized, offset, filters = fn.external_source(source=source, num_outputs=4, batch=True)

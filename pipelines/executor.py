@@ -48,7 +48,7 @@ def scatter(
         device: of the batch.
     """
     if not bad and len(parts) == 1:
-        # a GPU's parts are lent by DALI (`Runner.collect`): a copy costs less than to watch over who reads them
+        # a GPU's parts are lent by DALI (`PipelineQueue.collect`): a copy costs less than to watch over who reads them
         return DecodedBatch(parts[0].clone() if device.type == "cuda" else parts[0], bad)
     rows = 1 + max([*bad, *(int(row) for part in rows_per_part for row in part)])
     images_NHWC = torch.zeros((rows, *size, 3), dtype=torch.uint8, device=device)

@@ -87,7 +87,7 @@ def auto_contrast(images: Node) -> Node:
     low = fn.reductions.min(images, axes=(0, 1), keep_dims=True)
     high = fn.reductions.max(images, axes=(0, 1), keep_dims=True)
     low, high = fn.cast(low, dtype=types.FLOAT64), fn.cast(high, dtype=types.FLOAT64)
-    # Pillow computes in double and truncates: one rounding more or less moves whole grey levels
+    # Pillow computes in double and truncates: one rounding more or less moves whole gray levels
     flat = fn.cast(high == low, dtype=types.FLOAT64)
     scale = 255.0 / (high - low + flat * 255.0)
     scale = flat + (1.0 - flat) * scale
@@ -114,12 +114,12 @@ def solarize_add(images: Node, addend: Node) -> Node:
 
 
 def color(images: Node, factor: Node) -> Node:
-    """Blend with the grey image (`ImageEnhance.Color`)."""
+    """Blend with the gray image (`ImageEnhance.Color`)."""
     return blend(fn.cast(_luma(images), dtype=types.FLOAT), images, factor)
 
 
 def contrast(images: Node, factor: Node, size: tuple[int, int]) -> Node:
-    """Blend with the mean grey (`ImageEnhance.Contrast`)."""
+    """Blend with the mean gray (`ImageEnhance.Contrast`)."""
     pixels = math.prod(size)
     total = fn.reductions.sum(fn.cast(_luma(images), dtype=types.INT64), axes=(0, 1), keep_dims=True)
     mean = (total * 2 + pixels) // (2 * pixels)

@@ -5,7 +5,7 @@
     bytes, window ──> decode ──┬─> crop ──> resize ──> rows of repeat 1
                               └─> …                    rows of repeat 2, …
 
-The branches are one unless the recipe repeats augmentations locally (`aug_repeats_mode: local`): then each image is
+There is one branch, unless the recipe says `aug_repeats_mode: decode_once`: then each image is
 decoded once and its `aug_repeats` rows are made from it.
 
 Flip and RandAugment come behind it (`augmented.py`). With `augment` the graph makes them itself, as 443 nodes more and
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn
 
-from rsbdali.pipelines.dali_queue import Fields, Runner
+from rsbdali.pipelines.dali_queue import Fields, PipelineQueue
 from rsbdali.pipelines.decode import decode_window, filter_codes, gpu_settings, resize
 from rsbdali.pipelines.encoded import EncodedInput
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, scatter
@@ -62,7 +62,7 @@ class GraphExecutor:
         self.index, self.recipe, self.rows, self.device = index, recipe, rows, device
         policy = RandAugmentPolicy.parse(recipe.aa)
         self.layers = None if not augment else 0 if policy is None else policy.num_layers
-        self.repeats = recipe.aug_repeats if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "local" else 1
+        self.repeats = recipe.aug_repeats if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "decode_once" else 1
         self.pixels = f"the graph executor on {device.type}, decoding {'regions' if roi else 'whole images'}"
         define = train_graph(
             size=recipe.train_size,
@@ -73,7 +73,7 @@ class GraphExecutor:
             settings=gpu_settings(index),
         )
         self._input = EncodedInput(index, num_threads)
-        self._runner = Runner(define, rows=rows, device=device, num_threads=num_threads, conditionals=augment)
+        self._queue = PipelineQueue(define, rows=rows, device=device, num_threads=num_threads, conditionals=augment)
         self._rows: deque[np.ndarray] = deque()  # rows_UK of each batch under way
 
     def submit(self, plan: BatchPlan) -> None:
@@ -91,18 +91,18 @@ class GraphExecutor:
                 fields.append(part.flip_N.astype(np.int32))
                 fields += layer_fields(part, layers=self.layers, size=self.recipe.train_size)
         self._rows.append(rows_UK)
-        self._runner.submit(fields)
+        self._queue.submit(fields)
 
     def collect(self) -> DecodedBatch:
         """The oldest batch (see `pipelines.executor.Executor`)."""
         rows_UK = self._rows.popleft()
-        parts, kept_U, bad_decodes = self._runner.collect()
+        parts, kept_U, bad_decodes = self._queue.collect()
         bad = {row: reason for u, reason in bad_decodes.items() for row in rows_UK[u].tolist()}
         return scatter(parts, list(rows_UK[kept_U].T), bad, size=self.recipe.train_size, device=self.device)
 
     def close(self) -> None:
         """Free DALI's threads and buffers."""
-        self._runner.close()
+        self._queue.close()
         self._input.close()
         self._rows.clear()
 
@@ -116,7 +116,7 @@ def train_graph(
     settings: Mapping[str, Any] = MappingProxyType({}),
     layers: int | None = None,
 ) -> Callable[[Callable[[], Fields]], Any]:
-    """The graph as a function of its source (see `Runner`); it has `repeats` outputs.
+    """The graph as a function of its source (see `PipelineQueue`); it has `repeats` outputs.
 
     Args:
         size: (H, W) of the output.

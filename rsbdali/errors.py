@@ -1,4 +1,4 @@
-"""Errors that are a user's to mend: the command line prints them as one line and exits with 2."""
+"""Errors that are a user's to fix: the command line prints them as one line and exits with 2."""
 
 
 class RsbdaliError(ValueError):
@@ -6,11 +6,11 @@ class RsbdaliError(ValueError):
 
     Attributes:
         exit_code: what the command line ends with.
-        told_elsewhere: another rank has the same error and prints it, so that one line is not printed by each.
+        reported_elsewhere: another rank has the same error and prints it, so that one line is not printed by each.
     """
 
     exit_code = 2
-    told_elsewhere = False
+    reported_elsewhere = False
 
 
 class DataError(RsbdaliError):
@@ -22,7 +22,7 @@ class UnreadableImage(DataError):
 
 
 class SourceError(DataError):
-    """The source itself does not answer (a store that is down): nothing that replacing an image would mend."""
+    """The source itself does not answer (a store that is down): nothing that replacing an image would fix."""
 
 
 class RecipeError(RsbdaliError):

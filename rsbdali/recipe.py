@@ -81,8 +81,8 @@ class Recipe:
     """Settings of one run. Names are timm's where timm has them.
 
     Sizes are pixels, either one number (square) or (height, width). `global_batch_size` counts rows over all ranks and
-    accumulation steps; `batch_size` caps the rows of one forward pass on one GPU (none: a whole mix group). Every key
-    declares what becomes of another value when a run is resumed with it (`OnResume`).
+    accumulation steps; `micro_batch_size` caps the rows of one forward pass on one GPU (none: a whole mix group). Every
+    key declares what becomes of another value when a run is resumed with it (`OnResume`).
     """
 
     name: str = field(default="custom", metadata=_key(AT_ONCE))
@@ -100,8 +100,8 @@ class Recipe:
     # length and batch
     epochs: int = field(default=100, metadata=_key(AT_ONCE, 1))
     global_batch_size: int = field(default=2048, metadata=_key(NEXT_EPOCH, 1))
-    batch_size: int | None = field(default=None, metadata=_key(AT_ONCE, 1))
-    # optimiser and schedule
+    micro_batch_size: int | None = field(default=None, metadata=_key(AT_ONCE, 1))
+    # optimizer and schedule
     opt: str = field(default="lamb", metadata=_key(REFUSED))
     lr: float = field(default=5e-3, metadata=_key(AT_ONCE, 0))
     min_lr: float = field(default=1e-6, metadata=_key(AT_ONCE, 0))
@@ -121,7 +121,7 @@ class Recipe:
     interpolation: Literal["bilinear", "bicubic"] = field(default="bicubic", metadata=_key(AT_ONCE))
     aa: str | None = field(default=None, metadata=_key(AT_ONCE))
     aug_repeats: int = field(default=0, metadata=_key(NEXT_EPOCH, 0, 64))
-    aug_repeats_mode: Literal["spread", "local"] = field(default="spread", metadata=_key(NEXT_EPOCH))
+    aug_repeats_mode: Literal["across_ranks", "decode_once"] = field(default="across_ranks", metadata=_key(NEXT_EPOCH))
     reprob: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 0))
     # mixing
     mixup: float = field(default=0.0, metadata=_key(AT_ONCE, 0))

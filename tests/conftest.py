@@ -15,7 +15,7 @@ from hypothesis import settings
 from PIL import Image
 
 from helpers import fakes
-from helpers.sitting import Run
+from helpers.session import Run
 
 # Idle OpenMP threads spin by default, which starves the others when tests share few cores (seen: 10 × slower steps).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -27,7 +27,7 @@ settings.load_profile("ci" if "CI" in os.environ else "default")
 
 FAST = set(Path(__file__).with_name("fast.txt").read_text(encoding="utf-8").split())  # what `make check` runs
 
-JPEG_KINDS = ("plain", "grey", "cmyk", "ycck", "rgb", "progressive", "s411", "exif", "restart")
+JPEG_KINDS = ("plain", "gray", "cmyk", "ycck", "rgb", "progressive", "s411", "exif", "restart")
 BAD_KINDS = ("empty", "text", "cut_header")  # no image by the header
 KINDS = (*JPEG_KINDS, "no_eoi", "truncated", "png", "webp", "palette", "alpha", "grey16", *BAD_KINDS)
 
@@ -109,7 +109,7 @@ def _encode(kind: str, image: Image.Image) -> bytes:
         return _other(Image.fromarray(grey_HW), "PNG")
     makers: dict[str, Callable[[], bytes]] = {
         "plain": lambda: plain,
-        "grey": lambda: _jpeg(image.convert("L")),
+        "gray": lambda: _jpeg(image.convert("L")),
         "cmyk": lambda: _jpeg(image.convert("CMYK")),
         "ycck": lambda: _as_ycck(_jpeg(image.convert("CMYK"))),
         "rgb": lambda: _jpeg(image, keep_rgb=True),
@@ -151,7 +151,7 @@ def make_photo() -> Callable[..., Image.Image]:
 def write_image() -> Callable[..., Path]:
     """`write_image(path, kind="plain", width=120, height=90, seed=0)`: one file of one of KINDS, whatever its name.
 
-    Kinds: plain, grey, cmyk, ycck, rgb (Adobe transform 0), progressive, s411, exif (orientation 6), restart: JPEGs;
+    Kinds: plain, gray, cmyk, ycck, rgb (Adobe transform 0), progressive, s411, exif (orientation 6), restart: JPEGs;
     no_eoi (end marker gone), truncated (cut at 60 %); png, webp, palette, alpha, grey16 (PNGs) under any name;
     empty, text, cut_header: no images.
     """
@@ -195,7 +195,7 @@ def image_tree(tmp_path: Path, write_image: Callable[..., Path]) -> Callable[...
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Callable[..., Run]:
-    """`toy(folder="run", steps=3, more=None, **recipe)`: a run (helpers.sitting) that resumes its folder's state."""
+    """`toy(folder="run", steps=3, more=None, **recipe)`: a run (helpers.session) that resumes its folder's state."""
 
     def make(folder: str = "run", steps: int = 3, more: dict[str, Any] | None = None, **values: object) -> Run:
         return Run(tmp_path / folder, fakes.recipe(**values), steps=steps, **(more or {}))

@@ -23,14 +23,14 @@ from rsbdali.bench import loader as bench
 from rsbdali.bench.material import enough_images
 from rsbdali.bench.measure import meter
 from rsbdali.bench.race import peers
-from rsbdali.bench.race.contestant import ContestantFailed, build
+from rsbdali.bench.race.candidate import CandidateFailed, build
 from rsbdali.bench.race.feeds import FeedSpec, check_batch
 from rsbdali.bench.race.model_step import measure_model
 from rsbdali.bench.race.peers import PEERS, missing, spdl, turboloader
 from rsbdali.bench.race.peers.feed import PlainMix, image_paths
 from rsbdali.bench.race.race import start
 from rsbdali.bench.race.stages import GPU_MODES
-from rsbdali.bench.report.figures import RUNGS, LoaderFigures, cpu_ratio, ladder, overlap, ratio, ratios
+from rsbdali.bench.report.figures import STAGES, LoaderFigures, cpu_ratio, overlap, ratio, ratios, stage_breakdown
 from rsbdali.bench.report.html import page
 from rsbdali.bench.report.presence import Presence, busy_warning
 from rsbdali.data.index import ImageIndex
@@ -111,23 +111,23 @@ def test_a_run_writes_json_and_a_page(image_tree: Tree, tmp_path: Path) -> None:
 
 def test_both_modes_of_repeats_are_compared(image_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     root = image_tree()  # the folder of class folders itself
-    recipe = Recipe.load("a1", {**SMALL, "aug_repeats_mode": "local"})
+    recipe = Recipe.load("a1", {**SMALL, "aug_repeats_mode": "decode_once"})
     monkeypatch.setattr(bench, "missing", lambda name: f"{name} is not installed")
     report = bench.run(options(root, recipe=recipe, batch_size=6, peers=("torchvision",)))
-    assert [r.name for r in report.results] == ["rsbdali-spread", "rsbdali-local"]
-    assert report.ratio_to.keys() == {"spread"}
+    assert [r.name for r in report.results] == ["rsbdali-across_ranks", "rsbdali-decode_once"]
+    assert report.ratio_to.keys() == {"across_ranks"}
     assert report.skipped == {"torchvision": "torchvision is not installed"}  # said, not faked
 
 
 def test_every_rung_of_the_ladder_and_every_peer_runs(image_tree: Tree) -> None:
     root = image_tree()
     ImageIndex.load(root, cache_dir=root.parent / "cache")
-    for kind in (*PEERS, *(f"stage:{name}" for name in (*RUNGS, "decode-cpu-full"))):
+    for kind in (*PEERS, *(f"stage:{name}" for name in (*STAGES, "decode-cpu-full"))):
         # some are in the runs above, and not every peer is installed wherever this runs
         if kind in ("timm", "stage:on device") or (kind in PEERS and missing(kind)):
             continue
         code = (
-            "import json, sys; from rsbdali.bench.race.contestant import build; from rsbdali.bench.race.feeds import *;"
+            "import json, sys; from rsbdali.bench.race.candidate import build; from rsbdali.bench.race.feeds import *;"
             "s = FeedSpec(**json.loads(sys.argv[1])); f = build(s); x = f.deliver(); assert len(x) == 4;"
             "s.kind.startswith('stage:') or check_batch(x, s); f.deliver(); f.close()"
         )
@@ -173,7 +173,7 @@ def test_mistakes_are_one_line(tmp_path: Path, image_tree: Tree) -> None:
 
 def test_a_contestant_that_fails_gives_its_last_words(image_tree: Tree) -> None:
     why = r"^rsbdali: global_batch_size=64 is larger than an epoch of 12 images"
-    with ExitStack() as stack, pytest.raises(ContestantFailed, match=why):
+    with ExitStack() as stack, pytest.raises(CandidateFailed, match=why):
         start([spec(image_tree(), "rsbdali", global_batch_size="64")], {}, stack, lambda _: None)
 
 
@@ -188,15 +188,15 @@ def test_check_batch_refuses_what_is_no_batch(tmp_path: Path) -> None:
     asked, good = spec(tmp_path, "timm"), torch.randn(4, 3, 32, 32).clamp(-1.5, 2)
     check_batch(good, asked)
     for bad in (good[:2], good * 30, torch.zeros_like(good), torch.full_like(good, float("nan"))):
-        with pytest.raises(RuntimeError, match=r"expected|not normalised"):
+        with pytest.raises(RuntimeError, match=r"expected|not normalized"):
             check_batch(bad, asked)
 
 
-def test_plain_mix_normalises(tmp_path: Path) -> None:
+def test_plain_mix_normalizes(tmp_path: Path) -> None:
     recipe = Recipe.load("a3", {"mixup": "0", "cutmix": "0"})
-    grey = torch.full((2, 3, 8, 8), 128, dtype=torch.uint8)
+    gray = torch.full((2, 3, 8, 8), 128, dtype=torch.uint8)
     expected = (128 / 255 - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)
-    mixed = PlainMix(recipe, torch.device("cpu"))(grey)
+    mixed = PlainMix(recipe, torch.device("cpu"))(gray)
     torch.testing.assert_close(mixed[0, :, 0, 0], expected)
 
 
@@ -255,13 +255,13 @@ def test_rounds_overlap(ours: tuple[int, ...], theirs: tuple[int, ...], said: bo
 
 
 def test_ladder_takes_differences_and_says_which_are_noise() -> None:
-    rungs = [
+    stages = [
         LoaderFigures(name="stage:read", rounds=cpu_rounds(90, 100, 80)),
         LoaderFigures(name="stage:decode", rounds=cpu_rounds(1190, 1200, 1180)),
         LoaderFigures(name="stage:crop+resize", rounds=cpu_rounds(1230, 1240, 1179)),  # 40, 40 and -1 by round
         LoaderFigures(name="stage:RandAugment", rounds=cpu_rounds(1216, 1210, 1220)),
     ]
-    stages = ladder(rungs, [0.0, 40.0, 39.0, 50.0])
+    stages = stage_breakdown(stages, [0.0, 40.0, 39.0, 50.0])
     assert [(s.name, s.below_noise) for s in stages] == [
         ("read", False),
         ("decode", False),
@@ -286,7 +286,7 @@ def test_cores_that_are_busy_are_counted_from_the_kernels_ticks(
 
 
 def test_presence_is_a_share_of_wall_clock_times_cores() -> None:
-    # two rounds of 1 s on 2 cores: 2 s of 4 are the contestant's, others had 0.4 s
+    # two rounds of 1 s on 2 cores: 2 s of 4 are the candidate's, others had 0.4 s
     found = Presence.of([a_round(cpu_s=1.5, busy_s=1.7), a_round(cpu_s=0.5, busy_s=0.7)])
     assert (found.cpu_share, found.others_share, found.load) == pytest.approx((0.5, 0.1, 3.0))
     assert Presence.of([a_round(cpu_s=0.5, busy_s=0.0)]).others_share == 0  # a kernel that does not tell

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsbdali.bench import floors, gpu_share, kernels, same_plan
+from rsbdali.bench import gpu_share, kernels, roofline, same_plan
 from rsbdali.bench.graph import operators
 from rsbdali.bench.measure.heartbeat import Heartbeat
 from rsbdali.bench.race import kernel_cases, stages
@@ -101,18 +101,18 @@ def test_against_floor() -> None:
 
 
 def test_floors_by_hand() -> None:
-    by_name = {work.name: work for work in floors.works()}
-    v100 = floors.GPUS[0]
+    by_name = {work.name: work for work in roofline.works()}
+    v100 = roofline.GPUS[0]
     mix = by_name["mix, mixup, 512 × 160 px"]
     assert mix.floor_s(v100) == pytest.approx(512 * 160 * 160 * 3 * (2 + 2) / 0.9e12)
     assert by_name["LAMB, ResNet-50"].bytes == 7 * 4 * 25_557_032
     step = by_name["ResNet-50 forward and backward, 512 × 224 px"]
     assert step.floor_s(v100) == pytest.approx(512 * 6 * 4.09e9 / 125e12, rel=0.02)
     assert by_name["RandAugment and flip, 512 × 160 px"].bytes == 512 * 160 * 160 * 6
-    h100 = next(gpu for gpu in floors.GPUS if gpu.name == "H100 SXM")
+    h100 = next(gpu for gpu in roofline.GPUS if gpu.name == "H100 SXM")
     assert by_name["LAMB, ResNet-50"].floor_s(h100) == pytest.approx(7 * 4 * 25_557_032 / 3.35e12)
     assert step.floor_s(h100) == pytest.approx(512 * 6 * 4.09e9 / 989e12, rel=0.02)
-    assert floors.table().count("\n") == 1 + len(by_name)
+    assert roofline.table().count("\n") == 1 + len(by_name)
 
 
 def test_gpu_share_runs_beside_a_step(image_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_decode_modes_ask_the_decoder_for_what_they_are_called(monkeypatch: pyte
 
 def step_record(**rates: float) -> dict[str, object]:
     results = [
-        {"name": name.replace("_", "-"), "images_per_s": {"median": rate}, "utilisation": 0.4}
+        {"name": name.replace("_", "-"), "images_per_s": {"median": rate}, "utilization": 0.4}
         for name, rate in rates.items()
     ]
     return {"results": results, "ratio_to": {"timm": 1.4, "timm-nomix": 1.2}}

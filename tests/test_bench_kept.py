@@ -1,4 +1,4 @@
-"""What a bench leaves that is interrupted, and what it does without a contestant that runs out of GPU memory."""
+"""What a bench leaves that is interrupted, and what it does without a candidate that runs out of GPU memory."""
 
 import itertools
 import json
@@ -16,8 +16,8 @@ from rich.console import Console
 from rsbdali.bench import decode_modes, kernels, step
 from rsbdali.bench import loader as bench
 from rsbdali.bench.measure.meter import Round
-from rsbdali.bench.race import contestant, step_race
-from rsbdali.bench.race.contestant import Contestant, ContestantFailed
+from rsbdali.bench.race import candidate, step_race
+from rsbdali.bench.race.candidate import Candidate, CandidateFailed
 from rsbdali.bench.race.feeds import FeedSpec
 from rsbdali.bench.race.out_of_memory import out_of_memory
 from rsbdali.bench.race.race import start
@@ -33,7 +33,7 @@ RATE = Round(images=100, seconds=1.0, cpu_s=0.5, wait_s=(0.5, 0.5), memory_bytes
 
 
 class Contender:
-    """A contestant without a process: its rounds, then an error if one is left."""
+    """A candidate without a process: its rounds, then an error if one is left."""
 
     def __init__(self, name: str, rounds: int, error: BaseException | None = None) -> None:
         self.name, self.note, self._left, self._error = name, "", rounds, error
@@ -66,7 +66,7 @@ def test_bench_loader_keeps_its_rounds(image_tree: Tree, tmp_path: Path, monkeyp
 def test_bench_loader_goes_on_without_a_peer_and_without_the_model(
     image_tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failure = ContestantFailed("timm", "out of GPU memory")
+    failure = CandidateFailed("timm", "out of GPU memory")
     monkeypatch.setattr(bench, "start", lambda *_: [Contender("rsbdali", 3), Contender("timm", 1, failure)])
 
     def no_memory(*_: Any, **__: Any) -> None:
@@ -88,7 +88,7 @@ def test_bench_loader_goes_on_without_a_peer_and_without_the_model(
 def test_decode_modes_keep_their_rounds(
     image_tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    crash = ContestantFailed("stage:decode-cpu-full", "ended with status -11 and said nothing")
+    crash = CandidateFailed("stage:decode-cpu-full", "ended with status -11 and said nothing")
     contenders = [Contender("stage:decode-cpu", 2, KeyboardInterrupt()), Contender("stage:decode-cpu-full", 1, crash)]
     monkeypatch.setattr(decode_modes, "start", lambda *_: contenders)
     options: dict[str, Any] = {"batch_size": 4, "workers": 1, "seconds": 0.01, "json": tmp_path / "m.json"}
@@ -204,20 +204,20 @@ def test_a_contestant_without_memory_says_so(tmp_path: Path, monkeypatch: pytest
         "printf 'torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.\\nin a thread\\n' >&2; exit 1\n"
     )
     program.chmod(0o755)
-    monkeypatch.setattr(contestant.sys, "executable", str(program))
+    monkeypatch.setattr(candidate.sys, "executable", str(program))
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
         assert start([spec("timm"), spec("dali-exact")], skipped, stack, lambda _: None) == []
         assert skipped == dict.fromkeys(("timm", "dali-exact"), "out of GPU memory")
-        with pytest.raises(ContestantFailed, match=r"^rsbdali: out of GPU memory$"):
+        with pytest.raises(CandidateFailed, match=r"^rsbdali: out of GPU memory$"):
             start([spec("rsbdali")], skipped, stack, lambda _: None)
 
 
 def test_contestants_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     for name in ("__init__", "ready", "close"):
-        monkeypatch.setattr(Contestant, name, lambda self, *_, name=name: seen.append(name))
-    monkeypatch.setattr(Contestant, "name", "timm", raising=False)
+        monkeypatch.setattr(Candidate, name, lambda self, *_, name=name: seen.append(name))
+    monkeypatch.setattr(Candidate, "name", "timm", raising=False)
     with ExitStack() as stack:
         assert len(start([spec("timm"), spec("rsbdali")], {}, stack, lambda _: None)) == 2
     assert seen == ["__init__", "__init__", "ready", "ready", "close", "close"]
@@ -225,7 +225,7 @@ def test_contestants_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_contestant_ends_with_its_bench() -> None:
     """What its program begins with: the kernel ends it when the bench is killed, wherever it is by then."""
-    child = "; ".join([*contestant.PROGRAM.split("; ")[:2], "print(1, flush=True)", "import time", "time.sleep(60)"])
+    child = "; ".join([*candidate.PROGRAM.split("; ")[:2], "print(1, flush=True)", "import time", "time.sleep(60)"])
     parent = f"import os, subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {child!r}]); child.wait()"
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as bench_process:
         assert bench_process.stdout is not None

@@ -12,7 +12,7 @@ import torch
 
 from rsbdali.bench.measure import phases
 from rsbdali.bench.measure.timing import copy_bandwidth, matmul_peak, seconds_of
-from rsbdali.bench.race.flops import flops_per_image, utilisation
+from rsbdali.bench.race.flops import flops_per_image, utilization
 from rsbdali.bench.race.our_step import OurStep
 from rsbdali.bench.race.step_race import Entry, Race, entries
 from rsbdali.bench.race.synthetic import NUM_CLASSES, Synthetic, step_recipe
@@ -20,7 +20,7 @@ from rsbdali.bench.race.timm_step import TimmStep
 from rsbdali.bench.step import StepOptions, run
 from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.recipe import Recipe
-from rsbdali.training.acceleration import Switches
+from rsbdali.training.acceleration import Acceleration
 from rsbdali.training.model import create_model
 
 CPU = torch.device("cpu")
@@ -61,11 +61,11 @@ def test_the_command_prints_both_and_writes_a_record(tmp_path: Path) -> None:
         assert len(r["rounds"]) == 2
         assert 0 <= r["others_share"] <= 1
         assert r["load"] >= 0
-        assert r["utilisation"] == pytest.approx(
+        assert r["utilization"] == pytest.approx(
             record["ceiling"]["flops_per_image"] * r["images_per_s"]["median"] / peak
         )
         mixes = [] if "nomix" in r["name"] else ["mix"]
-        assert list(r["parts_ms"]) == [*mixes, "forward", "loss", "backward", "optimiser"]
+        assert list(r["parts_ms"]) == [*mixes, "forward", "loss", "backward", "optimizer"]
 
 
 @pytest.mark.parametrize("values", [{}, {"amp_dtype": "float16"}, {"bce_loss": "false", "bce_target_thresh": "null"}])
@@ -115,7 +115,7 @@ def test_flops_are_those_of_a_real_pass() -> None:
     # the paper's ResNet-50: 4.1 G multiply-adds forward at 224, twice that backward but for the first layer's input
     full = flops_per_image(step_recipe(Recipe.load("a1"), 4))
     assert full == pytest.approx(4.09e9 * 2 * 3, rel=0.02)
-    assert utilisation(2e9, 500, 4e12) == 0.25
+    assert utilization(2e9, 500, 4e12) == 0.25
 
 
 def test_parts_are_medians_of_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_calls_take_turns_and_ceilings_are_positive(monkeypatch: pytest.MonkeyPa
 
 def test_who_takes_part() -> None:
     assert [e.name for e in entries(())] == ["rsbdali", "rsbdali-nomix"]
-    switched = entries(("timm",), Switches(torch_compile="default", cuda_graph=True))
+    switched = entries(("timm",), Acceleration(torch_compile="default", cuda_graph=True))
     assert [e.name for e in switched][4:] == [
         "rsbdali-compile",
         "rsbdali-nomix-compile",
@@ -180,6 +180,6 @@ def test_mistakes_are_one_line() -> None:
     with pytest.raises(RecipeError, match="--peers tim: unknown; known are timm"):
         run(StepOptions(recipe=chosen, device="cpu", peers=("tim",)))
     with pytest.raises(DeviceError, match="--cuda-graph needs a GPU"):
-        run(StepOptions(recipe=chosen, device="cpu", switches=Switches(cuda_graph=True)))
+        run(StepOptions(recipe=chosen, device="cpu", acceleration=Acceleration(cuda_graph=True)))
     with pytest.raises(RecipeError, match="must be even"):
         run(StepOptions(recipe=chosen, device="cpu", batch_size=3))

@@ -18,7 +18,7 @@ from helpers import fakes
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
-from rsbdali.runs.checkpoint_manager import Saver
+from rsbdali.runs.checkpoint_manager import CheckpointManager
 from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.train import make_state
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def stepped(recipe: Recipe, classes: int) -> RunState:
-    """A state whose optimiser has something to remember."""
+    """A state whose optimizer has something to remember."""
     state = make_state(recipe, classes, CPU)
     state.model(torch.randn(2, 3, 32, 32)).sum().backward()
     state.optimizer.step()
@@ -254,7 +254,7 @@ def test_a_step_waits_for_the_copy_alone_and_does_not_touch_it(tmp_path: Path, m
 
     monkeypatch.setattr("rsbdali.runs.checkpoint_manager.write", write)
     weights = torch.ones(9)
-    with Saver(tmp_path, 2) as saver:
+    with CheckpointManager(tmp_path, 2) as saver:
         saver.save_last({"a": weights})  # returns, though nothing is written yet
         saver.check()
         weights += 1
@@ -281,7 +281,7 @@ def test_what_goes_wrong_in_the_background_is_raised_by_the_next_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rsbdali.runs.checkpoint.torch.save", Mock(side_effect=OSError(28, "No space left on device")))
-    saver = Saver(tmp_path, 2)
+    saver = CheckpointManager(tmp_path, 2)
     saver.save_last({"a": 1})
     with pytest.raises(CheckpointError, match=r"cannot save .*last\.pth\.tar \(No space left on device\)"):
         saver.save_last({"a": 2})
@@ -294,7 +294,7 @@ def test_last_gets_its_name_last_and_leftovers_are_swept(tmp_path: Path, monkeyp
     monkeypatch.setattr(Path, "replace", lambda path, target: names.append(target.name) or replace(path, target))
     (tmp_path / ".last.pth.tar.1234.tmp").touch()
     (tmp_path / ".mine.tmp").touch()
-    with Saver(tmp_path, 1) as saver:
+    with CheckpointManager(tmp_path, 1) as saver:
         assert [path.name for path in tmp_path.iterdir()] == [".mine.tmp"]
         saver.save_epoch({"epoch": 0}, 0, 1.0, is_best=True)
         saver.save_epoch({"epoch": 1}, 1, 0.5, is_best=False)
@@ -302,7 +302,7 @@ def test_last_gets_its_name_last_and_leftovers_are_swept(tmp_path: Path, monkeyp
 
 
 def test_the_best_k_stay(tmp_path: Path) -> None:
-    saver, best = Saver(tmp_path, keep=2), -1.0
+    saver, best = CheckpointManager(tmp_path, keep=2), -1.0
     with saver:
         for epoch, metric in enumerate([10.0, 30.0, 20.0, 30.0, 5.0]):
             saver.save_epoch({"epoch": epoch}, epoch, metric, is_best=metric > best)
@@ -316,7 +316,7 @@ def test_the_best_k_stay(tmp_path: Path) -> None:
     }
     # a run that goes on remembers those that are still there
     (tmp_path / "checkpoint-3.pth.tar").unlink()
-    assert Saver(tmp_path, keep=2, history=saver.history).history == {"checkpoint-1.pth.tar": 30.0}
+    assert CheckpointManager(tmp_path, keep=2, history=saver.history).history == {"checkpoint-1.pth.tar": 30.0}
 
 
 @pytest.mark.parametrize(

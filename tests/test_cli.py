@@ -156,7 +156,7 @@ def test_index_names_what_is_no_image(image_tree: Callable[..., Path]) -> None:
 def test_train_and_validate_in_processes_of_their_own(image_tree: Callable[..., Path], tmp_path: Path) -> None:
     """In folders, and of images, whose names are no text."""
     name = os.fsdecode(b"caf\xe9")
-    data = image_tree(per_class=4, odd=("truncated", "empty", "text", "grey", "cmyk", "png"), name=name).parent
+    data = image_tree(per_class=4, odd=("truncated", "empty", "text", "gray", "cmyk", "png"), name=name).parent
     image_tree(per_class=3, split="val", seed=1, name=name)
     out = tmp_path / os.fsdecode(b"out\xff")
     small = "model=test_resnet img_size=32 test_img_size=40 epochs=2 global_batch_size=8 warmup_epochs=0 scale=[1,1]"

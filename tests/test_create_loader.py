@@ -149,9 +149,9 @@ def test_mixup_can_be_turned_off_and_on(make: Callable[..., TupleLoader]) -> Non
 
 @pytest.mark.parametrize("training", [True, False])
 def test_uint8(make: Callable[..., TupleLoader], training: bool) -> None:
-    raw, normalised = list(make(training=training, output="uint8")), list(make(training=training))
+    raw, normalized = list(make(training=training, output="uint8")), list(make(training=training))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (Recipe().mean, Recipe().std))
-    for (pixels, labels), (images, same_labels) in zip(raw, normalised, strict=True):
+    for (pixels, labels), (images, same_labels) in zip(raw, normalized, strict=True):
         assert (pixels.dtype, pixels.is_contiguous(memory_format=torch.channels_last)) == (torch.uint8, True)
         torch.testing.assert_close((pixels / 255 - mean) / std, images, atol=2e-5, rtol=2e-6)  # another order of sums
         assert torch.equal(labels, same_labels)
@@ -233,7 +233,7 @@ def _fewer(dataset: ImageDataset) -> ImageDataset:
     return dataset
 
 
-def _relabelled(dataset: ImageDataset) -> ImageDataset:
+def _relabeled(dataset: ImageDataset) -> ImageDataset:
     dataset.target_transform = int
     return dataset
 
@@ -246,9 +246,9 @@ def _with_a_gap(dataset: ImageDataset) -> ImageDataset:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_grey, "dataset.input_img_mode='L' cannot be honoured"),
+        (_grey, "dataset.input_img_mode='L' cannot be honored"),
         (_fewer, "has 5 images and its folder 18"),
-        (_relabelled, "target_transform cannot be honoured"),
+        (_relabeled, "target_transform cannot be honored"),
         (_with_a_gap, "class map has gaps"),
         (lambda dataset: Subset(dataset, [0]), "dataset of type Subset"),
         (lambda _: FakeData(), "dataset of type FakeData"),
@@ -267,7 +267,7 @@ def test_resume_in_the_middle(make: Callable[..., TupleLoader]) -> None:
     list(loader)
     second = iter(loader)
     next(second)
-    state = loader.state_dict()  # epoch 1, behind its first batch, in the middle of an optimiser step
+    state = loader.state_dict()  # epoch 1, behind its first batch, in the middle of an optimizer step
     assert (state["epoch"], state["step"], state["part"]) == (1, 0, 1)
     rest, after = list(second), list(loader)
     for set_epoch in (False, True):
@@ -453,8 +453,8 @@ def test_harmless_arguments(make: Callable[..., TupleLoader]) -> None:
 
 
 def test_other_mistakes(make: Callable[..., TupleLoader], tree: Path) -> None:
-    with pytest.raises(RecipeError, match="no argument 'colour_jitter', did you mean 'color_jitter'"):
-        make(colour_jitter=0.4)
+    with pytest.raises(RecipeError, match="no argument 'color_jitter', did you mean 'color_jitter'"):
+        make(color_jitter=0.4)
     with pytest.raises(DataError, match="batch_size=10 on 2 ranks is more than an epoch of 18 images"):
         make(rows=10, rank=0, world_size=2)
     with pytest.raises(DataError, match="num_classes=2"):

@@ -37,7 +37,7 @@ def test_layout(tmp_path: Path) -> None:
     assert np.bincount(val.label_N).tolist() == [1] * 10
     for index in (train, val):
         assert not index.bad
-        assert not index.care_N.any()
+        assert not index.flags_N.any()
         assert index.width_N.min() >= 300
         assert index.height_N.max() <= 600
         assert len(set(index.width_N.tolist())) > 5
@@ -92,8 +92,8 @@ def test_pictures(name: str) -> None:
     np.testing.assert_array_equal(np.asarray(same), np.asarray(images[0]))
 
 
-def test_colour_does_not_tell_the_class() -> None:
-    """Mean colours of two classes differ no more than chance allows."""
+def test_color_does_not_tell_the_class() -> None:
+    """Mean colors of two classes differ no more than chance allows."""
     means_KSC = np.array(
         [
             [

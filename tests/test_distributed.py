@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rsbdali.distributed import affinity, collectives, devices, neighbours, process_group
+from rsbdali.distributed import affinity, collectives, devices, neighbors, process_group
 from rsbdali.distributed.devices import default_threads
 from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError, LostRankError
@@ -76,7 +76,7 @@ def test_auto_without_launcher_or_group_is_the_current_device(gpus: Callable[...
 
 def test_auto_in_a_group_without_launcher(gpus: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     store, here, world = torch.distributed.HashStore(), affinity.machine(), World.of(1, 3, {})
-    monkeypatch.setattr(neighbours, "_store", lambda world: store)
+    monkeypatch.setattr(neighbors, "_store", lambda world: store)
     # what the two others left: rank 0 is here, rank 2 on another machine
     for rank, machine in ((0, here), (2, "elsewhere")):
         store.set(f"rsbdali/gpu/{rank}", f"{machine} GPU-0")
@@ -89,13 +89,13 @@ def test_auto_in_a_group_without_launcher(gpus: Callable[..., None], monkeypatch
     with pytest.raises(DeviceError, match=r"on rank 1 is cuda:0, which rank 0 has too.* device='cuda:N'"):
         devices.local_device("auto", world)
     assert devices.find_device("cpu", world) == torch.device("cpu")
-    monkeypatch.setattr(neighbours, "joined", lambda world: True)
+    monkeypatch.setattr(neighbors, "joined", lambda world: True)
     store.set("rsbdali/gpu/0", f"{here} GPU-of-0")
     gpus(1)
     assert devices.local_device("auto", World(1, 3, 1, 2)) == "cuda:0"  # each sees its own alone
     store.delete_key("rsbdali/machine/2")
     with pytest.raises(DeviceError, match=r"not all 3 ranks made a loader within 0.01 s"):
-        neighbours.notes("machine", here, world, timedelta(milliseconds=10))
+        neighbors.notes("machine", here, world, timedelta(milliseconds=10))
 
 
 def test_threads_without_launcher_or_group(gpus: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,12 +110,12 @@ def test_a_single_process_needs_no_group() -> None:
     with process_group.process_group(world, torch.device("cpu")):
         assert not torch.distributed.is_initialized()
         assert World.current() == world
-        assert collectives.sum_(torch.ones(2), world).tolist() == [1, 1]
-        assert collectives.from_primary("text", world) == "text"
+        assert collectives.all_reduce_sum(torch.ones(2), world).tolist() == [1, 1]
+        assert collectives.broadcast_object("text", world) == "text"
         assert collectives.from_all("text", world) == ["text"]
-        assert collectives.primary_first(lambda first: first, world) is True
+        assert collectives.rank_zero_first(lambda first: first, world) is True
         with pytest.raises(DeviceError, match="mine"):
-            collectives.together(_fail, world)
+            collectives.on_all_ranks(_fail, world)
 
 
 def test_ranks_with_gpus_wait_for_each_other_by_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +136,9 @@ def test_ranks_with_gpus_wait_for_each_other_by_gloo(monkeypatch: pytest.MonkeyP
     world = World(0, 2, 0)
     with process_group.process_group(world, torch.device("cuda", 0), timedelta(minutes=2)):
         collectives.barrier(world)
-        collectives.from_primary(1, world)
+        collectives.broadcast_object(1, world)
         collectives.from_all(1, world)
-        collectives.sum_(torch.ones(1), world)
+        collectives.all_reduce_sum(torch.ones(1), world)
     assert made == [("nccl", 2), ("gloo", 30)]
     assert used == ["gloo's"] * 3 + ["default"]
 

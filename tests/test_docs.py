@@ -48,7 +48,7 @@ SMALL = {
     "epochs": 1,
     "global_batch_size": 8,
     "mix_groups": 1,
-    "batch_size": "none",
+    "micro_batch_size": "none",
     "warmup_epochs": 0,
     "aug_repeats": 0,
     "log_interval": 1,
@@ -206,11 +206,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the documents' commands make sense: data, two runs, the recipe and the weights they name."""
     folder = tmp_path_factory.mktemp("docs")
     for split, count in (("train", 6), ("val", 2)):
-        for label, colour in enumerate(("red", "green", "blue")):
+        for label, color in enumerate(("red", "green", "blue")):
             (folder / "data" / split / f"class{label}").mkdir(parents=True)
             for i in range(count):
                 image = Image.linear_gradient("L").resize((60 + 5 * i, 50)).convert("RGB")
-                image.paste(colour, (5, 5, 20 + i, 30))
+                image.paste(color, (5, 5, 20 + i, 30))
                 image.save(folder / "data" / split / f"class{label}" / f"{i}.JPEG")
     page = (ROOT / "docs/RECIPES.md").read_text(encoding="utf-8")
     (folder / "flowers.yaml").write_text(re.search(r"```yaml\n(name: flowers.*?)```", page, re.S)[1])  # type: ignore[index]

@@ -43,23 +43,23 @@ def test_machine_code_of_another_major_version_does_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "mend"),
+    ("capability", "fix"),
     [((7, 0), "rsbdali[v100]"), ((6, 1), "too old"), ((13, 0), "--upgrade torch")],
 )
-def test_gpus_without_code_get_a_remedy(capability: tuple[int, int], mend: str) -> None:
+def test_gpus_without_code_get_a_remedy(capability: tuple[int, int], fix: str) -> None:
     finding = gpu.judge_architecture("Tesla V100", "GPU 0", capability, PLAIN)
     assert finding is not None
     assert finding.level is Level.FATAL
-    assert mend in finding.mend
+    assert fix in finding.fix
 
 
 @pytest.mark.parametrize(
     ("driver", "built_for", "visible", "level", "said"),
     [
         (None, "13.0", None, Level.NOTE, "runs on the CPU"),
-        ("550.1", None, None, Level.AMISS, "CPU build"),
-        ("550.1", "13.0", "", Level.AMISS, "CUDA_VISIBLE_DEVICES"),
-        ("550.1", "13.0", None, Level.AMISS, "too old"),
+        ("550.1", None, None, Level.WARNING, "CPU build"),
+        ("550.1", "13.0", "", Level.WARNING, "CUDA_VISIBLE_DEVICES"),
+        ("550.1", "13.0", None, Level.WARNING, "too old"),
     ],
 )
 def test_why_there_is_no_gpu(
@@ -75,7 +75,7 @@ def test_decode_failures_name_the_cause() -> None:
     assert gpu.judge_decode("decode on CPU", 0, "exactly\n", "").text == "exactly"
     crashed = gpu.judge_decode("decode on GPU", -11, "", "")
     assert "killed by signal 11" in crashed.text
-    assert "--device cpu" in crashed.mend
+    assert "--device cpu" in crashed.fix
     assert "last words" in gpu.judge_decode("decode on CPU", 1, "", "Traceback\nlast words\n").text
 
 
@@ -83,9 +83,9 @@ def test_limits_of_cores_and_files() -> None:
     assert checks.judge_cpu("chip", 16, 16, None).level is Level.GOOD
     assert checks.judge_cpu("chip", 16, 4, None).level is Level.NOTE
     quota = checks.judge_cpu("chip", 16, 16, 2.5)
-    assert (quota.level, "--workers 2" in quota.mend) == (Level.AMISS, True)
+    assert (quota.level, "--workers 2" in quota.fix) == (Level.WARNING, True)
     assert checks.judge_open_files(-1, -1).level is Level.GOOD
-    assert checks.judge_open_files(1024, 2048).mend == "ulimit -n 2048"
+    assert checks.judge_open_files(1024, 2048).fix == "ulimit -n 2048"
 
 
 def test_container_quota_is_read_in_both_versions(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation counts every labelled image once, whatever the batches."""
+"""Evaluation counts every labeled image once, whatever the batches."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ def test_fewer_than_five_classes_and_an_empty_batch() -> None:
 
 
 def test_no_label_at_all_is_an_error() -> None:
-    with pytest.raises(DataError, match="no labelled image"):
+    with pytest.raises(DataError, match="no labeled image"):
         evaluate(Scores(), batches(torch.eye(3), torch.full((3,), -1), 2), device=CPU)
 
 

@@ -79,8 +79,8 @@ class FakeGpu:
         patch.setattr(model_ema, "deepcopy", lambda _: make_model())
         patch.setattr(torch, "Generator", lambda **_: SimpleNamespace(manual_seed=lambda _: None))
         patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-        patch.setattr(steps, "LateSum", Late)
-        patch.setattr(evaluation, "LateSum", Late)
+        patch.setattr(steps, "DeferredAllReduce", Late)
+        patch.setattr(evaluation, "DeferredAllReduce", Late)
 
     @contextmanager
     def _guard(self, tensor: torch.Tensor) -> Iterator[None]:
@@ -123,7 +123,7 @@ def train(patch: pytest.MonkeyPatch, *, updates: int = 1, **values: object) -> T
     place = {"device": GPU, "amp_dtype": dtype, "world": World()}
     step = TrainStep(model, create_optimizer(model, recipe), scaler, recipe, ema=ema, **place)
     for update in range(1, updates + 1):
-        step([batch(recipe, group) for group in range(2)], update=update, notes=lambda: [0.0, 1.0])
+        step([batch(recipe, group) for group in range(2)], update=update, flags=lambda: [0.0, 1.0])
     return step
 
 
@@ -134,7 +134,7 @@ def evaluate(patch: pytest.MonkeyPatch) -> evaluation.EvalResult:
         counted.append(total_4)
         return SimpleNamespace(tolist=lambda: [1.0, 3.0, 8.0, 4.0])  # the one place where it waits
 
-    patch.setattr(evaluation.collectives, "sum_", read)
+    patch.setattr(evaluation.collectives, "all_reduce_sum", read)
     batches = [batch(fakes.recipe(), group) for group in range(2)]
     result = evaluation.evaluate(make_model(), batches, device=GPU, amp_dtype=torch.float16)
     assert [(total_4.device, total_4.dtype) for total_4 in counted] == [(GPU, torch.float64)]

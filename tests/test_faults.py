@@ -21,7 +21,7 @@ from rsbdali.data.splits import load_indexes
 from rsbdali.errors import CheckpointError, RecipeError, RsbdaliError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
-from rsbdali.runs.checkpoint_manager import Saver
+from rsbdali.runs.checkpoint_manager import CheckpointManager
 from rsbdali.runs.folder import LAST, RunFolder
 from rsbdali.training.nonfinite import MAX_IN_A_ROW
 from rsbdali.training.train import TrainOptions, train
@@ -374,7 +374,7 @@ def test_faults_leave_the_error_that_ended_the_run_in_front(
     monkeypatch.setattr("rsbdali.runs.checkpoint.torch.save", full)
 
     def end_badly() -> None:
-        with Saver(tmp_path, 2) as saver:
+        with CheckpointManager(tmp_path, 2) as saver:
             saver.save_last({"a": 1})
             raise RecipeError("the loss was nan")
 

@@ -57,7 +57,7 @@ class Asking(torch.nn.Module):
     ("model", "there", "level", "says"),
     [
         (None, 2**34, "INFO", r"GPU memory: \d+\.\d GiB predicted of 16.0: \d+\.\d for a pass of 8 images of 32 × 32"),
-        (None, 1000, "WARNING", "will not fit: --set batch_size=4"),
+        (None, 1000, "WARNING", "will not fit: --set micro_batch_size=4"),
         (Asking(), 2**34, "INFO", r"not predicted, shapes of this model depend on its values \(DataDependentOutput"),
     ],
 )
@@ -72,7 +72,7 @@ def test_the_line_of_the_start(
     allow_cuda_autocast(monkeypatch)
     properties = SimpleNamespace(total_memory=there)
     monkeypatch.setattr(gpu_memory.torch.cuda, "get_device_properties", lambda _: properties)
-    recipe = fakes.recipe(batch_size=8)
+    recipe = fakes.recipe(micro_batch_size=8)
     state = SimpleNamespace(model=model or create_model(recipe, fakes.CLASSES), ema=None)
     with caplog.at_level("INFO"):
         say_memory(state, recipe, World(), GPU, torch.bfloat16)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rsbdali.data import header
-from rsbdali.data.header import Care, Format, Header, NoImageError, read_header
+from rsbdali.data.header import Format, Header, ImageFlags, InvalidImageError, read_header
 
 WriteImage = Callable[..., Path]
 
@@ -20,25 +20,25 @@ def read(path: Path) -> Header:
 @pytest.mark.parametrize(
     ("kind", "expected_format", "care"),
     [
-        ("plain", Format.JPEG, Care.NONE),
-        ("grey", Format.JPEG, Care.NONE),
-        ("rgb", Format.JPEG, Care.NONE),
-        ("progressive", Format.JPEG, Care.NONE),
-        ("s411", Format.JPEG, Care.NONE),
-        ("exif", Format.JPEG, Care.NONE),
-        ("restart", Format.JPEG, Care.NONE),
-        ("cmyk", Format.JPEG, Care.CMYK | Care.CONVERT),
-        ("ycck", Format.JPEG, Care.CMYK | Care.CONVERT),
-        ("no_eoi", Format.JPEG, Care.NO_EOI),
-        ("truncated", Format.JPEG, Care.NO_EOI),
-        ("png", Format.PNG, Care.OTHER_FORMAT),
-        ("palette", Format.PNG, Care.OTHER_FORMAT),
-        ("alpha", Format.PNG, Care.OTHER_FORMAT),
-        ("grey16", Format.PNG, Care.OTHER_FORMAT | Care.CONVERT),
-        ("webp", Format.WEBP, Care.OTHER_FORMAT),
+        ("plain", Format.JPEG, ImageFlags.NONE),
+        ("gray", Format.JPEG, ImageFlags.NONE),
+        ("rgb", Format.JPEG, ImageFlags.NONE),
+        ("progressive", Format.JPEG, ImageFlags.NONE),
+        ("s411", Format.JPEG, ImageFlags.NONE),
+        ("exif", Format.JPEG, ImageFlags.NONE),
+        ("restart", Format.JPEG, ImageFlags.NONE),
+        ("cmyk", Format.JPEG, ImageFlags.CMYK | ImageFlags.CONVERT),
+        ("ycck", Format.JPEG, ImageFlags.CMYK | ImageFlags.CONVERT),
+        ("no_eoi", Format.JPEG, ImageFlags.NO_EOI),
+        ("truncated", Format.JPEG, ImageFlags.NO_EOI),
+        ("png", Format.PNG, ImageFlags.OTHER_FORMAT),
+        ("palette", Format.PNG, ImageFlags.OTHER_FORMAT),
+        ("alpha", Format.PNG, ImageFlags.OTHER_FORMAT),
+        ("grey16", Format.PNG, ImageFlags.OTHER_FORMAT | ImageFlags.CONVERT),
+        ("webp", Format.WEBP, ImageFlags.OTHER_FORMAT),
     ],
 )
-def test_kinds(tmp_path: Path, write_image: WriteImage, kind: str, expected_format: Format, care: Care) -> None:
+def test_kinds(tmp_path: Path, write_image: WriteImage, kind: str, expected_format: Format, care: ImageFlags) -> None:
     path = write_image(tmp_path / "x.JPEG", kind, 123, 77)
     assert read(path) == (123, 77, expected_format, care)
     with Image.open(path) as image:
@@ -50,30 +50,30 @@ def test_kinds(tmp_path: Path, write_image: WriteImage, kind: str, expected_form
 )
 def test_no_images(tmp_path: Path, write_image: WriteImage, kind: str, reason: str) -> None:
     path = write_image(tmp_path / "x.JPEG", kind)
-    with pytest.raises(NoImageError, match=reason):
+    with pytest.raises(InvalidImageError, match=reason):
         read(path)
 
 
 def test_a_file_that_vanished(tmp_path: Path) -> None:
-    with pytest.raises(NoImageError, match="cannot be read: No such file"):
+    with pytest.raises(InvalidImageError, match="cannot be read: No such file"):
         read_header(str(tmp_path / "gone.jpg"), 100)
 
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("x.png", "png"), ("x.webp", "webp"), ("x.jpg", "plain"), ("x.JPEG", "plain")]
 )
-def test_a_right_name_needs_no_care(tmp_path: Path, write_image: WriteImage, name: str, kind: str) -> None:
-    assert read(write_image(tmp_path / name, kind)).care == Care.NONE
+def test_a_right_name_needs_no_flags(tmp_path: Path, write_image: WriteImage, name: str, kind: str) -> None:
+    assert read(write_image(tmp_path / name, kind)).flags == ImageFlags.NONE
 
 
 def test_a_jpeg_named_png(tmp_path: Path, write_image: WriteImage) -> None:
-    assert read(write_image(tmp_path / "x.png", "plain")).care == Care.OTHER_FORMAT
+    assert read(write_image(tmp_path / "x.png", "plain")).flags == ImageFlags.OTHER_FORMAT
 
 
 def test_a_format_outside_the_three_is_converted(tmp_path: Path, make_photo: Callable[..., Image.Image]) -> None:
     path = tmp_path / "x.JPEG"
     make_photo(33, 22).save(path, "GIF")
-    assert read(path) == (33, 22, Format.OTHER, Care.OTHER_FORMAT | Care.CONVERT)
+    assert read(path) == (33, 22, Format.OTHER, ImageFlags.OTHER_FORMAT | ImageFlags.CONVERT)
 
 
 def with_segments(jpeg: bytes, segments: bytes) -> bytes:
@@ -88,20 +88,20 @@ def test_frame_beyond_the_first_bytes(tmp_path: Path, write_image: WriteImage, s
         b"\xff\xe1" + (size + 2).to_bytes(2, "big") + (b"\xff\xd9\xff\xc0" * 20000)[:size] for size in sizes
     )
     path.write_bytes(with_segments(path.read_bytes(), segments + b"\xff\xff\xff\xfe\x00\x02"))
-    assert read(path) == (61, 47, Format.JPEG, Care.NONE)
+    assert read(path) == (61, 47, Format.JPEG, ImageFlags.NONE)
 
 
 def test_end_markers_before_the_frame_do_not_count(tmp_path: Path, write_image: WriteImage) -> None:
     path = write_image(tmp_path / "x.jpg", "truncated")
     path.write_bytes(with_segments(path.read_bytes(), b"\xff\xe1\x00\x06\xff\xd9\xff\xd9"))
-    assert read(path).care == Care.NO_EOI
+    assert read(path).flags == ImageFlags.NO_EOI
 
 
 @pytest.mark.parametrize("trailer", [b"\n", b"\0" * 1000, b"a comment that some camera adds"])
 def test_bytes_behind_the_end_are_no_harm(tmp_path: Path, write_image: WriteImage, trailer: bytes) -> None:
     path = write_image(tmp_path / "x.jpg")
     path.write_bytes(path.read_bytes() + trailer)
-    assert read(path).care == Care.NONE
+    assert read(path).flags == ImageFlags.NONE
 
 
 def test_an_unusual_frame_is_left_to_pillow(tmp_path: Path, write_image: WriteImage) -> None:
@@ -110,7 +110,7 @@ def test_an_unusual_frame_is_left_to_pillow(tmp_path: Path, write_image: WriteIm
     at = content.index(b"\xff\xc0")
     content[at + 1] = 0xC9  # arithmetic coding
     path.write_bytes(content)
-    assert read(path).care & Care.CONVERT
+    assert read(path).flags & ImageFlags.CONVERT
 
 
 def test_damaged_headers_never_break_the_reader(tmp_path: Path, write_image: WriteImage) -> None:
@@ -124,7 +124,7 @@ def test_damaged_headers_never_break_the_reader(tmp_path: Path, write_image: Wri
         path.write_bytes(content)
         try:
             found = read(path)
-        except NoImageError:
+        except InvalidImageError:
             continue
         assert found.width > 0
         assert found.height > 0
@@ -136,7 +136,7 @@ def test_a_size_of_zero_is_no_image(tmp_path: Path, write_image: WriteImage) -> 
     at = content.index(b"\xff\xc0")
     content[at + 5 : at + 9] = bytes(4)
     path.write_bytes(content)
-    with pytest.raises(NoImageError):
+    with pytest.raises(InvalidImageError):
         read(path)
 
 
@@ -146,7 +146,7 @@ def test_a_decompression_bomb_is_no_image(tmp_path: Path, write_image: WriteImag
     at = jpeg.index(b"\xff\xc0") + 5
     jpeg[at : at + 4] = b"\xff" * 4  # 65,535 × 65,535: 12 GB to decode
     path.write_bytes(jpeg)
-    with pytest.raises(NoImageError, match="4294836225 pixels"):
+    with pytest.raises(InvalidImageError, match="4294836225 pixels"):
         read(path)
 
 

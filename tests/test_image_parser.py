@@ -17,7 +17,7 @@ WriteImage = Callable[..., Path]
 
 @pytest.mark.parametrize(
     ("kind", "form"),
-    [(kind, Format.JPEG) for kind in ("plain", "grey", "cmyk", "progressive", "exif", "no_eoi", "truncated")]
+    [(kind, Format.JPEG) for kind in ("plain", "gray", "cmyk", "progressive", "exif", "no_eoi", "truncated")]
     + [(kind, Format.PNG) for kind in ("png", "palette", "alpha", "grey16")]
     + [("webp", Format.WEBP)],
 )

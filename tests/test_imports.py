@@ -167,7 +167,7 @@ def copy(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("file", "line", "target"),
     [
-        ("rsbdali/plan/sampler.py", "from rsbdali.data.header import Care", "rsbdali.data.header"),
+        ("rsbdali/plan/sampler.py", "from rsbdali.data.header import ImageFlags", "rsbdali.data.header"),
         ("rsbdali/distributed/world.py", "from rsbdali.runs import checkpoint", "rsbdali.runs.checkpoint"),
         ("rsbdali/ops/mix.py", "import rsbdali.loader.prefetcher", "rsbdali.loader.prefetcher"),
         ("rsbdali/data/splits.py", "from rsbdali.training.train import TrainOptions", "rsbdali.training.train"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
-from rsbdali.data.header import Care, Format
+from rsbdali.data.header import Format, ImageFlags
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_images, find_split
 from rsbdali.errors import DataError
@@ -37,14 +37,14 @@ def test_columns_agree_with_pillow_and_timm(image_tree: ImageTree) -> None:
         assert os.path.getsize(index.path(i)) == index.nbytes_N[i]
         assert index.read_bytes(i).tobytes() == Path(index.path(i)).read_bytes()
     dtypes = {
-        name: getattr(index, name).dtype.name for name in ("label_N", "width_N", "height_N", "nbytes_N", "care_N")
+        name: getattr(index, name).dtype.name for name in ("label_N", "width_N", "height_N", "nbytes_N", "flags_N")
     }
     assert dtypes == {
         "label_N": "int32",
         "width_N": "int32",
         "height_N": "int32",
         "nbytes_N": "int64",
-        "care_N": "uint8",
+        "flags_N": "uint8",
     }
     assert not index.bad
 
@@ -74,7 +74,7 @@ def test_threads_and_chunks_change_nothing(
 
 
 def test_bad_files_are_named_and_left_out(image_tree: ImageTree) -> None:
-    odd = ("truncated", "empty", "text", "cut_header", "grey", "cmyk", "png")
+    odd = ("truncated", "empty", "text", "cut_header", "gray", "cmyk", "png")
     root = image_tree(classes=2, per_class=2, odd=odd)
     (root / "class1" / "broken.jpg").symlink_to(root / "nowhere.jpg")
     index = ImageIndex.scan(root)
@@ -87,11 +87,11 @@ def test_bad_files_are_named_and_left_out(image_tree: ImageTree) -> None:
         "odd_cut_header.JPEG": "header cannot be read: Truncated File Read",
     }
     assert all(os.path.isabs(bad.path) for bad in index.bad)
-    care = {Path(index.path(i)).name: Care(int(index.care_N[i])) for i in np.flatnonzero(index.care_N).tolist()}
+    care = {Path(index.path(i)).name: ImageFlags(int(index.flags_N[i])) for i in np.flatnonzero(index.flags_N).tolist()}
     assert care == {
-        "odd_truncated.JPEG": Care.NO_EOI,
-        "odd_cmyk.JPEG": Care.CMYK | Care.CONVERT,
-        "odd_png.JPEG": Care.OTHER_FORMAT,
+        "odd_truncated.JPEG": ImageFlags.NO_EOI,
+        "odd_cmyk.JPEG": ImageFlags.CMYK | ImageFlags.CONVERT,
+        "odd_png.JPEG": ImageFlags.OTHER_FORMAT,
     }
     assert (index.format_N == Format.PNG).sum() == 1
 

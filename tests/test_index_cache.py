@@ -136,7 +136,7 @@ def test_a_cache_folder_of_ones_own(image_tree: ImageTree, tmp_path: Path, cache
     index = ImageIndex.load(root, cache_dir=tmp_path / "mine")
     assert len(list((tmp_path / "mine" / "index").iterdir())) == 1
     assert not (cache_home / "rsbdali" / "index").exists()
-    converted = next(i for i in range(len(index)) if index.care_N[i])
+    converted = next(i for i in range(len(index)) if index.flags_N[i])
     index.read_bytes(converted)
     assert len(list((tmp_path / "mine" / "rgb").iterdir())) == 1
 

@@ -30,7 +30,7 @@ def test_summary(image_tree: ImageTree) -> None:
     assert found["images_per_class"] == {"min": 4, "max": 7}
     assert found["bytes"] == index.nbytes_N.sum()
     assert found["formats"] == {"JPEG": 14, "PNG": 1}
-    assert found["care"] == {"NO_EOI": 1, "CMYK": 1, "OTHER_FORMAT": 1, "CONVERT": 1}
+    assert found["flags"] == {"NO_EOI": 1, "CMYK": 1, "OTHER_FORMAT": 1, "CONVERT": 1}
     assert found["width"]["p0"] == index.width_N.min()
     assert found["height"]["p100"] == index.height_N.max()
 

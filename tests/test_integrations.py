@@ -61,7 +61,7 @@ def test_script_runs_as_if_started_alone(
     data: Path, script: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "beside.py").write_text("word = 'neighbour'\n")
+    (tmp_path / "scripts" / "beside.py").write_text("word = 'neighbor'\n")
     path = script(
         "import beside\n"
         "for training in (True, False):\n"
@@ -72,7 +72,7 @@ def test_script_runs_as_if_started_alone(
     before, level = list(sys.path), logging.getLogger("rsbdali").level
     assert timm_plug.main([path, str(data), "--x"]) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines() == [f"neighbour ['--x'] __main__ TupleLoader {length}" for length in (4, 5)]
+    assert out.splitlines() == [f"neighbor ['--x'] __main__ TupleLoader {length}" for length in (4, 5)]
     lines = [line for line in err.splitlines() if ": ready in" not in line]  # Numba's, the first time in a process
     assert [line.split(" in place")[0] for line in lines] == [
         f"rsbdali: {which} loader by rsbdali" for which in ("training", "evaluation")
@@ -104,7 +104,7 @@ def test_script_that_wants_patches(
     theirs = timm.data.create_naflex_loader
     assert timm_plug.main([path, str(data)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("rsbdali: error: --naflex-loader (create_naflex_loader) cannot be honoured")
+    assert line.startswith("rsbdali: error: --naflex-loader (create_naflex_loader) cannot be honored")
     assert timm.data.create_naflex_loader is timm.data.naflex_loader.create_naflex_loader is theirs
 
 

@@ -78,7 +78,7 @@ def test_same_batches_for_every_world_size_and_thread_count(index: ImageIndex, e
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_repeats_local_decode_once_equals_one_by_one(index: ImageIndex, executor: str) -> None:
-    overrides = {"aug_repeats": 3, "aug_repeats_mode": "local", "mix_groups": 2}
+    overrides = {"aug_repeats": 3, "aug_repeats_mode": "decode_once", "mix_groups": 2}
     loader = train_loader(index, executor, overrides=overrides)
     batch = take(loader, 1)[0]
     assert len(np.unique(batch.plan.sample_N)) == 3
@@ -86,8 +86,8 @@ def test_repeats_local_decode_once_equals_one_by_one(index: ImageIndex, executor
     single = train_loader(index, executor, overrides=overrides)
     mixed = [batch.plan.rows(np.array([row])) for row in range(len(batch.plan))]
     for row, plan in enumerate(mixed):
-        alone_1HWC = single._feed.run(plan).images_NHWC
-        assert torch.equal(loader._feed.run(batch.plan).images_NHWC[row], alone_1HWC[0])
+        alone_1HWC = single._prefetcher.run(plan).images_NHWC
+        assert torch.equal(loader._prefetcher.run(batch.plan).images_NHWC[row], alone_1HWC[0])
 
 
 def test_epochs_differ_and_follow_each_other(index: ImageIndex) -> None:
@@ -102,14 +102,14 @@ def test_epochs_differ_and_follow_each_other(index: ImageIndex) -> None:
 def test_seek_and_break_resume_exactly(index: ImageIndex) -> None:
     whole = take(train_loader(index))
     loader = train_loader(index)
-    take(loader, 3)  # break in mid-epoch leaves strays
+    take(loader, 3)  # break in mid-epoch leaves stale batches
     loader.seek(0, 1)
     assert all(same(a, b) for a, b in zip(take(loader), whole[4:], strict=True))
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_bad_images_are_replaced_and_named_once(image_tree: Callable[..., Path], executor: str, tmp_path: Path) -> None:
-    tree = image_tree(classes=3, per_class=8, odd=("truncated", "empty", "text", "grey", "cmyk", "png"))
+    tree = image_tree(classes=3, per_class=8, odd=("truncated", "empty", "text", "gray", "cmyk", "png"))
     index = ImageIndex.load(tree)
     assert {Path(b.path).name for b in index.bad} == {"odd_empty.JPEG", "odd_text.JPEG"}
     full_crops = {"scale": [1.0, 1.0], "ratio": [0.5, 2.0]}  # so that the cut is within every crop
@@ -187,7 +187,7 @@ def test_a_program_that_never_closes_its_loader_ends_quietly(image_tree: Callabl
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_uint8_is_what_gets_normalised(index: ImageIndex, executor: str) -> None:
+def test_uint8_is_what_gets_normalized(index: ImageIndex, executor: str) -> None:
     raw, mixed = train_loader(index, executor, dtype=torch.uint8), train_loader(index, executor)
     for pixels, batch in zip(take(raw), take(mixed), strict=True):
         plan = batch.plan

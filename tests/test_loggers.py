@@ -100,10 +100,10 @@ def mlflow_history(run_id: str, name: str) -> list[tuple[int, float]]:
 def test_names_and_steps() -> None:
     notebook = Notebook()
     with RunLog([notebook], CONFIG, steps_per_epoch=10) as run_log:
-        run_log.hear(STEP)
-        run_log.hear(EPOCH)
-        run_log.hear({"kind": "note", "epoch": 1, "text": "not a figure"})
-        run_log.hear({**STEP, "loss": None, "flag": True, "why": "text"})
+        run_log.observe(STEP)
+        run_log.observe(EPOCH)
+        run_log.observe({"kind": "note", "epoch": 1, "text": "not a figure"})
+        run_log.observe({**STEP, "loss": None, "flag": True, "why": "text"})
     rest = {"train/lr": 0.1, "train/images_per_s": 9.0, "train/wait_share": 0.2}
     epoch = {"epoch/train_loss": 0.4, "epoch/lr": 0.1, "eval/top1": 60.0, "eval/raw_top1": 58.0}
     assert notebook.calls == [

@@ -92,7 +92,7 @@ def test_partner_need_not_be_the_mirror() -> None:
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_reference_equals_timm(cut: bool, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm's batch mode on normalised floats, its own draws handed to ours."""
+    """timm's batch mode on normalized floats, its own draws handed to ours."""
     drawn: list[tuple[tuple[int, ...], float]] = []
     original = Mixup._mix_batch.__globals__["cutmix_bbox_and_lam"]
 

@@ -156,7 +156,7 @@ def batches(index: ImageIndex, executor: str = "host", **options: Any) -> list[t
 
 def assert_same(found: ImageIndex, folder: ImageIndex) -> None:
     assert found.classes == folder.classes
-    for name in ("label_N", "width_N", "height_N", "nbytes_N", "care_N", "path_bytes"):
+    for name in ("label_N", "width_N", "height_N", "nbytes_N", "flags_N", "path_bytes"):
         np.testing.assert_array_equal(getattr(found, name), getattr(folder, name))
     for ours, theirs in zip(batches(found), batches(folder), strict=True):
         assert torch.equal(ours, theirs)

@@ -21,7 +21,7 @@ from rsbdali.ops.bce import bce_loss, bce_loss_reference
 from rsbdali.ops.mix import mix_bytes, mix_normalize, mix_normalize_reference
 from rsbdali.recipe import IMAGENET_MEAN, IMAGENET_STD
 
-MIX_TOLERANCE = 2e-6  # float32: levels are mixed first and normalised by one multiply-add, the reference divides twice
+MIX_TOLERANCE = 2e-6  # float32: levels are mixed first and normalized by one multiply-add, the reference divides twice
 # of the result's type; Triton's interpreter cuts float32 off to bfloat16, where a GPU rounds: a whole unit, not half
 ROUNDING = {torch.float16: 2**-11, torch.bfloat16: 2**-7, torch.float32: 0.0}
 DTYPES = tuple(ROUNDING)

@@ -182,7 +182,7 @@ def check_scaler(device: torch.device, unscale_first: bool) -> None:
 
 
 def test_the_step_is_asked_for_neither_scale_nor_overflow_by_the_host() -> None:
-    """GradScaler's own way reads the overflow flag; a fused optimiser's way does not."""
+    """GradScaler's own way reads the overflow flag; a fused optimizer's way does not."""
     model = Weights(SHAPES)
     feed(0, model)
     scaler = torch.amp.GradScaler("cpu")

@@ -53,9 +53,9 @@ def train_20_steps(device: torch.device, opt: str) -> list[float]:
     losses = []
     for update in range(20):
         step([mixed_batch(update, device)], update=update + 1)
-        told = step.flush()
-        assert told is not None
-        losses.append(told[0])
+        result = step.last_result()
+        assert result is not None
+        losses.append(result.loss)
     return losses
 
 

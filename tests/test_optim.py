@@ -1,4 +1,4 @@
-"""Optimiser and schedule come from timm's factories, called as its train.py calls them; LAMB is ours."""
+"""Optimizer and schedule come from timm's factories, called as its train.py calls them; LAMB is ours."""
 
 import pytest
 import timm

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from rsbdali.cli.main import cli
-from rsbdali.data.header import Care
+from rsbdali.data.header import ImageFlags
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_split
 from rsbdali.errors import DataError
@@ -56,7 +56,7 @@ def test_shards_hold_what_the_folder_held(data: Path, tmp_path: Path) -> None:
         folder = ImageIndex.load(data / split, classes=classes)
         index = ImageIndex.load(find_split(tmp_path / "out", split), classes=classes)
         assert index.classes == folder.classes
-        for name in ("label_N", "width_N", "height_N", "nbytes_N", "format_N", "care_N", "path_bytes"):
+        for name in ("label_N", "width_N", "height_N", "nbytes_N", "format_N", "flags_N", "path_bytes"):
             np.testing.assert_array_equal(getattr(index, name), getattr(folder, name), err_msg=name)
     train = [ImageIndex.load(find_split(place, "train")) for place in (tmp_path / "out", data)]
     for ours, theirs in zip(*map(first_batches, train), strict=True):
@@ -105,7 +105,7 @@ def test_shrunk(data: Path, tmp_path: Path) -> None:
     index = ImageIndex.load(tmp_path / "out" / "train-*.tar")
     assert [index.relative_path(i) for i in range(21)] == [folder.relative_path(i) for i in range(21)]
     # one without an end Pillow does not decode: it stays as it is
-    large_N = (np.maximum(folder.width_N, folder.height_N) > 100) & (folder.care_N & Care.NO_EOI == 0)
+    large_N = (np.maximum(folder.width_N, folder.height_N) > 100) & (folder.flags_N & ImageFlags.NO_EOI == 0)
     assert 0 < large_N.sum() < 21
     assert packed.shrunk >= large_N.sum()
     assert (np.maximum(index.width_N, index.height_N)[large_N] == 100).all()

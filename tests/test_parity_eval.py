@@ -24,7 +24,7 @@ DEVICES = [
 
 
 def timm_eval(path: str, size: int | tuple[int, int], crop_pct: float, interpolation: str) -> np.ndarray:
-    """Timm's pixels, HWC, before the normalisation."""
+    """Timm's pixels, HWC, before the normalization."""
     transform = transforms_imagenet_eval(size, crop_pct=crop_pct, interpolation=interpolation, normalize=False)
     with Image.open(path) as image:
         pixels_HWC: np.ndarray = transform(image.convert("RGB")).permute(1, 2, 0).numpy()
@@ -45,7 +45,7 @@ def test_parity_eval_host(
     interpolation: Literal["bilinear", "bicubic"],
 ) -> None:
     """The CPU's evaluation loader, image by image: timm's pixels to the bit."""
-    index = ImageIndex.scan(image_tree(3, 8, odd=("grey", "exif", "cmyk", "png", "progressive")), threads=1)
+    index = ImageIndex.scan(image_tree(3, 8, odd=("gray", "exif", "cmyk", "png", "progressive")), threads=1)
     recipe = Recipe(test_img_size=size, crop_pct=crop_pct, interpolation=interpolation)
     loader = EvalLoader(index, recipe, device="cpu", batch_size=16, num_threads=2, dtype=torch.uint8)
     ours_NHWC = torch.cat([batch.images for batch in loader]).permute(0, 2, 3, 1).numpy()
@@ -67,7 +67,7 @@ def test_parity_eval(
     crop_pct: float,
     interpolation: Literal["bilinear", "bicubic"],
 ) -> None:
-    index = ImageIndex.scan(image_tree(3, 8, odd=("grey", "exif", "cmyk", "png", "progressive")), threads=1)
+    index = ImageIndex.scan(image_tree(3, 8, odd=("gray", "exif", "cmyk", "png", "progressive")), threads=1)
     recipe = Recipe(test_img_size=size, crop_pct=crop_pct, interpolation=interpolation)
     executor = EvalExecutor(index, recipe, rows=16, device=torch.device(device), num_threads=1)
     samples = [np.arange(16), np.arange(16, len(index))]

@@ -182,7 +182,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """PNGs of the output's size: crop and resize leave them as they are."""
     rng = np.random.default_rng(5)
     images = [photo(rng, WIDTH, HEIGHT) for _ in range(COUNT - 2)]
-    flat = Image.new("RGB", (WIDTH, HEIGHT), (7, 130, 255))  # no contrast to stretch, no histogram to equalise
+    flat = Image.new("RGB", (WIDTH, HEIGHT), (7, 130, 255))  # no contrast to stretch, no histogram to equalize
     nearly = flat.copy()
     nearly.putpixel((3, 4), (8, 131, 254))
     return Folder(tmp_path_factory.mktemp("png"), [*images, flat, nearly], jpeg=False)
@@ -298,7 +298,7 @@ def test_parity_graph_crop_resize_flip(
         check_resize(ours_NHWC, theirs, plan.interp_N, above_1)
 
 
-@pytest.mark.parametrize("repeats_mode", ["spread", "local"])
+@pytest.mark.parametrize("repeats_mode", ["across_ranks", "decode_once"])
 def test_parity_graph_chain(tmp_path: Path, repeats_mode: str) -> None:
     """Planned batches, everything on: two layers on top of crop, resize and flip.
 
@@ -339,7 +339,7 @@ def test_parity_graph_chain(tmp_path: Path, repeats_mode: str) -> None:
     "kind",
     [
         "plain",
-        "grey",
+        "gray",
         "progressive",
         "exif",
         "rgb",

@@ -163,7 +163,7 @@ def test_parity_of_two_layers_is_exact(make_photo: Callable[..., Image.Image]) -
         np.testing.assert_array_equal(result_HWC, np.asarray(_timm_chain(image, plan, row)), err_msg=f"{row=}")
 
 
-@pytest.mark.parametrize("kind", ["plain", "grey", "progressive", "exif", "restart", "s411", "png"])
+@pytest.mark.parametrize("kind", ["plain", "gray", "progressive", "exif", "restart", "s411", "png"])
 def test_parity_of_decoding_windows_is_exact(
     kind: str, tmp_path: Path, write_image: Callable[..., Path], make_photo: Callable[..., Image.Image]
 ) -> None:
@@ -197,7 +197,7 @@ def test_decoded_windows_stay_valid_while_held(tmp_path: Path, write_image: Call
 @pytest.mark.parametrize("name", ["a1", "a2", "a3"])
 def test_parity_of_the_whole_transform_is_exact(name: str, image_tree: Callable[..., Path]) -> None:
     """From the JPEG file to the uint8 batch before mixing: every byte is what Pillow and timm make by the same plan."""
-    source = ImageIndex.scan(image_tree(classes=4, per_class=16, odd=("grey", "cmyk", "exif", "png", "progressive")))
+    source = ImageIndex.scan(image_tree(classes=4, per_class=16, odd=("gray", "cmyk", "exif", "png", "progressive")))
     recipe = Recipe.load(name, {"img_size": "64", "global_batch_size": "64", "mix_groups": "1"})
     planner = Planner(source.width_N, source.height_N, recipe)
     plans = [planner.batch(epoch, 0) for epoch in range(2)]

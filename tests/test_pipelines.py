@@ -122,10 +122,10 @@ def test_eval_failure_leaves_the_others_alone(index: ImageIndex, write_image: Ca
 def test_local_repeats_equal_one_decode_a_row(index: ImageIndex, aa: str | None) -> None:
     """Rows of one image share a decode, and come out as if they did not, in the plan's order."""
     spread = replace(RECIPE, aug_repeats=3, aa=aa)
-    local = replace(spread, aug_repeats_mode="local")
+    local = replace(spread, aug_repeats_mode="decode_once")
     planner = planner_of(index, local)
     plan = planner.batch(0, 0)
-    plans = [plan, planner.batch(1, 1), plan.rows(np.array([7, 0, 3])), planner.spare(plan, 2, 0)]
+    plans = [plan, planner.batch(1, 1), plan.rows(np.array([7, 0, 3])), planner.replacement(plan, 2, 0)]
     batches = []
     for recipe in (spread, local):
         executor = GraphExecutor(index, recipe, rows=8, device=CPU, num_threads=2, roi=True, augment=True)

@@ -27,7 +27,7 @@ def make_planner(world_size: int = 1, n: int = 1000, **overrides: object) -> Pla
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"aug_repeats": 3}, {"aug_repeats": 3, "aug_repeats_mode": "local"}, {"mixup_mode": "pair"}]
+    "overrides", [{}, {"aug_repeats": 3}, {"aug_repeats": 3, "aug_repeats_mode": "decode_once"}, {"mixup_mode": "pair"}]
 )
 def test_same_plan_whatever_the_world_size(overrides: dict[str, object]) -> None:
     planners = {w: make_planner(w, **overrides) for w in (1, 2, 4)}
@@ -147,7 +147,11 @@ def test_parity_boxes_equal_timms_given_the_same_centres(monkeypatch: pytest.Mon
 def test_spare_is_the_same_again_and_touches_one_row() -> None:
     planner = make_planner()
     plan = planner.group(0, 3, 2)
-    one, again, other = planner.spare(plan, 5, 0), planner.spare(plan, 5, 0), planner.spare(plan, 5, 1)
+    one, again, other = (
+        planner.replacement(plan, 5, 0),
+        planner.replacement(plan, 5, 0),
+        planner.replacement(plan, 5, 1),
+    )
     assert one.sample_N[5] == again.sample_N[5]
     assert one.sample_N[5] != other.sample_N[5]
     keep = np.arange(16) != 5

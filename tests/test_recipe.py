@@ -148,7 +148,7 @@ def test_as_timm() -> None:
     text = timm_yaml(recipe, world_size=4)
     assert "no test-size argument" in text
     assert yaml.safe_load(text) == arguments
-    assert "8 an optimiser step here, where the recipe has 4" in timm_yaml(recipe, world_size=8)
+    assert "8 an optimizer step here, where the recipe has 4" in timm_yaml(recipe, world_size=8)
     with pytest.raises(RecipeError, match="no multiple"):
         timm_arguments(recipe, world_size=3)
 
@@ -166,8 +166,8 @@ def test_every_key_has_an_argument_of_timms_or_none_by_decision() -> None:
         (4, {}, 512, 1, 4),
         (1, {}, 512, 4, 4),  # one after the other on one GPU, each with a lambda, as here
         (8, {}, 256, 1, 8),
-        (4, {"batch_size": 128}, 128, 4, 16),
-        (4, {"batch_size": 100}, 64, 8, 32),  # the largest below 100 that divides the rows of a GPU
+        (4, {"micro_batch_size": 128}, 128, 4, 16),
+        (4, {"micro_batch_size": 100}, 64, 8, 32),  # the largest below 100 that divides the rows of a GPU
         (1, {"global_batch_size": 6, "mix_groups": 4}, 2, 3, 3),
     ],
 )
@@ -178,7 +178,7 @@ def test_as_timm_a_step_has_as_many_images(
     arguments = timm_arguments(recipe, world_size)
     assert (arguments["batch_size"], arguments["grad_accum_steps"]) == (batch_size, passes)
     assert batch_size * passes * world_size == recipe.global_batch_size
-    said = f"{lambdas} an optimiser step here, where the recipe has 4" in timm_yaml(recipe, world_size)
+    said = f"{lambdas} an optimizer step here, where the recipe has 4" in timm_yaml(recipe, world_size)
     assert said == (lambdas != recipe.mix_groups)
 
 
@@ -194,7 +194,7 @@ def test_as_timm_a_step_has_as_many_images(
         ({"drop_path": 0.05}, {"drop_path": 0.05}, ""),
         ({"eval_every": 5}, {"val_interval": 5}, ""),
         ({"dist_bn": "none"}, {"dist_bn": ""}, ""),
-        ({"aug_repeats": 3, "aug_repeats_mode": "local"}, {"aug_repeats": 3}, "no aug_repeats_mode"),
+        ({"aug_repeats": 3, "aug_repeats_mode": "decode_once"}, {"aug_repeats": 3}, "no aug_repeats_mode"),
         ({"mixup": 0, "cutmix": 0}, {"bce_loss": True}, "this would train with cross entropy"),
         ({"mixup": 0, "cutmix": 0, "smoothing": 0.1}, {"smoothing": 0.1}, ""),
     ],

@@ -14,7 +14,8 @@ from PIL import Image
 
 from rsbdali.cli.main import cli
 from rsbdali.errors import DataError, RecipeError, RsbdaliError
-from rsbdali.loader.train import TrainBatch, TrainLoader
+from rsbdali.loader.batch import TrainBatch
+from rsbdali.loader.train import TrainLoader
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.recipe import Recipe
 from rsbdali.tools.drawing import DRAWN, Layout

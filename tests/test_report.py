@@ -9,7 +9,7 @@ from rich.console import Console
 from rsbdali.recipe import Recipe
 from rsbdali.training.evaluate import EvalResult
 from rsbdali.training.progress import EpochReport, Live, Plain, StepReport, make_reporter
-from rsbdali.training.throughput import Pace, Speed, duration, evaluations_left, is_evaluated, projection
+from rsbdali.training.throughput import Speed, ThroughputMeter, duration, evaluations_left, is_evaluated, projection
 
 SPEED = Speed(images_per_s=1234.5, wait_share=0.031, left_s=7200.0, total_s=6.2 * 3600)
 RESULT = EvalResult(top1=61.25, top5=83.5, loss=1.5, n=1000)
@@ -26,7 +26,7 @@ class Clock:
 def test_pace_of_a_run() -> None:
     recipe = Recipe.load("a3", {"epochs": 10, "global_batch_size": 100, "mix_groups": 1, "log_interval": 2})
     clock = Clock()
-    pace = Pace(recipe, 5, clock)
+    pace = ThroughputMeter(recipe, 5, clock)
     pace.start_epoch(0.0)
     for step in range(5):
         clock.now += 10.0 if step == 0 else 2.0  # the first one starts up
@@ -42,7 +42,7 @@ def test_pace_of_a_run() -> None:
 
 
 def test_nothing_is_foretold_from_one_step() -> None:
-    pace = Pace(Recipe.load("a3"), 5, Clock())
+    pace = ThroughputMeter(Recipe.load("a3"), 5, Clock())
     pace.start_epoch(0.0)
     pace.step(0.0)
     assert pace.speed(0, 1) == Speed(0.0, 0.0, None, None)

@@ -22,7 +22,7 @@ from rsbdali.errors import CheckpointError, RsbdaliError
 from rsbdali.loader.train import TrainLoader
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
-from rsbdali.runs.checkpoint_manager import newest_whole
+from rsbdali.runs.checkpoint_manager import newest_valid
 from rsbdali.runs.folder import LAST
 from rsbdali.runs.record import OURS
 from rsbdali.training.save_interval import Due, Interval
@@ -169,24 +169,24 @@ def truncate(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [rot, truncate, lambda path: path.write_bytes(b"")], ids=["rot", "cut", "empty"])
 def test_resume_auto_takes_the_newest_that_is_whole(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
-    assert newest_whole(tmp_path) == (None, [])
+    assert newest_valid(tmp_path) == (None, [])
     last = numbered(tmp_path / LAST, 9, 4)
     others = {epoch: numbered(tmp_path / f"checkpoint-{epoch - 1}.pth.tar", epoch) for epoch in (8, 9, 10)}
     best = numbered(tmp_path / "model_best.pth.tar", 9)
     others[10].unlink()
-    assert newest_whole(tmp_path) == (last, [])
+    assert newest_valid(tmp_path) == (last, [])
     spoil(last)
-    found, wrong = newest_whole(tmp_path)
+    found, wrong = newest_valid(tmp_path)
     assert found in (others[9], best)
     assert [str(last) in text for text in wrong] == [True]
     spoil(others[9])
-    found, wrong = newest_whole(tmp_path)
+    found, wrong = newest_valid(tmp_path)
     assert found == best
     assert len(wrong) == 2
     spoil(best)
-    assert newest_whole(tmp_path)[0] == others[8]
+    assert newest_valid(tmp_path)[0] == others[8]
     spoil(others[8])
-    found, wrong = newest_whole(tmp_path)
+    found, wrong = newest_valid(tmp_path)
     assert found is None
     assert len(wrong) == 4
 

@@ -100,7 +100,7 @@ def passes(t: Trainer) -> tuple[list[Any], float]:
     seen: list[Any] = []
     hook = t.state.model.register_forward_hook(lambda _, __, out: seen.append((len(out), str(out.dtype))))
     t.state.model.train()
-    t._step(groups(t), update=t.state.updates + 1, notes=t._notes)
+    t._step(groups(t), update=t.state.updates + 1, flags=t._flags)
     hook.remove()
     return seen, float(torch.stack([p.grad.norm() for p in t.state.model.parameters()]).norm())
 
@@ -164,7 +164,7 @@ KEYS: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "std": ([0.5, 0.5, 0.5], test_images),
     "epochs": (3, lambda t: (rates(t), files(t)["epochs"])),
     "global_batch_size": (4, lambda t: (plan(t), t.loader.steps_per_epoch)),
-    "batch_size": (2, lambda t: passes(t)[0]),
+    "micro_batch_size": (2, lambda t: passes(t)[0]),
     "opt": ("sgd", None),
     "lr": (1e-3, rates),
     "min_lr": (1e-3, rates),
@@ -182,7 +182,7 @@ KEYS: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "interpolation": ("bilinear", test_images),
     "aa": (None, plan),
     "aug_repeats": (2, plan),
-    "aug_repeats_mode": ("local", plan),
+    "aug_repeats_mode": ("decode_once", plan),
     "reprob": (None, None),  # 0 is its only value
     "mixup": (5.0, plan),
     "cutmix": (0.1, plan),

@@ -10,7 +10,7 @@ import pytest
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
-from rsbdali.data.header import Care
+from rsbdali.data.header import ImageFlags
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.rgb_copy import PillowError, copy_path, png_size, rgb_copy
 from rsbdali.errors import UnreadableImage
@@ -18,7 +18,7 @@ from rsbdali.errors import UnreadableImage
 WriteImage = Callable[..., Path]
 GOOD_KINDS = (
     "plain",
-    "grey",
+    "gray",
     "cmyk",
     "ycck",
     "rgb",
@@ -58,7 +58,7 @@ def test_bytes_decode_in_dali_as_in_pillow(tmp_path: Path, write_image: WriteIma
         assert found.shape == (index.height_N[i], index.width_N[i], 3)
         # exact: the same libjpeg-turbo arithmetic, or Pillow's own pixels in a lossless copy
         np.testing.assert_array_equal(found, pillow_rgb(stored), err_msg=index.path(i))
-        assert (index.read_bytes(i).tobytes() != stored) == bool(index.care_N[i] & Care.CONVERT)
+        assert (index.read_bytes(i).tobytes() != stored) == bool(index.flags_N[i] & ImageFlags.CONVERT)
 
 
 @pytest.mark.parametrize("form", PILLOW_ALONE)

@@ -77,7 +77,7 @@ def test_threads_that_share_a_pass(make: Callable[[str], TupleLoader], kind: str
 
 def test_closed_in_the_middle_of_a_wait(make: Callable[[str], TupleLoader]) -> None:
     loader = make("host")
-    executor = loader.loader._feed._executor
+    executor = loader.loader._prefetcher._executor
     plan = loader.loader.planner.group(0, 0, 0)
     for _ in range(40):
         executor.submit(plan)
@@ -154,7 +154,7 @@ def test_a_dropped_loader_is_gone_at_once(make: Callable[[str], TupleLoader], ki
         passing = iter(loader)
         next(passing)
         below = loader.loader
-        parts = [weakref.ref(part) for part in (loader, below, below._feed, below._feed._executor)]
+        parts = [weakref.ref(part) for part in (loader, below, below._prefetcher, below._prefetcher._executor)]
         del loader, passing, below
         assert [part() for part in parts] == [None] * 4
     finally:
@@ -180,8 +180,8 @@ def test_the_collector_may_end_a_loader_in_a_thread_of_its_own(
         circle: list[Any] = [make("host")]
         circle.append(circle)
         next(iter(circle[0]))
-        workers = circle[0].loader._feed._executor._workers._threads
-        executor = weakref.ref(circle[0].loader._feed._executor)
+        workers = circle[0].loader._prefetcher._executor._workers._threads
+        executor = weakref.ref(circle[0].loader._prefetcher._executor)
         del circle
         dropped.set()
         for worker in workers:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.fake_cuda import FakeCuda
-from rsbdali.distributed.async_sum import LateSum
+from rsbdali.distributed.deferred_all_reduce import DeferredAllReduce
 from rsbdali.distributed.launch import exit_code
 from rsbdali.distributed.world import World
 from rsbdali.training.signals import STOP_SIGNALS, StopRequest, from_row
@@ -76,14 +76,14 @@ def test_another_thread_catches_none() -> None:
     assert seen == [None]
 
 
-def test_late_numbers_come_one_push_late() -> None:
-    late = LateSum(torch.device("cpu"), World())
+def test_late_numbers_come_one_call_late() -> None:
+    late = DeferredAllReduce(torch.device("cpu"), World())
     value_K = torch.tensor([1.0, 2.0])
-    assert late.push(value_K) is None
+    assert late.submit(value_K) is None
     value_K += 5  # what was pushed is not touched by what comes after
-    assert late.push(value_K) == [1.0, 2.0]
-    assert late.flush() == [6.0, 7.0]
-    assert late.flush() is None
+    assert late.submit(value_K) == [1.0, 2.0]
+    assert late.result() == [6.0, 7.0]
+    assert late.result() is None
 
 
 def test_late_numbers_of_a_gpu_wait_without_spinning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,9 +92,9 @@ def test_late_numbers_of_a_gpu_wait_without_spinning(monkeypatch: pytest.MonkeyP
     made, make, empty = [], torch.cuda.Event, torch.empty
     monkeypatch.setattr(torch.cuda, "Event", lambda **more: made.append(more) or make(**more))
     monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **more: empty(*shape, **more))
-    late = LateSum(torch.device("cuda", 0), World())
-    assert late.push(torch.ones(2)) is None
-    assert late.push(torch.full((2,), 3.0)) == [1.0, 1.0]
+    late = DeferredAllReduce(torch.device("cuda", 0), World())
+    assert late.submit(torch.ones(2)) is None
+    assert late.submit(torch.full((2,), 3.0)) == [1.0, 1.0]
     assert cuda.diary == [("record", "model", 1), ("wait for host", "", 1), ("record", "model", 2)]
     assert made == [{"blocking": True}] * 2
 
@@ -103,7 +103,7 @@ def test_late_numbers_of_a_gpu_wait_without_spinning(monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_late_numbers_of_a_gpu() -> None:
     device = torch.device("cuda", 0)
-    late = LateSum(device, World())
-    assert late.push(torch.ones(2, device=device)) is None
-    assert late.push(torch.full((2,), 3.0, device=device)) == [1.0, 1.0]
-    assert late.flush() == [3.0, 3.0]
+    late = DeferredAllReduce(device, World())
+    assert late.submit(torch.ones(2, device=device)) is None
+    assert late.submit(torch.full((2,), 3.0, device=device)) == [1.0, 1.0]
+    assert late.result() == [3.0, 3.0]

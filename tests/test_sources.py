@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsbdali.data.header import Care
+from rsbdali.data.header import ImageFlags
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources import parquet
 from rsbdali.data.sources.base import Place, Reader
@@ -26,7 +26,7 @@ from rsbdali.recipe import Recipe
 
 ImageTree = Callable[..., Path]
 WriteImage = Callable[..., Path]
-SAME = ("label_N", "width_N", "height_N", "nbytes_N", "format_N", "care_N", "path_bytes", "path_end_N")
+SAME = ("label_N", "width_N", "height_N", "nbytes_N", "format_N", "flags_N", "path_bytes", "path_end_N")
 SMALL = {
     "img_size": 32,
     "test_img_size": 32,
@@ -34,7 +34,7 @@ SMALL = {
     "mix_groups": 2,
     "aa": "rand-m6-mstd0.5-inc1",
 }
-ODD = ("cmyk", "ycck", "grey16", "png", "grey", "exif", "no_eoi")
+ODD = ("cmyk", "ycck", "grey16", "png", "gray", "exif", "no_eoi")
 
 
 def files_of(root: Path) -> list[Path]:
@@ -288,7 +288,7 @@ def test_long_and_odd_names(write_image: WriteImage, tmp_path: Path, shards: Pat
         assert index.classes == ("c", "class ä")
         assert sorted(index_paths(index)) == sorted(names)
         assert all(index.read_bytes(i).tobytes() == data for i in range(4))
-        assert np.count_nonzero(index.care_N == Care.OTHER_FORMAT) == 2
+        assert np.count_nonzero(index.flags_N == ImageFlags.OTHER_FORMAT) == 2
 
 
 def test_a_folder_that_repeats_the_tar_file(tree: Path, shards: Path) -> None:

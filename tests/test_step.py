@@ -26,7 +26,7 @@ def make_step(recipe: Recipe, model: torch.nn.Module, dtype: torch.dtype = torch
 
 
 def plain_model() -> torch.nn.Module:
-    """No BatchNorm, so that rows do not depend on their neighbours."""
+    """No BatchNorm, so that rows do not depend on their neighbors."""
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, fakes.CLASSES))
 
@@ -41,10 +41,10 @@ def test_slices_cover_the_rows_evenly(rows: int, cap: int | None) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize("batch_size", [None, 5, 16])
+@pytest.mark.parametrize("micro_batch_size", [None, 5, 16])
 @pytest.mark.parametrize("bce", [True, False])
-def test_accumulated_gradient_is_that_of_the_mean_over_the_global_batch(batch_size: int | None, bce: bool) -> None:
-    recipe = fakes.recipe(batch_size=batch_size, bce_loss=bce, opt="sgd", lr=1.0, weight_decay=0)
+def test_accumulated_gradient_is_that_of_the_global_mean(micro_batch_size: int | None, bce: bool) -> None:
+    recipe = fakes.recipe(micro_batch_size=micro_batch_size, bce_loss=bce, opt="sgd", lr=1.0, weight_decay=0)
     model, oracle = plain_model(), plain_model()
     step = make_step(recipe, model)
     groups = [fakes.FakeTrainLoader(recipe).batch(0, 0, g) for g in range(2)]
@@ -60,26 +60,29 @@ def test_accumulated_gradient_is_that_of_the_mean_over_the_global_batch(batch_si
         soft_NC = 0.9 * torch.eye(fakes.CLASSES)[own_N] + 0.1 * torch.eye(fakes.CLASSES)[partner_N]
         loss = SoftTargetCrossEntropy()(logits_NC, soft_NC)
     loss.backward()
-    told = step.flush()
-    assert told is not None
-    assert told[0] == pytest.approx(loss.item(), rel=1e-5)
+    result = step.last_result()
+    assert result is not None
+    assert result.loss == pytest.approx(loss.item(), rel=1e-5)
     # the same sum in another order
     torch.testing.assert_close(model[1].weight.grad, oracle[1].weight.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_loss_and_notes_come_one_step_late() -> None:
+def test_loss_and_flags_come_one_step_late() -> None:
     recipe = fakes.recipe()
     loader, step = fakes.FakeTrainLoader(recipe), make_step(recipe, create_model(fakes.recipe(), fakes.CLASSES))
-    told = []
+    results = []
     for s in range(3):
-        notes = partial(list, [float(s), 0.5])
-        told.append(step([loader.batch(0, s, g) for g in range(2)], update=s + 1, notes=notes))
-    assert told[0] is None
-    assert [row[1:] for row in told[1:] if row] == [[1.0, 0.0, 0.5], [1.0, 1.0, 0.5]]  # first the scale: there is none
-    last = step.flush()
+        flags = partial(list, [float(s), 0.5])
+        results.append(step([loader.batch(0, s, g) for g in range(2)], update=s + 1, flags=flags))
+    assert results[0] is None
+    assert [result[1:] for result in results[1:] if result] == [
+        (1.0, (0.0, 0.5)),
+        (1.0, (1.0, 0.5)),
+    ]  # there is no scale
+    last = step.last_result()
     assert last is not None
-    assert last[1:] == [1.0, 2.0, 0.5]
-    assert step.flush() is None
+    assert last[1:] == (1.0, (2.0, 0.5))
+    assert step.last_result() is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -90,11 +93,11 @@ def test_every_number_format_learns(dtype: torch.dtype) -> None:
     for s in range(8):
         step([loader.batch(0, 0, g) for g in range(2)], update=s + 1)
         if s == 1:
-            first = step.flush()
-    last = step.flush()
+            first = step.last_result()
+    last = step.last_result()
     assert first is not None
     assert last is not None
-    assert last[0] < first[0]
+    assert last.loss < first.loss
 
 
 def test_gradients_are_clipped() -> None:
@@ -126,7 +129,7 @@ def test_out_of_memory_says_what_to_set() -> None:
 
     recipe = fakes.recipe(opt="sgd")
     step = make_step(recipe, Greedy(2, 2))
-    with pytest.raises(DeviceError, match=r"16 images of 32 × 32 pixels: --set batch_size=8"):
+    with pytest.raises(DeviceError, match=r"16 images of 32 × 32 pixels: --set micro_batch_size=8"):
         step([fakes.FakeTrainLoader(recipe).batch(0, 0, 0)], update=1)
 
 
@@ -156,9 +159,9 @@ def test_the_host_does_not_wait_for_the_gpu() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for s in range(3):
-            step(groups, update=s + 2, notes=lambda: [0.0, 1.0])
+            step(groups, update=s + 2, flags=lambda: [0.0, 1.0])
     finally:
         torch.cuda.set_sync_debug_mode(before)
-    told = step.flush()
-    assert told is not None
-    assert told[1:] == [1.0, 0.0, 1.0]
+    result = step.last_result()
+    assert result is not None
+    assert result[1:] == (1.0, (0.0, 1.0))

@@ -25,7 +25,7 @@ SMALL = {
     "warmup_epochs": 0,
     "amp_dtype": "float32",
 }
-ODD = ("grey", "cmyk", "png", "truncated", "empty", "text")
+ODD = ("gray", "cmyk", "png", "truncated", "empty", "text")
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_the_same_seed_gives_the_same_run(options: TrainOptions) -> None:
 
 
 def test_non_square_images_and_small_passes(options: TrainOptions) -> None:
-    wide = with_recipe(options, epochs=1, img_size=[32, 48], test_img_size=[48, 64], batch_size=3)
+    wide = with_recipe(options, epochs=1, img_size=[32, 48], test_img_size=[48, 64], micro_batch_size=3)
     assert train(wide).outcome.last is not None
 
 

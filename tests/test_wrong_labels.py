@@ -37,7 +37,7 @@ def table(folder: Path, labels: list[str], head: str = "path,label\n") -> ImageI
 
 
 @pytest.mark.parametrize("missing", ["", "nan", "-1", "NaN", " "])
-def test_unlabelled_rows_are_skipped_and_counted(missing: str, six: Path) -> None:
+def test_unlabeled_rows_are_skipped_and_counted(missing: str, six: Path) -> None:
     index = table(six, ["0", "1", "2", "0", missing, "2"])
     assert labels_in(index) == {"0.jpg": 0, "3.jpg": 0, "1.jpg": 1, "2.jpg": 2, "5.jpg": 2}
     assert index.classes == ("0", "1", "2")
@@ -215,8 +215,8 @@ def test_index_refuses_what_train_refuses(image_tree: ImageTree, write_image: Wr
     assert flat.returncode == 2
     assert "no class folders" in flat.stderr
     (tmp_path / "l.txt").write_text("v1.jpg class1\n")
-    labelled = run_index(root, "--val-labels", tmp_path / "l.txt")
-    assert (labelled.returncode, "images    1 " in labelled.stdout) == (0, True), labelled.stderr
+    labeled = run_index(root, "--val-labels", tmp_path / "l.txt")
+    assert (labeled.returncode, "images    1 " in labeled.stdout) == (0, True), labeled.stderr
     write_image(root / "val" / "other" / "v2.jpg")
     other = run_index(root)
     assert other.returncode == 2

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-PARTS = ("mix", "forward", "loss", "backward", "optimiser")
+PARTS = ("mix", "forward", "loss", "backward", "optimizer")
 Mark = Callable[[str], None]
 
 
@@ -74,7 +74,7 @@ class MarkedScaler(torch.amp.GradScaler):
         return super().scale(outputs)
 
     def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
-        """As GradScaler's; the backward pass is done, and unscaling counts as the optimiser's."""
+        """As GradScaler's; the backward pass is done, and unscaling counts as the optimizer's."""
         self.mark("backward")
         return super().step(optimizer, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Feeds: what a contestant of the bench is asked for, and how each one is built.
+"""Feeds: what a candidate of the bench is asked for, and how each one is built.
 
 A feed hands out training batches for ever. Every one is built from the same `FeedSpec`: the same files, recipe, batch
 and number of CPU threads; how it goes about them is its own affair (`peers/`, `stages.py`).
@@ -23,10 +23,10 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, kw_only=True)
 class FeedSpec:
-    """One contestant, in plain values that travel to its process as JSON.
+    """One candidate, in plain values that travel to its process as JSON.
 
     Attributes:
-        kind: `rsbdali`, one of `peers.PEERS`, or `stage:<name>` (`stages.RUNGS`).
+        kind: `rsbdali`, one of `peers.PEERS`, or `stage:<name>` (`stages.STAGES`).
         root: folder of class folders.
         cache_dir: where the index of `root` is cached.
         recipe: `Recipe.to_dict()`; its global batch is one mix group of the bench's batch size.
@@ -54,7 +54,7 @@ class FeedSpec:
         return ImageIndex.load(Path(self.root), cache_dir=Path(self.cache_dir))
 
     def as_kind(self, kind: str, **recipe_values: Any) -> "FeedSpec":
-        """The same task for another contestant, with some recipe values changed."""
+        """The same task for another candidate, with some recipe values changed."""
         return dataclasses.replace(self, kind=kind, recipe=self.recipe | recipe_values)
 
 
@@ -70,7 +70,7 @@ class Feed(Protocol):
     note: str
 
     def deliver(self) -> Sized:
-        """The next batch, by its images: a tensor (N, 3, H, W) on the device, but for the lower rungs of the ladder."""
+        """The next batch, by its images: a tensor (N, 3, H, W) on the device, but for the first stages."""
 
     def close(self) -> None:
         """Stop threads and processes."""
@@ -92,7 +92,7 @@ class RsbdaliFeed:
         self._batches = forever(self._loader)
 
     def deliver(self) -> torch.Tensor:
-        """The next mix group: (N, 3, H, W) float32, mixed and normalised."""
+        """The next mix group: (N, 3, H, W) float32, mixed and normalized."""
         return next(self._batches).images
 
     def close(self) -> None:
@@ -114,10 +114,10 @@ class Loops(Protocol[T_co]):
 
 
 def check_batch(images: Sized, spec: FeedSpec) -> None:
-    """Refuse to time a feed whose output is no normalised training batch.
+    """Refuse to time a feed whose output is no normalized training batch.
 
     Raises:
-        RuntimeError: shape, device, range or spread are not those of a normalised batch.
+        RuntimeError: shape, device, range or spread are not those of a normalized batch.
     """
     assert isinstance(images, torch.Tensor)
     recipe, wanted = spec.load_recipe(), resolve_device(spec.device)
@@ -132,4 +132,4 @@ def check_batch(images: Sized, spec: FeedSpec) -> None:
     slack = 0.05  # float16 and rounding
     inside = low - slack <= found["min"] and found["max"] <= high + slack
     if not (bool(values.isfinite().all()) and inside and abs(found["mean"]) < 1.5 and found["std"] > 0.1):
-        raise RuntimeError(f"its batches are not normalised images: {found}")
+        raise RuntimeError(f"its batches are not normalized images: {found}")

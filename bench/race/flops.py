@@ -23,6 +23,6 @@ def flops_per_image(recipe: Recipe) -> int:
     return counter.get_total_flops() // ROWS
 
 
-def utilisation(flops: float, images_per_s: float, peak: float) -> float:
-    """Share of the device's operations a second that the model's own make up (model FLOPs utilisation)."""
+def utilization(flops: float, images_per_s: float, peak: float) -> float:
+    """Share of the device's operations a second that the model's own make up (model FLOPs utilization)."""
     return flops * images_per_s / peak

@@ -53,7 +53,7 @@ def cases(recipe: Recipe, rows: int, device: torch.device, only: str | None = No
     """All cases, one after the other; each is built when it is its turn, and its memory is free afterwards.
 
     Args:
-        recipe: train size, mean, std, RandAugment, loss, model and optimiser.
+        recipe: train size, mean, std, RandAugment, loss, model and optimizer.
         rows: N of a batch.
         device: where.
         only: one of `GROUPS`; None for all.
@@ -154,7 +154,7 @@ def _losses(recipe: Recipe, rows: int, device: torch.device) -> Iterator[Case]:
         yield Case(name="BCE, forward and backward", dtype=name_of(dtype), bytes=nbytes, calls=calls)
 
 
-def _optimisers(recipe: Recipe, _: int, device: torch.device) -> Iterator[Case]:
+def _optimizers(recipe: Recipe, _: int, device: torch.device) -> Iterator[Case]:
     from timm.optim import create_optimizer_v2
 
     model = create_model(recipe, NUM_CLASSES).to(device)
@@ -194,6 +194,6 @@ GROUPS: dict[str, Callable[[Recipe, int, torch.device], Iterator[Case]]] = {
     "randaugment": _randaugments,
     "mix": _mixes,
     "bce": _losses,
-    "lamb": _optimisers,
+    "lamb": _optimizers,
     "warp": _image_ops,
 }

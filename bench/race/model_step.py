@@ -21,7 +21,7 @@ def measure_model(recipe: Recipe, *, batch_size: int, device: str, seconds: floa
     """Time training steps of `recipe.model` on a batch that is mixed already, in three windows of `seconds` together.
 
     Args:
-        recipe: model, train size, optimiser, loss, amp_dtype.
+        recipe: model, train size, optimizer, loss, amp_dtype.
         batch_size: images a step; at most 16 on a CPU.
         device: `cpu` or `cuda`.
         seconds: how long to measure (a window holds two steps at least).

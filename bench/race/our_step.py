@@ -11,27 +11,29 @@ from rsbdali.bench.measure.phases import Mark, MarkedScaler, marked_forward, unm
 from rsbdali.bench.race.synthetic import NUM_CLASSES, Synthetic
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
-from rsbdali.training.acceleration import PLAIN, Switches, make_step
+from rsbdali.training.acceleration import PLAIN, Acceleration, make_step
 from rsbdali.training.model import create_model
 from rsbdali.training.optim import create_optimizer
 from rsbdali.training.precision import amp_dtype
 
 
 class OurStep:
-    """One optimiser step of ours at each call.
+    """One optimizer step of ours at each call.
 
     Args:
-        recipe: from `synthetic.step_recipe`: model, sizes, optimiser, loss, amp_dtype.
+        recipe: from `synthetic.step_recipe`: model, sizes, optimizer, loss, amp_dtype.
         device: of the model and the batches.
-        mixed: mix and normalise a uint8 batch for each step, as training does; else all steps take one mixed batch.
-        switches: torch.compile and CUDA graphs, as in training.
+        mixed: mix and normalize a uint8 batch for each step, as training does; else all steps take one mixed batch.
+        acceleration: torch.compile and CUDA graphs, as in training.
 
     Attributes:
         model: what is trained.
         batch: the one batch of all steps; None where each has its own.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, *, mixed: bool = True, switches: Switches = PLAIN) -> None:
+    def __init__(
+        self, recipe: Recipe, device: torch.device, *, mixed: bool = True, acceleration: Acceleration = PLAIN
+    ) -> None:
         dtype = amp_dtype(recipe.amp_dtype, device)
         self._rows = recipe.global_batch_size
         self.model: nn.Module = create_model(recipe, NUM_CLASSES).to(device).train()
@@ -42,7 +44,7 @@ class OurStep:
             optimizer,
             self._scaler,
             recipe,
-            switches=switches,
+            acceleration=acceleration,
             device=device,
             amp_dtype=dtype,
             world=World(),
@@ -59,7 +61,7 @@ class OurStep:
             batch = self._data.mixed()
             self._mark("mix")
         self._train([batch], update=next(self._updates))
-        self._mark("optimiser")
+        self._mark("optimizer")
         return self._rows
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Was it for want of GPU memory that a contestant failed? By what torch, cuBLAS, cuDNN, nvJPEG and DALI say then."""
+"""Was it for want of GPU memory that a candidate failed? By what torch, cuBLAS, cuDNN, nvJPEG and DALI say then."""
 
 import re
 from collections.abc import Iterator

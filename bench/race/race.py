@@ -1,10 +1,10 @@
-"""Contestants side by side: started one after another, then measured in interleaved rounds."""
+"""Candidates side by side: started one after another, then measured in interleaved rounds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from rsbdali.bench.measure.meter import Round
-from rsbdali.bench.race.contestant import Contestant, ContestantFailed
+from rsbdali.bench.race.candidate import Candidate, CandidateFailed
 from rsbdali.bench.race.feeds import FeedSpec
 
 Say = Callable[[str], None]
@@ -15,27 +15,27 @@ def forget(_: Mapping[str, Sequence[Round]]) -> None:
     """Keeps nothing of a race that is not finished."""
 
 
-def start(specs: Sequence[FeedSpec], skipped: dict[str, str], stack: ExitStack, say: Say) -> list[Contestant]:
-    """Start contestants, all at once; a peer that fails is noted as skipped, ours is an error."""
+def start(specs: Sequence[FeedSpec], skipped: dict[str, str], stack: ExitStack, say: Say) -> list[Candidate]:
+    """Start candidates, all at once; a peer that fails is noted as skipped, ours is an error."""
     launched, started = [], []
     for spec in specs:
         say(f"starting {spec.kind}")
-        launched.append(Contestant(spec))
+        launched.append(Candidate(spec))
         stack.callback(launched[-1].close)
-    for contestant in launched:
+    for candidate in launched:
         try:
-            contestant.ready()
-        except ContestantFailed as failure:
-            if contestant.name.startswith("rsbdali"):
+            candidate.ready()
+        except CandidateFailed as failure:
+            if candidate.name.startswith("rsbdali"):
                 raise
-            skipped[contestant.name] = failure.reason
+            skipped[candidate.name] = failure.reason
             continue
-        started.append(contestant)
+        started.append(candidate)
     return started
 
 
 def race(
-    contestants: list[Contestant],
+    candidates: list[Candidate],
     rounds: int,
     seconds: float,
     skipped: dict[str, str],
@@ -45,27 +45,27 @@ def race(
     """Interleaved rounds by name. A peer that fails in mid-race is taken out; ours failing is an error.
 
     Args:
-        contestants: started.
+        candidates: started.
         rounds: of each.
         seconds: length of a round.
         skipped: gets the reason of each that is taken out.
         say: told in a line what was measured.
         keep: told the rounds so far each time all have had one more, so that an interrupted race leaves them.
     """
-    found: dict[str, list[Round]] = {c.name: [] for c in contestants}
+    found: dict[str, list[Round]] = {c.name: [] for c in candidates}
     for number in range(rounds):
-        for contestant in contestants:
-            if contestant.name not in found:
+        for candidate in candidates:
+            if candidate.name not in found:
                 continue
             try:
-                result = contestant.round(seconds)
-            except ContestantFailed as failure:
-                if contestant.name.startswith("rsbdali"):
+                result = candidate.round(seconds)
+            except CandidateFailed as failure:
+                if candidate.name.startswith("rsbdali"):
                     raise
-                skipped[contestant.name] = failure.reason
-                del found[contestant.name]
+                skipped[candidate.name] = failure.reason
+                del found[candidate.name]
                 continue
-            found[contestant.name].append(result)
-            say(f"round {number + 1}/{rounds}: {contestant.name} {result.images_per_s:,.0f} images/s")
+            found[candidate.name].append(result)
+            say(f"round {number + 1}/{rounds}: {candidate.name} {result.images_per_s:,.0f} images/s")
         keep(found)
     return found

@@ -1,10 +1,10 @@
-"""Where the time of an image goes: the data path built up rung by rung, each rung measured like a contestant.
+"""Where the time of an image goes: the data path built up stage by stage, each stage measured like a candidate.
 
-    read → decode → crop+resize → RandAugment → mix+normalise → on device
+    read → decode → crop+resize → RandAugment → mix+normalize → on device
 
-A rung runs everything up to and including its stage; what a stage costs is the difference to the rung below it. The
-decode rung alone is the ceiling of any loader that starts from these JPEGs. read is the loader's reading threads,
-decode a bare DALI graph behind them with the plan's own windows; the rungs above are the executor itself with less
+A candidate runs everything up to and including its stage; what a stage costs is the difference to the candidate before.
+The decode stage alone is the ceiling of any loader that starts from these JPEGs. read is the loader's reading threads,
+decode a bare DALI graph behind them with the plan's own windows; the stages above are the executor itself with less
 asked of it.
 """
 
@@ -21,7 +21,7 @@ from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import resolve_device
 from rsbdali.loader.train import create_executor
 from rsbdali.ops.mix import mix_normalize
-from rsbdali.pipelines.dali_queue import Fields, Runner
+from rsbdali.pipelines.dali_queue import Fields, PipelineQueue
 from rsbdali.pipelines.decode import decode, decode_window, gpu_settings
 from rsbdali.pipelines.encoded import EncodedInput, PendingImages
 from rsbdali.pipelines.executor import ImageSource
@@ -45,7 +45,7 @@ class Mode:
     fancy: bool = True
 
 
-# Variants of the decode rung, for `decode_modes`. The engine may not know fancy upsampling: with and without, by load.
+# Variants of the decode stage, for `decode_modes`. The engine may not know fancy upsampling: with and without, by load.
 LOADS = (0.0, 0.3, 0.65, 0.9, 1.0)
 CPU_MODES = {"decode-cpu": Mode(place="cpu", roi=True), "decode-cpu-full": Mode(place="cpu")}
 GPU_MODES = {
@@ -55,7 +55,7 @@ GPU_MODES = {
 }
 
 
-def build_rung(spec: FeedSpec) -> Feed:
+def build_stage(spec: FeedSpec) -> Feed:
     """The feed of `stage:<name>`."""
     name = spec.kind.removeprefix("stage:")
     if name == "on device":
@@ -66,7 +66,7 @@ def build_rung(spec: FeedSpec) -> Feed:
         return DecodeRung(spec, name)
     if name == "crop+resize":
         spec = spec.as_kind(spec.kind, aa=None)
-    return ExecutorRung(spec, mixed=name == "mix+normalise")
+    return ExecutorRung(spec, mixed=name == "mix+normalize")
 
 
 def _plans(spec: FeedSpec, index: ImageIndex) -> Iterator[BatchPlan]:
@@ -116,36 +116,36 @@ class DecodeRung:
         self._plans, self._rows = _plans(spec, index), spec.batch_size
         self._input = EncodedInput(index, spec.workers)
         graph = decode_graph(mode, index)
-        self._runner = Runner(graph, rows=spec.batch_size, device=device, num_threads=spec.workers)
+        self._queue = PipelineQueue(graph, rows=spec.batch_size, device=device, num_threads=spec.workers)
         for _ in range(PREFETCH):
             self._submit()
 
     def deliver(self) -> Sized:
         """As many numbers as the next batch has images; its pixels are dropped."""
         self._submit()
-        self._runner.collect()
+        self._queue.collect()
         return range(self._rows)
 
     def close(self) -> None:
         """Let go of the pipeline and the threads."""
-        self._runner.close()
+        self._queue.close()
         self._input.close()
 
     def _submit(self) -> None:
         plan = next(self._plans)
         window = [plan.crop_N4[:, :2], plan.crop_N4[:, 2:]] if self._roi else []
-        self._runner.submit([self._input(plan.sample_N), *window])
+        self._queue.submit([self._input(plan.sample_N), *window])
 
 
 def mode_of(name: str, device: torch.device) -> Mode:
-    """The mode of a rung by its name; plain `decode` is what the executors do: whole images on a GPU, windows else."""
+    """The mode of a stage by its name; plain `decode` is what the executors do: whole images on a GPU, windows else."""
     if name == "decode":
         return Mode(place="gpu") if device.type == "cuda" else CPU_MODES["decode-cpu"]
     return {**CPU_MODES, **GPU_MODES}[name]
 
 
 def decode_graph(mode: Mode, index: ImageSource) -> Callable[[Callable[[], Fields]], Any]:
-    """The DALI graph of a decode rung, as a function of its source: encoded images, and windows if it takes them."""
+    """The DALI graph of a decode stage, as a function of its source: encoded images, and windows if it takes them."""
     on_gpu = mode.place == "gpu"
     settings = gpu_settings(index, mode.load) | {"jpeg_fancy_upsampling": mode.fancy} if on_gpu else {}
 
@@ -162,7 +162,7 @@ def decode_graph(mode: Mode, index: ImageSource) -> Callable[[Callable[[], Field
 
 
 class ExecutorRung:
-    """The executor with the recipe it is given, its batches mixed and normalised or left as they come."""
+    """The executor with the recipe it is given, its batches mixed and normalized or left as they come."""
 
     def __init__(self, spec: FeedSpec, *, mixed: bool) -> None:
         self.ready, self.note = 2 * PREFETCH + 1, ""

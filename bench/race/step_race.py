@@ -1,4 +1,4 @@
-"""The contestants of bench-step: how each is made, and their rounds side by side in one process."""
+"""The candidates of bench-step: how each is made, and their rounds side by side in one process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from rsbdali.bench.race.out_of_memory import OUT_OF_MEMORY, out_of_memory
 from rsbdali.bench.race.race import Keep, forget
 from rsbdali.errors import DeviceError
 from rsbdali.recipe import Recipe
-from rsbdali.training.acceleration import OFF, PLAIN, Switches
+from rsbdali.training.acceleration import OFF, PLAIN, Acceleration
 
 Say = Callable[[str], None]
 OURS = "rsbdali"
@@ -34,58 +34,58 @@ class Entry:
     Attributes:
         team: `rsbdali` or a peer.
         mixed: whether the batch is mixed in each step.
-        switches: torch.compile, and for ours CUDA graphs.
+        acceleration: torch.compile, and for ours CUDA graphs.
     """
 
     team: str
     mixed: bool
-    switches: Switches = PLAIN
+    acceleration: Acceleration = PLAIN
 
     @property
     def name(self) -> str:
         """The team, and what is different from its plain step."""
-        compiled, graphed = self.switches.torch_compile != OFF, self.switches.cuda_graph
+        compiled, graphed = self.acceleration.torch_compile != OFF, self.acceleration.cuda_graph
         words = {"nomix": not self.mixed, "compile": compiled, "graph": graphed}
         return "-".join([self.team, *(word for word, holds in words.items() if holds)])
 
     @property
     def is_plain(self) -> bool:
         """Whether it is neither compiled nor captured."""
-        return self.switches == PLAIN
+        return self.acceleration == PLAIN
 
     @property
     def note(self) -> str:
         """What a reader should know of it."""
         said = [NOTES[self.team if self.mixed else f"{self.team}-nomix"]]
-        if self.switches.torch_compile != OFF:
-            said.append(f"torch.compile {self.switches.torch_compile}")
-        if self.switches.cuda_graph:
+        if self.acceleration.torch_compile != OFF:
+            said.append(f"torch.compile {self.acceleration.torch_compile}")
+        if self.acceleration.cuda_graph:
             said.append("as CUDA graphs")
         return "; ".join(said)
 
     def build(self, recipe: Recipe, device: torch.device) -> Markable:
-        """The step, with its own model and optimiser."""
+        """The step, with its own model and optimizer."""
         if self.team == OURS:
-            return OurStep(recipe, device, mixed=self.mixed, switches=self.switches)
+            return OurStep(recipe, device, mixed=self.mixed, acceleration=self.acceleration)
         from rsbdali.bench.race.timm_step import TimmStep
 
-        mode = self.switches.torch_compile
+        mode = self.acceleration.torch_compile
         return TimmStep(recipe, device, mixed=self.mixed, compile_mode=None if mode == OFF else mode)
 
 
-def entries(peers: tuple[str, ...], switches: Switches = PLAIN) -> list[Entry]:
+def entries(peers: tuple[str, ...], acceleration: Acceleration = PLAIN) -> list[Entry]:
     """Who takes part, ours first: each with and without mixing, plain, and with each switch that was asked for.
 
     CUDA graphs of a whole step are ours alone; timm's way to them is torch.compile's reduce-overhead.
     """
     found = [Entry(team=team, mixed=mixed) for team in (OURS, *peers) for mixed in (True, False)]
-    if switches.torch_compile != OFF:
-        compiled = replace(switches, cuda_graph=False)
-        found += [replace(entry, switches=compiled) for entry in found]
-    if switches.cuda_graph:
-        found.append(Entry(team=OURS, mixed=True, switches=replace(switches, torch_compile=OFF)))
-    if switches.cuda_graph and switches.torch_compile != OFF:
-        found.append(Entry(team=OURS, mixed=True, switches=switches))
+    if acceleration.torch_compile != OFF:
+        compiled = replace(acceleration, cuda_graph=False)
+        found += [replace(entry, acceleration=compiled) for entry in found]
+    if acceleration.cuda_graph:
+        found.append(Entry(team=OURS, mixed=True, acceleration=replace(acceleration, torch_compile=OFF)))
+    if acceleration.cuda_graph and acceleration.torch_compile != OFF:
+        found.append(Entry(team=OURS, mixed=True, acceleration=acceleration))
     return found
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from rsbdali.distributed.devices import to_device
-from rsbdali.loader.train import TrainBatch
+from rsbdali.loader.batch import TrainBatch
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.plan.planner import Planner
@@ -21,7 +21,7 @@ SOURCE_SIZE = 500, 375  # width and height of a usual ImageNet photograph; nothi
 def step_recipe(recipe: Recipe, rows: int) -> Recipe:
     """The recipe with one mix group of `rows` rows a step, and each image once in it."""
     return dataclasses.replace(
-        recipe, global_batch_size=rows, mix_groups=1, batch_size=None, aug_repeats=0, mixup_off_epoch=0
+        recipe, global_batch_size=rows, mix_groups=1, micro_batch_size=None, aug_repeats=0, mixup_off_epoch=0
     )
 
 
@@ -51,7 +51,7 @@ class Synthetic:
         self._pool = BufferPool(shape, dtype)
 
     def mixed(self) -> TrainBatch:
-        """The next plan's mix of the noise, normalised: what the loader does to a batch on the training's device."""
+        """The next plan's mix of the noise, normalized: what the loader does to a batch on the training's device."""
         plan = next(self._plans)
         recipe, rows = self.recipe, (plan.partner_N, plan.lam_N, plan.box_N4)
         memory = None if self.device.type == "cuda" else self._pool.take().permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
 """timm's training step on synthetic data, in the order of its train.py (1.0.31) with --amp --channels-last.
 
-Its loss, its optimiser by its factory, its GradScaler where float16 asks for one. It reads the loss after every step,
-as train.py does. The batch is what its loader hands over: normalised float32, channels first, on the device.
+Its loss, its optimizer by its factory, its GradScaler where float16 asks for one. It reads the loss after every step,
+as train.py does. The batch is what its loader hands over: normalized float32, channels first, on the device.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from rsbdali.training.precision import amp_dtype, autocast
 
 
 class TimmStep:
-    """One optimiser step of timm's at each call.
+    """One optimizer step of timm's at each call.
 
     Args:
         recipe: from `synthetic.step_recipe`.
@@ -82,7 +82,7 @@ class TimmStep:
             self._optimizer.step()
         loss.item()
         self._optimizer.zero_grad()
-        self._mark("optimiser")
+        self._mark("optimizer")
         return self._rows
 
     def use(self, images_NCHW: torch.Tensor, targets_NC: torch.Tensor) -> None:

@@ -10,18 +10,18 @@ import numpy as np
 from rsbdali.bench.measure.meter import Round
 from rsbdali.bench.report.presence import Presence
 
-RUNGS = ("read", "decode", "crop+resize", "RandAugment", "mix+normalise", "on device")
+STAGES = ("read", "decode", "crop+resize", "RandAugment", "mix+normalize", "on device")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage's own cost, and the rung's rate with everything below it.
+    """One stage's own cost, and the rate of all stages up to it.
 
     Attributes:
-        name: of `RUNGS`.
+        name: of `STAGES`.
         cpu_us: CPU microseconds an image of this stage alone: the difference of two measurements.
-        below_noise: in one round at least the rung cost no more than the one below it, so `cpu_us` (which may be
-            negative) says nothing but that the stage costs little.
+        below_noise: in one round at least all up to this stage cost no more than all before it, so `cpu_us` (it may
+            be negative) says nothing but that the stage costs little.
         cumulative_cpu_us: of all stages up to this one.
         images_per_s: of all stages up to this one.
         gpu_us: GPU microseconds an image of this stage alone; None on a CPU.
@@ -35,21 +35,21 @@ class Stage:
     gpu_us: float | None
 
 
-def ladder(rungs: Sequence["LoaderFigures"], gpu_us: Sequence[float] | None) -> tuple[Stage, ...]:
-    """Stages from the rungs' rounds (lowest rung first, run in turns) and from what each keeps the GPU busy."""
-    gpu: list[float | None] = [None] * len(rungs) if gpu_us is None else list(np.diff(gpu_us, prepend=0.0))
-    own = np.diff([rung.cpu_us_per_image for rung in rungs], prepend=0.0)
-    least = np.diff([[r.cpu_us_per_image for r in rung.rounds] for rung in rungs], axis=0, prepend=0.0).min(axis=1)
+def stage_breakdown(stages: Sequence["LoaderFigures"], gpu_us: Sequence[float] | None) -> tuple[Stage, ...]:
+    """Each stage's own cost, from interleaved rounds of all stages up to it, and how long each keeps the GPU busy."""
+    gpu: list[float | None] = [None] * len(stages) if gpu_us is None else list(np.diff(gpu_us, prepend=0.0))
+    own = np.diff([stage.cpu_us_per_image for stage in stages], prepend=0.0)
+    least = np.diff([[r.cpu_us_per_image for r in stage.rounds] for stage in stages], axis=0, prepend=0.0).min(axis=1)
     return tuple(
         Stage(
-            name=rung.name.removeprefix("stage:"),
+            name=stage.name.removeprefix("stage:"),
             cpu_us=float(mine),
             below_noise=bool(min(mine, lowest) <= 0),
-            cumulative_cpu_us=rung.cpu_us_per_image,
-            images_per_s=rung.images_per_s.median,
+            cumulative_cpu_us=stage.cpu_us_per_image,
+            images_per_s=stage.images_per_s.median,
             gpu_us=on_gpu,
         )
-        for rung, mine, lowest, on_gpu in zip(rungs, own, least, gpu, strict=True)
+        for stage, mine, lowest, on_gpu in zip(stages, own, least, gpu, strict=True)
     )
 
 
@@ -69,7 +69,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderFigures:
-    """One contestant's rounds.
+    """One candidate's rounds.
 
     Attributes:
         name: rsbdali, timm, …
@@ -134,7 +134,7 @@ def ratios(pairs: Mapping[str, tuple[Sequence[Round], Sequence[Round]]]) -> tupl
 
 
 def overlap(ours: Sequence[Round], others: Sequence[Round]) -> bool:
-    """Whether the ranges of images/s of two contestants' rounds have a value in common, or are of one round alone."""
+    """Whether the ranges of images/s of two candidates' rounds have a value in common, or are of one round alone."""
     mine, theirs = (Spread.of([r.images_per_s for r in rounds]) for rounds in (ours, others))
     return len(ours) < 2 or (mine.min <= theirs.max and theirs.min <= mine.max)
 
@@ -160,12 +160,12 @@ class BenchReport:
     Attributes:
         machine: `machine.machine_record()`.
         config: what was measured: recipe, sizes, batch, workers, device, rounds, data.
-        results: a contestant each, ours first.
+        results: a candidate each, ours first.
         skipped: peers that did not take part, with the reason.
         ratio_to: our images/s by another's, round by round, median.
         cpu_ratio_to: another's CPU time an image by ours, round by round, median; without those too short to tell.
         warning: what makes the figures doubtful; may be empty.
-        stages: the ladder; empty when not asked for.
+        stages: the stage breakdown; empty when not asked for.
         model: the model's step; None when not asked for.
         verdict: a sentence.
     """

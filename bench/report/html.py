@@ -21,12 +21,12 @@ STYLE = """
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One bar: its name, value, what is written behind it, its colour; low and high draw a whisker."""
+    """One bar: its name, value, what is written behind it, its color; low and high draw a whisker."""
 
     name: str
     value: float
     text: str
-    colour: str
+    color: str
     low: float | None = None
     high: float | None = None
     start: float = 0.0
@@ -61,7 +61,7 @@ def _bar(bar: Bar, y: float, scale: float) -> str:
     end = x + max(bar.value, 0.0) * scale
     parts = [
         f'<text x="{LABEL - 12}" y="{middle + 5}" text-anchor="end">{escape(bar.name)}</text>',
-        f'<rect x="{x:.1f}" y="{y}" width="{max(end - x, 1.5):.1f}" height="{BAR}" rx="3" fill="{bar.colour}"/>',
+        f'<rect x="{x:.1f}" y="{y}" width="{max(end - x, 1.5):.1f}" height="{BAR}" rx="3" fill="{bar.color}"/>',
     ]
     if bar.low is not None and bar.high is not None:
         low, high = LABEL + bar.low * scale, LABEL + bar.high * scale
@@ -81,11 +81,11 @@ def _rates(report: dict[str, Any]) -> str:
     ceiling = next((s for s in report["stages"] if s["name"] == "decode"), None)
     if ceiling:
         text = f"{ceiling['images_per_s']:,.0f} the ceiling"
-        bars.append(Bar(name="decode alone", value=ceiling["images_per_s"], text=text, colour=OTHER))
+        bars.append(Bar(name="decode alone", value=ceiling["images_per_s"], text=text, color=OTHER))
     if model := report["model"]:
         text = f"{model['median']:,.0f} takes, batch {model['batch_size']}, {model['dtype']}"
         bars.append(
-            Bar(name=model["name"], value=model["median"], text=text, colour=MODEL, low=model["min"], high=model["max"])
+            Bar(name=model["name"], value=model["median"], text=text, color=MODEL, low=model["min"], high=model["max"])
         )
     subtitle = "medians; the line: least to most; ratios: round by round"
     return html.section("Images a second", subtitle, chart(bars, "images a second") + _footnotes(report))
@@ -94,8 +94,8 @@ def _rates(report: dict[str, Any]) -> str:
 def _rate_bar(result: dict[str, Any], ratio: float | None) -> Bar:
     rate = result["images_per_s"]
     text = _versus(f"{rate['median']:,.0f}", "images/s", ratio)
-    colour = OURS if result["name"].startswith("rsbdali") else OTHER
-    return Bar(name=result["name"], value=rate["median"], text=text, colour=colour, low=rate["min"], high=rate["max"])
+    color = OURS if result["name"].startswith("rsbdali") else OTHER
+    return Bar(name=result["name"], value=rate["median"], text=text, color=color, low=rate["min"], high=rate["max"])
 
 
 def _versus(value: str, unit: str, ratio: float | None) -> str:
@@ -106,10 +106,10 @@ def _versus(value: str, unit: str, ratio: float | None) -> str:
 def _footnotes(report: dict[str, Any]) -> str:
     notes = [f"{r['name']}: {r['note']}" for r in report["results"] if r["note"]]
     notes += [f"{name} did not take part: {why}" for name, why in report["skipped"].items()]
-    if "spread" in report["ratio_to"]:
-        by_cpu = report["cpu_ratio_to"].get("spread")
+    if "across_ranks" in report["ratio_to"]:
+        by_cpu = report["cpu_ratio_to"].get("across_ranks")
         more = f", {by_cpu:.2f} × by CPU-µs" if by_cpu else ""
-        notes.append(f"decoding once (local) gives {report['ratio_to']['spread']:.2f} × spread{more}")
+        notes.append(f"decoding once (local) gives {report['ratio_to']['across_ranks']:.2f} × across_ranks{more}")
     return "".join(f"<p class=note>{escape(note)}</p>" for note in notes)
 
 
@@ -119,7 +119,7 @@ def _costs(report: dict[str, Any]) -> str:
             name=r["name"],
             value=r["cpu_us_per_image"],
             text=_versus(f"{r['cpu_us_per_image']:,.0f}", "µs", report["cpu_ratio_to"].get(r["name"])),
-            colour=OURS if r["name"].startswith("rsbdali") else OTHER,
+            color=OURS if r["name"].startswith("rsbdali") else OTHER,
         )
         for r in report["results"]
     ]
@@ -136,7 +136,7 @@ def _stages(report: dict[str, Any]) -> str:
             value=s["cpu_us"],
             start=max(0.0, s["cumulative_cpu_us"] - max(s["cpu_us"], 0.0)),
             text=_cost(s),
-            colour=OURS,
+            color=OURS,
         )
         for s in report["stages"]
     ]

@@ -1,4 +1,4 @@
-"""What a contestant had of the machine while it was measured, and a warning where other programs had much of it."""
+"""What a candidate had of the machine while it was measured, and a warning where other programs had much of it."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ class Presence:
     """Shares of wall clock × cores, over all rounds together.
 
     Attributes:
-        cpu_share: CPU time of the contestant. Little of it without `others_share` means that it waited by itself.
+        cpu_share: CPU time of the candidate. Little of it without `others_share` means that it waited by itself.
         others_share: CPU time of all other programs, the kernel's own work included.
         load: the machine's load average over a minute, median over rounds.
     """
@@ -37,7 +37,7 @@ class Presence:
 
 
 def busy_warning(presence_of: Mapping[str, Presence]) -> str:
-    """A sentence on the contestants, by name, that did not have the machine to themselves; empty if all had."""
+    """A sentence on the candidates, by name, that did not have the machine to themselves; empty if all had."""
     disturbed = {name: p for name, p in presence_of.items() if p.others_share >= TAKEN}
     if not disturbed:
         return ""

@@ -18,11 +18,11 @@ def print_report(console: Console, report: BenchReport) -> None:
             console.print(f"{figures.name}: {figures.note}", style="dim", markup=False)
     for name, why in report.skipped.items():
         console.print(f"{name} did not take part: {why}", markup=False)
-    if "spread" in report.ratio_to:
-        local = report.ratio_to["spread"]
-        by_cpu = times(report.cpu_ratio_to.get("spread"))
+    if "across_ranks" in report.ratio_to:
+        local = report.ratio_to["across_ranks"]
+        by_cpu = times(report.cpu_ratio_to.get("across_ranks"))
         more = f", {by_cpu} by CPU-µs" if by_cpu else ""
-        console.print(f"decode once (aug_repeats_mode=local): {local:.2f} × spread{more}", markup=False)
+        console.print(f"decode once (aug_repeats_mode=decode_once): {local:.2f} × across_ranks{more}", markup=False)
     if report.stages:
         console.print(_stages(report.stages))
     if report.model:
@@ -46,7 +46,7 @@ def _loaders(report: BenchReport) -> Table:
         padding=0,
     )
     table.add_column("loader", overflow="fold")
-    ratios = ["by\nim/s", "by\nCPU-µs"] if report.ratio_to.keys() - {"spread"} else []
+    ratios = ["by\nim/s", "by\nCPU-µs"] if report.ratio_to.keys() - {"across_ranks"} else []
     for heading in ("images/s", "min – max", "CPU-µs", "of\ncores", "load", "wait\nms", "MiB", *ratios):
         table.add_column(heading, justify="right", no_wrap=True)
     for figures in report.results:

@@ -58,7 +58,7 @@ def _rates(record: dict[str, Any]) -> Table:
             figure(rate["median"]),
             f"{figure(rate['min'])} – {figure(rate['max'])}",
             f"{r['step_ms']:,.1f}",
-            f"{r['utilisation']:.0%}",
+            f"{r['utilization']:.0%}",
             f"{r['cpu_share']:.0%}",
             f"{r['load']:.1f}",
             times(record["ratio_to"].get(r["name"])),

@@ -1,4 +1,4 @@
-"""From figures to a sentence: does data hold training back, and what would mend it? A pure function."""
+"""From figures to a sentence: does data hold training back, and what would fix it? A pure function."""
 
 import math
 from collections.abc import Sequence

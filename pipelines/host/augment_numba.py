@@ -138,7 +138,7 @@ def _brightness(image_HWC: np.ndarray, factor: float) -> None:
 
 @kernel("void(u1[:, :, ::1], f4)")
 def _contrast(image_HWC: np.ndarray, factor: float) -> None:
-    """The other image is grey all over, as light as this one is on average."""
+    """The other image is gray all over, as light as this one is on average."""
     pixel_PC = image_HWC.reshape(image_HWC.size // 3, 3)
     total = 0
     for p in range(len(pixel_PC)):
@@ -156,10 +156,10 @@ def _color(image_HWC: np.ndarray, factor: float) -> None:
     for y in range(height):
         image_WC = image_HWC[y]
         for x in range(width):
-            grey = np.float32(_luma(image_WC[x, 0], image_WC[x, 1], image_WC[x, 2]))
-            grey_X[3 * x] = grey
-            grey_X[3 * x + 1] = grey
-            grey_X[3 * x + 2] = grey
+            gray = np.float32(_luma(image_WC[x, 0], image_WC[x, 1], image_WC[x, 2]))
+            grey_X[3 * x] = gray
+            grey_X[3 * x + 1] = gray
+            grey_X[3 * x + 2] = gray
         image_X = image_WC.reshape(3 * width)
         for x in range(3 * width):
             image_X[x] = _blend(grey_X[x], np.float32(image_X[x]), factor)

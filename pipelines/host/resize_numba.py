@@ -180,7 +180,7 @@ def _weigh_lines(
 
 @inner("void(u1[:, ::1], i8, i8, i8, u1[:, ::1])")
 def _lines_to_columns(image_HX: np.ndarray, top: int, last: int, start: int, block_SX: np.ndarray) -> None:
-    """Transpose: of each value of a line its 32 (LINES) neighbours below follow. Four lines make one word.
+    """Transpose: of each value of a line its 32 (LINES) neighbors below follow. Four lines make one word.
 
     The last line stands for those that are missing at the end.
     """

@@ -20,7 +20,7 @@ from rsbdali.errors import RsbdaliError
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="A round.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved with the peers'.")
 @click.option("--peers", help="Comma-separated: timm, torchvision, dali-basic, dali-exact, spdl, turboloader.")
-@click.option("--stages", is_flag=True, help="Add the ladder read → decode → … with CPU-µs per image.")
+@click.option("--stages", is_flag=True, help="Add the stage breakdown read → decode → … with CPU-µs per image.")
 @click.option("--against", metavar="MODEL", help="Measure this model's training step too, and say which one waits.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the record here.")
 @click.option("--report", "report_path", type=click.Path(path_type=Path), help="Write one HTML page here.")
@@ -59,7 +59,7 @@ def bench_step(recipe: str, overrides: tuple[str, ...], **rest: Any) -> None:
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Decode up to 200 of these images too.")
 def doctor(data: Path | None) -> int:
-    """Say what this machine can do, what is amiss, and how to mend it."""
+    """Say what this machine can do, what is wrong, and how to fix it."""
     from rsbdali.tools.doctor.checks import examine, print_findings
 
     return print_findings(Console(), examine(data))

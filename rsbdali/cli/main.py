@@ -31,7 +31,7 @@ def main() -> None:
         code = cli(arguments, prog_name="rsbdali", standalone_mode=False) or 0
         sys.stdout.flush()
     except RsbdaliError as error:
-        _fail("" if error.told_elsewhere else str(error), error.exit_code, debug)
+        _fail("" if error.reported_elsewhere else str(error), error.exit_code, debug)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code, debug)
     except click.Abort:

@@ -103,5 +103,5 @@ def validate(overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None
     if data is None:
         raise RsbdaliError("--data is missing: the folder with val/<class>/…")
     result = run(ValidateOptions(data=data, overrides=parse_overrides(overrides), **rest))
-    if World.from_env().is_primary:
+    if World.from_env().is_rank_zero:
         click.echo(result.line())

@@ -18,7 +18,7 @@ from rsbdali.atomic import write_atomically
 from rsbdali.data.sources.base import COLUMNS, Scan
 from rsbdali.errors import DataError
 
-VERSION = 3
+VERSION = 4
 log = logging.getLogger(__name__)
 
 

@@ -17,14 +17,14 @@ import numpy as np
 
 from rsbdali.data.header import Header
 from rsbdali.data.names import natural_key
-from rsbdali.data.sources.base import Found, Scan
+from rsbdali.data.sources.base import Entry, Scan
 from rsbdali.data.text import MOST_LABEL
 from rsbdali.errors import DataError
 
 
 def to_scan(
     what: str,
-    found: Sequence[Found],
+    found: Sequence[Entry],
     *,
     kind: str,
     shards: Sequence[str] = (),
@@ -46,11 +46,11 @@ def to_scan(
     Raises:
         DataError: labels that contradict each other.
     """
-    labelled = [f for f in found if f.class_name is not None or f.label is not None]
-    if labelled and len(labelled) < len(found):
-        notes = (*notes, f"{len(found) - len(labelled)} images without a label are left out")
-    kept = labelled or list(found)
-    names, label_F = ((), [-1] * len(kept)) if not labelled else _labels(what, kept, classes)
+    labeled = [f for f in found if f.class_name is not None or f.label is not None]
+    if labeled and len(labeled) < len(found):
+        notes = (*notes, f"{len(found) - len(labeled)} images without a label are left out")
+    kept = labeled or list(found)
+    names, label_F = ((), [-1] * len(kept)) if not labeled else _labels(what, kept, classes)
     order = sorted(range(len(kept)), key=lambda i: (label_F[i], natural_key(kept[i].place.path)))
     good = [i for i in order if not isinstance(kept[i].header, str)]
     failed = [(display(kept[i], shards), str(kept[i].header)) for i in order if isinstance(kept[i].header, str)]
@@ -82,12 +82,12 @@ def notes_on_classes(classes: Sequence[str], label_N: np.ndarray) -> tuple[str, 
     return tuple(notes)
 
 
-def display(found: Found, shards: Sequence[str]) -> str:
+def display(found: Entry, shards: Sequence[str]) -> str:
     """Name of an image relative to its source: `shard::path`, or the path of a file."""
     return f"{shards[found.place.shard]}::{found.place.path}" if found.place.shard >= 0 else found.place.path
 
 
-def _labels(what: str, found: Sequence[Found], classes: Sequence[str] | None) -> tuple[tuple[str, ...], Sequence[int]]:
+def _labels(what: str, found: Sequence[Entry], classes: Sequence[str] | None) -> tuple[tuple[str, ...], Sequence[int]]:
     """Class names in label order (none where only numbers are known), and each image's label."""
     numbers = [-1 if f.label is None else f.label for f in found]
     if max(numbers) > MOST_LABEL:
@@ -115,7 +115,7 @@ def _labels(what: str, found: Sequence[Found], classes: Sequence[str] | None) ->
     return names, [place[str(f.class_name)] for f in found]
 
 
-def _columns(found: Sequence[Found], labels: Sequence[int]) -> dict[str, np.ndarray]:
+def _columns(found: Sequence[Entry], labels: Sequence[int]) -> dict[str, np.ndarray]:
     columns = header_columns(
         [os.fsencode(f.place.path) for f in found],
         [f.place.nbytes for f in found],
@@ -140,7 +140,7 @@ def header_columns(
         "height_N": header_N4[:, 1].copy(),
         "nbytes_N": np.array(sizes, np.int64),
         "format_N": header_N4[:, 2].astype(np.uint8),
-        "care_N": header_N4[:, 3].astype(np.uint8),
+        "flags_N": header_N4[:, 3].astype(np.uint8),
         "path_bytes": np.frombuffer(b"".join(paths), np.uint8),
         "path_end_N": np.cumsum([len(path) for path in paths], dtype=np.int64),
     }

@@ -31,7 +31,7 @@ class Format(IntEnum):
     OTHER = 3
 
 
-class Care(IntFlag):
+class ImageFlags(IntFlag):
     """What is special about a file.
 
     CMYK: four ink components. OTHER_FORMAT: the content is not what the name says. NO_EOI: a JPEG without end-of-image
@@ -47,15 +47,15 @@ class Care(IntFlag):
 
 
 class Header(NamedTuple):
-    """Width and height in pixels as stored (EXIF orientation not applied), format, and `Care` flags."""
+    """Width and height in pixels as stored (EXIF orientation not applied), format, and `ImageFlags` flags."""
 
     width: int
     height: int
     format: Format
-    care: int
+    flags: int
 
 
-class NoImageError(Exception):
+class InvalidImageError(Exception):
     """The file is no image that can be used; the message says why."""
 
 
@@ -67,18 +67,18 @@ def read_header(path: str, nbytes: int) -> Header:
         nbytes: its size, known from the walk.
 
     Raises:
-        NoImageError: empty, unreadable, or no image.
+        InvalidImageError: empty, unreadable, or no image.
     """
     if nbytes == 0:
-        raise NoImageError("empty file")
+        raise InvalidImageError("empty file")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not block
     except OSError as error:
-        raise NoImageError(f"cannot be read: {error.strerror}") from error
+        raise InvalidImageError(f"cannot be read: {error.strerror}") from error
     try:
         header = _read_jpeg(partial(os.pread, descriptor), path, nbytes)
     except OSError as error:
-        raise NoImageError(f"cannot be read: {error.strerror}") from error
+        raise InvalidImageError(f"cannot be read: {error.strerror}") from error
     finally:
         os.close(descriptor)
     return header or _read_by_pillow(path, path)
@@ -93,16 +93,16 @@ def read_header_from(pread: Pread, name: str, nbytes: int) -> Header:
         nbytes: its size.
 
     Raises:
-        NoImageError: empty, cut short, or no image.
+        InvalidImageError: empty, cut short, or no image.
     """
     if nbytes == 0:
-        raise NoImageError("empty file")
+        raise InvalidImageError("empty file")
     header = _read_jpeg(pread, name, nbytes)
     if header is not None:
         return header
     whole = pread(nbytes, 0)
     if len(whole) < nbytes:
-        raise NoImageError(f"cut short: {len(whole)} of {nbytes} bytes are there")
+        raise InvalidImageError(f"cut short: {len(whole)} of {nbytes} bytes are there")
     return _read_by_pillow(BytesIO(whole), name)
 
 
@@ -112,12 +112,12 @@ def _read_jpeg(pread: Pread, name: str, nbytes: int) -> Header | None:
     found = _read_frame(pread, head, nbytes) if head.startswith(b"\xff\xd8\xff") else None
     if found is None:
         return None
-    width, height, care = found
-    return Header(width, height, Format.JPEG, care | _name_care(name, Format.JPEG))
+    width, height, flags = found
+    return Header(width, height, Format.JPEG, flags | _name_flags(name, Format.JPEG))
 
 
 def _read_frame(pread: Pread, head: bytes, nbytes: int) -> tuple[int, int, int] | None:
-    """Width, height and care of a JPEG; None where Pillow should look (an unusual frame, or none found)."""
+    """Width, height and flags of a JPEG; None where Pillow should look (an unusual frame, or none found)."""
     found = _find_frame(pread, head)
     if found is None:
         return None
@@ -126,8 +126,8 @@ def _read_frame(pread: Pread, head: bytes, nbytes: int) -> tuple[int, int, int] 
         return None
     if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
         return None  # Pillow refuses it as a decompression bomb
-    care = Care.CMYK | Care.CONVERT if components == 4 else 0
-    return width, height, care if _has_end(pread, nbytes, end) else care | Care.NO_EOI
+    flags = ImageFlags.CMYK | ImageFlags.CONVERT if components == 4 else 0
+    return width, height, flags if _has_end(pread, nbytes, end) else flags | ImageFlags.NO_EOI
 
 
 def _find_frame(pread: Pread, head: bytes) -> tuple[int, tuple[int, int, int, int]] | None:
@@ -165,10 +165,10 @@ def _has_end(pread: Pread, nbytes: int, after: int) -> bool:
     return END_OF_IMAGE in pread(nbytes - start, start)
 
 
-def _name_care(name: str, content: Format) -> int:
+def _name_flags(name: str, content: Format) -> int:
     extension = os.path.splitext(name)[1].lower()
     named = {".png": Format.PNG, ".webp": Format.WEBP}.get(extension, Format.JPEG)
-    return 0 if named == content else Care.OTHER_FORMAT
+    return 0 if named == content else ImageFlags.OTHER_FORMAT
 
 
 def _read_by_pillow(file: str | IO[bytes], name: str) -> Header:
@@ -177,19 +177,19 @@ def _read_by_pillow(file: str | IO[bytes], name: str) -> Header:
             format_name, (width, height), mode = image.format, image.size, image.mode
             deep = mode.startswith(("I", "F")) or _is_deep_png(image)
     except UnidentifiedImageError as error:
-        raise NoImageError("not an image") from error
+        raise InvalidImageError("not an image") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise NoImageError(f"header cannot be read: {error}") from error
+        raise InvalidImageError(f"header cannot be read: {error}") from error
     content = {"JPEG": Format.JPEG, "MPO": Format.JPEG, "PNG": Format.PNG, "WEBP": Format.WEBP}.get(
         format_name or "", Format.OTHER
     )
-    care = _name_care(name, content)
+    flags = _name_flags(name, content)
     # a JPEG comes here only when its frame is an unusual one
     if deep or mode == "CMYK" or content in (Format.JPEG, Format.OTHER):
-        care |= Care.CONVERT
-    return Header(width, height, content, care | (Care.CMYK if mode == "CMYK" else 0))
+        flags |= ImageFlags.CONVERT
+    return Header(width, height, content, flags | (ImageFlags.CMYK if mode == "CMYK" else 0))
 
 
 def _is_deep_png(image: Image.Image) -> bool:
-    # Pillow opens 16-bit colour as 8-bit, and keeps the raw mode only in its tiles
+    # Pillow opens 16-bit color as 8-bit, and keeps the raw mode only in its tiles
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))

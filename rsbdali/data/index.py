@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rsbdali.data import cache
-from rsbdali.data.header import Care
+from rsbdali.data.header import ImageFlags
 from rsbdali.data.image_parser import parse
 from rsbdali.data.labels import labels_of, read_class_map
 from rsbdali.data.levels import refuse_other_level
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class BadFile:
+class InvalidFile:
     """A file (absolute path) that was left out, and why."""
 
     path: str
@@ -51,7 +51,7 @@ class ImageIndex:
         height_N: int32.
         nbytes_N: int64, bytes of the encoded image.
         format_N: uint8, `header.Format` of the content.
-        care_N: uint8, `header.Care` flags.
+        flags_N: uint8, `header.ImageFlags` flags.
         path_bytes: uint8, all relative paths in a row.
         path_end_N: int64, where each path ends in `path_bytes`.
         shard_N: int32, place in `shards`; empty where every image is a file or an object.
@@ -71,7 +71,7 @@ class ImageIndex:
     height_N: np.ndarray
     nbytes_N: np.ndarray
     format_N: np.ndarray
-    care_N: np.ndarray
+    flags_N: np.ndarray
     path_bytes: np.ndarray
     path_end_N: np.ndarray
     reader: Reader = field(repr=False)
@@ -79,7 +79,7 @@ class ImageIndex:
     offset_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     name: str = ""
     shards: tuple[str, ...] = ()
-    bad: tuple[BadFile, ...] = ()
+    bad: tuple[InvalidFile, ...] = ()
     notes: tuple[str, ...] = ()
     cache_dir: Path | None = field(default=None, repr=False)
 
@@ -136,7 +136,7 @@ class ImageIndex:
             SourceError: the source does not answer.
         """
         stored = self.read_stored(i)
-        if not self.care_N[i] & Care.CONVERT and self._parses(i, stored):
+        if not self.flags_N[i] & ImageFlags.CONVERT and self._parses(i, stored):
             return np.frombuffer(stored, np.uint8)
         return self._copy(i, stored)
 
@@ -297,12 +297,12 @@ def _index(
     refuse_other_level(place.text, scan)
     for note in scan.notes:
         log.warning("%s: %s", place.text, note)
-    if copies := int((scan.columns["care_N"] & Care.CONVERT > 0).sum()):
+    if copies := int((scan.columns["flags_N"] & ImageFlags.CONVERT > 0).sum()):
         log.info(
             "%s: %d of %d images are read through an RGB copy, which Pillow makes at first use in %s",
             place.text,
             copies,
-            len(scan.columns["care_N"]),
+            len(scan.columns["flags_N"]),
             (cache_dir or cache.default_folder()) / "rgb",
         )
     names, label_N = labels_of(place.text, scan, classes, label_file, need_classes=need_classes)
@@ -313,7 +313,7 @@ def _index(
         classes=names,
         shards=scan.shards,
         reader=reader_of(scan, place, folder),
-        bad=tuple(BadFile(join(path), reason) for path, reason in scan.bad),
+        bad=tuple(InvalidFile(join(path), reason) for path, reason in scan.bad),
         cache_dir=cache_dir,
         notes=scan.notes,
         **columns,

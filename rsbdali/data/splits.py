@@ -8,7 +8,7 @@ from pathlib import Path
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.registry import storage_of
-from rsbdali.distributed.collectives import primary_first, together
+from rsbdali.distributed.collectives import on_all_ranks, rank_zero_first
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError
 
@@ -108,10 +108,10 @@ def load_indexes(
         DataError: a split is missing or cannot be used.
     """
     splits = "train", "val"
-    train_root, val_root = together(lambda: [find_split(data_dir, name) for name in splits], world)
-    train_index = primary_first(lambda first: ImageIndex.load(train_root, class_map=class_map, check=first), world)
+    train_root, val_root = on_all_ranks(lambda: [find_split(data_dir, name) for name in splits], world)
+    train_index = rank_zero_first(lambda first: ImageIndex.load(train_root, class_map=class_map, check=first), world)
     classes = train_index.classes
-    val_index = primary_first(
+    val_index = rank_zero_first(
         lambda first: ImageIndex.load(val_root, classes=classes, labels=val_labels, check=first), world
     )
     return train_index, val_index
@@ -142,7 +142,7 @@ def _in_files(place: Location, names: Sequence[str]) -> str | None:
 
 
 def _load(location: str | os.PathLike[str], world: World, classes: tuple[str, ...] | None = None) -> ImageIndex:
-    return primary_first(lambda first: ImageIndex.load(location, classes=classes, check=first), world)
+    return rank_zero_first(lambda first: ImageIndex.load(location, classes=classes, check=first), world)
 
 
 def _of_location(location: str, is_training: bool, world: World) -> ImageIndex:

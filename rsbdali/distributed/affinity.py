@@ -89,9 +89,9 @@ def machine() -> str:
 def share(places: Sequence[Place], rank: int) -> tuple[int, ...]:
     """The cores of one rank; a single one, with others on it, where there are fewer cores than ranks."""
     mine = places[rank]
-    neighbours = [p for p in places if p.machine == mine.machine]
-    everything = {core for p in neighbours for core in p.cores}
-    near_covers_all = {core for p in neighbours for core in p.near} == everything
+    neighbors = [p for p in places if p.machine == mine.machine]
+    everything = {core for p in neighbors for core in p.cores}
+    near_covers_all = {core for p in neighbors for core in p.near} == everything
     pools = [p.near if near_covers_all else p.cores for p in places]
     mates = [r for r, p in enumerate(places) if p.machine == mine.machine and pools[r] == pools[rank]]
     k, pool = mates.index(rank), pools[rank]

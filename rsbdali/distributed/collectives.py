@@ -19,14 +19,14 @@ def barrier(world: World) -> None:
         dist.barrier(group=patient_group())
 
 
-def sum_(tensor: torch.Tensor, world: World) -> torch.Tensor:
+def all_reduce_sum(tensor: torch.Tensor, world: World) -> torch.Tensor:
     """Sum a tensor over all processes in place, and return it. Does not wait for the GPU."""
     if world.size > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def from_primary(value: T, world: World) -> T:
+def broadcast_object(value: T, world: World) -> T:
     """Rank 0's plain value (text, numbers) on every rank."""
     if world.size == 1:
         return value
@@ -44,25 +44,25 @@ def from_all(value: T, world: World) -> list[T]:
     return box
 
 
-def primary_first(make: Callable[[bool], T], world: World) -> T:
-    """`make(True)` on rank 0, which may fill a cache; then `make(False)` on the others. Fails as `together` does."""
+def rank_zero_first(make: Callable[[bool], T], world: World) -> T:
+    """`make(True)` on rank 0, which may fill a cache; then `make(False)` on the others. Raises as `on_all_ranks`."""
     made: list[T] = []
 
     def take_turn(first: bool) -> None:
-        if first == world.is_primary:
+        if first == world.is_rank_zero:
             made.append(make(first))
 
-    together(lambda: take_turn(True), world)
-    together(lambda: take_turn(False), world)
+    on_all_ranks(lambda: take_turn(True), world)
+    on_all_ranks(lambda: take_turn(False), world)
     return made[0]
 
 
-def together(make: Callable[[], T], world: World) -> T:
+def on_all_ranks(make: Callable[[], T], world: World) -> T:
     """`make()` on every rank, and a mistake of the user on any of them ends all.
 
     Raises:
         RsbdaliError: from `make`. On ranks that it did not fail on, or failed on too, it is a copy of the first one's
-            that is not printed (`told_elsewhere`).
+            that is not printed (`reported_elsewhere`).
     """
     try:
         value, failure = make(), None
@@ -76,5 +76,5 @@ def together(make: Callable[[], T], world: World) -> T:
     if failure is not None and first == world.rank:
         raise failure
     copy = RsbdaliError(f"rank {first}: {message}")
-    copy.told_elsewhere, copy.exit_code = True, code
+    copy.reported_elsewhere, copy.exit_code = True, code
     raise copy from failure

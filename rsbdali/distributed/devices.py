@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rsbdali.distributed import neighbours
+from rsbdali.distributed import neighbors
 from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError
 
@@ -45,7 +45,7 @@ def default_threads(world: World | None = None) -> int:
         DeviceError: no launcher says how many ranks this node has, and not all ranks ask.
     """
     world = find_world(None, None, None) if world is None else world
-    return max(1, len(os.sched_getaffinity(0)) // neighbours.ranks_here(world))
+    return max(1, len(os.sched_getaffinity(0)) // neighbors.ranks_here(world))
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -70,8 +70,8 @@ def local_device(device: str, world: World) -> str:
         raise DeviceError(f"--device {device} under torchrun: use cuda, and each process takes its own GPU")
     count = torch.cuda.device_count()
     # srun --gpus-per-task=1 lets every rank see one GPU, its own
-    if world.local_rank is None or (count == 1 and world.local_rank > 0 and neighbours.joined(world)):
-        return f"cuda:{neighbours.current_gpu(world)}"
+    if world.local_rank is None or (count == 1 and world.local_rank > 0 and neighbors.joined(world)):
+        return f"cuda:{neighbors.current_gpu(world)}"
     if world.local_rank >= count:
         raise DeviceError(
             f"process {world.local_rank} of this node has no GPU: {count} here; lower torchrun's --nproc-per-node"
@@ -103,7 +103,7 @@ def find_world(distributed: bool | None, rank: int | None, world_size: int | Non
 
 def meeting(world: World) -> World:
     """The processes that can wait for each other: `world`, or this one alone where no process group joins them."""
-    return world if neighbours.joined(world) else World()
+    return world if neighbors.joined(world) else World()
 
 
 def find_device(device: str | torch.device, world: World) -> torch.device:

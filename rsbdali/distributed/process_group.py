@@ -60,7 +60,7 @@ def process_group(world: World, device: torch.device, timeout: timedelta = TIMEO
         _start(world, device, timeout)
         _patient = dist.new_group(timeout=max(timeout, PATIENCE), backend="gloo")
         try:
-            with _quiet_unless(world.is_primary):
+            with _quiet_unless(world.is_rank_zero):
                 yield
         finally:
             _patient = None

@@ -18,7 +18,7 @@ class World:
         rank: 0 … size − 1; rank 0 writes files and talks.
         size: number of processes W.
         local_rank: number of this process on its node, and of its GPU; None where no launcher says it.
-        local_size: number of processes on this node; None likewise (`distributed.neighbours` finds out).
+        local_size: number of processes on this node; None likewise (`distributed.neighbors` finds out).
         init_method: where they meet, as `init_process_group` takes it.
     """
 
@@ -29,7 +29,7 @@ class World:
     init_method: str = "env://"
 
     @property
-    def is_primary(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this process writes files and talks to the user."""
         return self.rank == 0
 

@@ -65,7 +65,7 @@ def create_loader(
 ) -> TupleLoader:
     """A loader of `(images, targets)`, with the argument names of `timm.data.create_loader` (`docs/LOADER.md` has all).
 
-    Images are (N, 3, H, W), channels_last, normalised, on the device. Targets are int64 (N,), or float32 (N, C) where
+    Images are (N, 3, H, W), channels_last, normalized, on the device. Targets are int64 (N,), or float32 (N, C) where
     images are mixed: by a recipe that mixes, or by timm's `FastCollateMixup` as `collate_fn`.
 
     Args:
@@ -75,14 +75,14 @@ def create_loader(
             in training, 256 in evaluation.
         is_training: training batches; else evaluation, in order.
         recipe: name, path or `Recipe` to take everything from that is not given here. None: timm's defaults, except
-            that colour jitter is off.
+            that color jitter is off.
         scale: bounds of the crop's share of the area.
         ratio: bounds of the crop's width / height.
         hflip: probability.
         auto_augment: timm's RandAugment string, or 'none'.
         num_aug_repeats: augmentations of an image in an epoch; without torchrun as well.
         interpolation: random (training), bilinear or bicubic.
-        crop_pct: share that the centre crop leaves, in evaluation.
+        crop_pct: share that the center crop leaves, in evaluation.
         mean: of the channels, as a share of 255.
         std: likewise.
         collate_fn: None, timm's `fast_collate`, or its `FastCollateMixup`, whose settings are taken over.
@@ -95,7 +95,7 @@ def create_loader(
         img_dtype: of the images; None: float32.
         channels_last: False makes images contiguous as (N, 3, H, W).
         use_prefetcher: False: on the CPU, unmixed, float32, as without timm's prefetcher.
-        output: 'uint8' leaves images as they are: neither mixed nor normalised.
+        output: 'uint8' leaves images as they are: neither mixed nor normalized.
         pad_eval: give ranks equal numbers of images, so that a few come twice, as in timm. False: each exactly once; a
             rank whose images run out yields an empty batch.
         seed: of all draws, the same on all ranks; None: the recipe's, 0 without one.
@@ -106,7 +106,7 @@ def create_loader(
         **others: timm's other arguments, with values that change nothing here.
 
     Raises:
-        RecipeError: an argument that cannot be honoured, by its name.
+        RecipeError: an argument that cannot be honored, by its name.
         DataError: the data is missing or not what it has to be.
         DeviceError: there is no such device.
     """
@@ -124,7 +124,7 @@ def create_loader(
     }
     settings = _recipe(recipe, timm_names, is_training)
     randaugment = RandAugmentPolicy.parse(settings.aa) is not None
-    refuse(others, is_training=is_training, randaugment=randaugment, honoured=create_loader.__annotations__)
+    refuse(others, is_training=is_training, randaugment=randaugment, honored=create_loader.__annotations__)
     settings, mix = _mixed(settings, _mix_of(collate_fn, is_training), num_classes)
     if seed is not None:
         settings = settings.with_overrides({"seed": seed})
@@ -189,13 +189,13 @@ def _mix_of(collate_fn: Callable[..., Any] | None, is_training: bool) -> _Mix:
         return _Mix({})
     if not isinstance(collate_fn, FastCollateMixup):
         name = getattr(collate_fn, "__name__", type(collate_fn).__name__)
-        raise RecipeError(f"collate_fn={name} cannot be honoured: only timm's FastCollateMixup is translated")
+        raise RecipeError(f"collate_fn={name} cannot be honored: only timm's FastCollateMixup is translated")
     if not is_training:
-        raise RecipeError("collate_fn=FastCollateMixup cannot be honoured in evaluation: nothing is mixed there")
+        raise RecipeError("collate_fn=FastCollateMixup cannot be honored in evaluation: nothing is mixed there")
     for name, plain in (("cutmix_minmax", None), ("correct_lam", True), ("multi_label", False)):
         if getattr(collate_fn, name) != plain:
             value = getattr(collate_fn, name)
-            raise RecipeError(f"FastCollateMixup's {name}={value!r} cannot be honoured: only {plain!r} is")
+            raise RecipeError(f"FastCollateMixup's {name}={value!r} cannot be honored: only {plain!r} is")
     overrides = {
         "mixup": collate_fn.mixup_alpha,
         "cutmix": collate_fn.cutmix_alpha,

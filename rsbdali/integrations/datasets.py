@@ -36,7 +36,7 @@ def open_index(data: Any, *, is_training: bool, world: World) -> ImageIndex:
 def _of_dataset(dataset: Any, world: World) -> ImageIndex:
     root, class_to_idx = _folder_of(dataset)
     if getattr(dataset, "target_transform", None) is not None:
-        raise DataError("dataset.target_transform cannot be honoured: labels are class numbers here")
+        raise DataError("dataset.target_transform cannot be honored: labels are class numbers here")
     names = sorted(class_to_idx, key=class_to_idx.__getitem__)
     if [class_to_idx[name] for name in names] != list(range(len(names))):
         raise DataError(f"{root}: the dataset's class map has gaps or names a class twice: one name a number is needed")
@@ -66,5 +66,5 @@ def _folder_of(dataset: Any) -> tuple[str, Mapping[str, int]]:
         raise DataError(f"timm's {type(dataset.reader).__name__} is not read here, only folders: give the location")
     for name, plain in (("load_bytes", False), ("input_img_mode", "RGB"), ("additional_features", None)):
         if getattr(dataset, name) != plain:
-            raise DataError(f"dataset.{name}={getattr(dataset, name)!r} cannot be honoured: only {plain!r} is")
+            raise DataError(f"dataset.{name}={getattr(dataset, name)!r} cannot be honored: only {plain!r} is")
     return str(dataset.reader.root), dataset.reader.class_to_idx

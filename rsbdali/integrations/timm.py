@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 4 -m rsbdali.integrations.timm train.py …
 
 `timm.data.create_loader` is replaced before the script is imported, so both of its loaders are ours, the one for
-training and the one for evaluation. What it asks for and we cannot honour ends it with a line that names the argument;
+training and the one for evaluation. What it asks for and we cannot honor ends it with a line that names the argument;
 `timm.data.create_naflex_loader` is replaced by such a line.
 """
 
@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import timm.data
 import torch
 
-from rsbdali.distributed.collectives import from_primary
+from rsbdali.distributed.collectives import broadcast_object
 from rsbdali.distributed.devices import find_world, meeting
 from rsbdali.distributed.world import World
 from rsbdali.errors import RsbdaliError
@@ -55,7 +55,7 @@ def _holders(name: str) -> list[ModuleType]:
 
 def _refuse_naflex(*_: Any, **__: Any) -> NoReturn:
     raise RsbdaliError(
-        "--naflex-loader (create_naflex_loader) cannot be honoured: rsbdali makes no batches of patches; leave it out, "
+        "--naflex-loader (create_naflex_loader) cannot be honored: rsbdali makes no batches of patches; leave it out, "
         "or run the script by itself"
     )
 
@@ -75,12 +75,12 @@ def _stand_in(theirs: Callable[..., Any]) -> Callable[..., TupleLoader]:
 
     @functools.wraps(theirs)
     def ours(*args: Any, **kwargs: Any) -> TupleLoader:
-        # bound by timm's own signature, so that a default of timm's that we cannot honour is refused as well
+        # bound by timm's own signature, so that a default of timm's that we cannot honor is refused as well
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         world = find_world(bound.arguments["distributed"], None, None)
         loader = create_loader(**bound.arguments, seed=_seed(world))
-        if world.is_primary:
+        if world.is_rank_zero:
             _tell(loader, is_training=bound.arguments["is_training"])
         return loader
 
@@ -89,7 +89,7 @@ def _stand_in(theirs: Callable[..., Any]) -> Callable[..., TupleLoader]:
 
 def _seed(world: World) -> int:
     """The seed that the script gave torch, of rank 0: ours has to be the same on all ranks."""
-    return from_primary(torch.initial_seed() % SEEDS, meeting(world))
+    return broadcast_object(torch.initial_seed() % SEEDS, meeting(world))
 
 
 def _tell(loader: TupleLoader, *, is_training: bool) -> None:
@@ -114,7 +114,7 @@ def run(script: str, arguments: Sequence[str]) -> None:
         arguments: its command line.
 
     Raises:
-        RsbdaliError: no such script, or it asks for something that we cannot honour.
+        RsbdaliError: no such script, or it asks for something that we cannot honor.
     """
     if not os.path.isfile(script):
         raise RsbdaliError(f"{script}: no such script")
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run(arguments[0], arguments[1:])
     except RsbdaliError as error:
-        if not error.told_elsewhere:
+        if not error.reported_elsewhere:
             sys.stderr.write(f"rsbdali: error: {error}\n")
         return error.exit_code
     return 0

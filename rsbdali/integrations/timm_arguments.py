@@ -1,6 +1,6 @@
 """timm's arguments. Its loader's: which are a recipe's settings by other names, which must stay as they are, and why.
 
-Nothing is ignored in silence: an argument is honoured, or has no bearing on a batch (`NO_BEARING` says why), or is
+Nothing is ignored in silence: an argument is honored, or has no bearing on a batch (`NO_BEARING` says why), or is
 refused by name as soon as timm would do something with it. Its train.py's: a recipe written as them, for
 `rsbdali recipe show a3 --as timm`.
 """
@@ -63,13 +63,13 @@ REFUSED = {
     "vflip": Refused((0,), "only horizontal flips are offered", evaluation=False),
     "color_jitter": Refused(
         (None, 0),
-        "colour jitter is not offered: give auto_augment='rand-…', which turns it off in timm too, or None",
+        "color jitter is not offered: give auto_augment='rand-…', which turns it off in timm too, or None",
         evaluation=False,
     ),
-    "grayscale_prob": Refused((None, 0), "no grey conversion is offered", evaluation=False),
+    "grayscale_prob": Refused((None, 0), "no gray conversion is offered", evaluation=False),
     "gaussian_blur_prob": Refused((None, 0), "no blur is offered", evaluation=False),
     "num_aug_splits": Refused((0,), "augmentation splits (AugMix) are not offered", evaluation=False),
-    "crop_mode": Refused((None, "", "center"), "only centre crops are offered", training=False),
+    "crop_mode": Refused((None, "", "center"), "only center crops are offered", training=False),
     "crop_border_pixels": Refused((None, 0), "no border is trimmed", training=False),
     "tf_preprocessing": Refused((False,), "TensorFlow's preprocessing is not offered"),
     "fp16": Refused((False,), "give img_dtype=torch.float16"),
@@ -96,14 +96,14 @@ NO_BEARING = {
 }
 
 
-def refuse(others: Mapping[str, Any], *, is_training: bool, randaugment: bool, honoured: Iterable[str]) -> None:
-    """Go through the arguments that are not honoured.
+def refuse(others: Mapping[str, Any], *, is_training: bool, randaugment: bool, honored: Iterable[str]) -> None:
+    """Go through the arguments that are not honored.
 
     Args:
         others: by name.
         is_training: of the loader.
-        randaugment: whether images are augmented, which turns colour jitter off (`transforms_imagenet_train`).
-        honoured: names of the arguments that are, for the hint at a misspelt one.
+        randaugment: whether images are augmented, which turns color jitter off (`transforms_imagenet_train`).
+        honored: names of the arguments that are, for the hint at a misspelt one.
 
     Raises:
         RecipeError: one of them is unknown, or would do something in timm.
@@ -112,11 +112,11 @@ def refuse(others: Mapping[str, Any], *, is_training: bool, randaugment: bool, h
         if name in NO_BEARING or (name == "color_jitter" and randaugment):
             continue
         if name not in REFUSED:
-            raise RecipeError(f"create_loader has no argument {name!r}{_nearest(name, [*honoured, *REFUSED])}")
+            raise RecipeError(f"create_loader has no argument {name!r}{_nearest(name, [*honored, *REFUSED])}")
         rule = REFUSED[name]
         counts = rule.training if is_training else rule.evaluation
         if counts and not _is_neutral(value, rule.neutral):
-            raise RecipeError(f"{name}={value!r} cannot be honoured: {rule.why}")
+            raise RecipeError(f"{name}={value!r} cannot be honored: {rule.why}")
 
 
 def with_arguments(recipe: Recipe, arguments: Mapping[str, Any], *, is_training: bool) -> Recipe:
@@ -165,7 +165,7 @@ def _size(value: Any) -> Any:
 
 
 def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
-    if isinstance(value, tuple | list):  # colour jitter takes one factor a component
+    if isinstance(value, tuple | list):  # color jitter takes one factor a component
         return all(_is_neutral(factor, neutral) for factor in value)
     return value in neutral
 
@@ -219,7 +219,7 @@ TRANSLATED = {
     "drop_path": ("drop_path",),
     "img_size": ("input_size",),
     "global_batch_size": ("batch_size", "grad_accum_steps"),
-    "batch_size": ("batch_size", "grad_accum_steps"),
+    "micro_batch_size": ("batch_size", "grad_accum_steps"),
     "amp_dtype": ("amp", "amp_dtype"),
     "dist_bn": ("dist_bn",),
     "eval_every": ("val_interval",),
@@ -259,7 +259,7 @@ def _batches(recipe: Recipe, world_size: int) -> tuple[int, int]:
     if rest:
         raise RecipeError(f"global_batch_size={recipe.global_batch_size} is no multiple of --world-size {world_size}")
     group = -(-recipe.global_batch_size // max(recipe.mix_groups, world_size))
-    most = min(group, recipe.batch_size or group)
+    most = min(group, recipe.micro_batch_size or group)
     passes = next(passes for passes in range(-(-rows // most), rows + 1) if rows % passes == 0)
     return rows // passes, passes
 
@@ -298,14 +298,14 @@ def _notes(recipe: Recipe, world_size: int, arguments: Mapping[str, Any]) -> Ite
     lambdas = world_size * arguments["grad_accum_steps"]
     if lambdas != recipe.mix_groups:
         yield (
-            f"timm draws one lambda for each forward pass of each GPU: {lambdas} an optimiser step here, where the "
+            f"timm draws one lambda for each forward pass of each GPU: {lambdas} an optimizer step here, where the "
             f"recipe has {recipe.mix_groups}"
         )
     if recipe.amp_dtype == "auto":
         yield "amp_dtype: auto is bfloat16 here, and on GPUs before Ampere (V100, T4) float16: change it for those"
     if recipe.aug_repeats > 1 and world_size == 1:
         yield "timm refuses aug_repeats without distributed training"
-    if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "local":
+    if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "decode_once":
         yield "timm has no aug_repeats_mode: an image is decoded anew for each repeat, on another GPU each"
     if recipe.bce_loss and not (recipe.mixup or recipe.cutmix or recipe.smoothing):
         yield "timm ignores bce_loss without mixup, cutmix and smoothing: this would train with cross entropy"

@@ -1,6 +1,6 @@
 """`(images, targets)` pairs of a loader, with what timm's, Lightning's and Accelerate's loops expect of one.
 
-Where the loader stands is three numbers: epoch, optimiser step, batch within the step. All random numbers follow from
+Where the loader stands is three numbers: epoch, optimizer step, batch within the step. All random numbers follow from
 them (`plan.py`), so a state of a few bytes takes up a pass in the middle, exactly.
 """
 
@@ -12,9 +12,10 @@ from typing import Any, Self
 import torch
 
 from rsbdali.errors import CheckpointError, RsbdaliError
+from rsbdali.loader.batch import EvalBatch, TrainBatch
 from rsbdali.loader.door import Door, NotPicklable
-from rsbdali.loader.eval import EvalBatch, EvalLoader
-from rsbdali.loader.train import TrainBatch, TrainLoader
+from rsbdali.loader.eval import EvalLoader
+from rsbdali.loader.train import TrainLoader
 from rsbdali.ops.bce import soft_targets
 
 STATE = {"epoch": int, "step": int, "part": int, "parts": int, "mixup_enabled": bool, "identity": dict}
@@ -97,7 +98,7 @@ class TupleLoader(NotPicklable):
 
     @property
     def batches_per_step(self) -> int:
-        """Batches for each optimiser step: 1, unless a recipe without `batch_size` has more mix groups than ranks."""
+        """Batches for each optimizer step: 1, unless a recipe without `batch_size` has more mix groups than ranks."""
         return self.loader.groups_per_step if isinstance(self.loader, TrainLoader) else 1
 
     @property
@@ -165,7 +166,7 @@ class TupleLoader(NotPicklable):
         self._compare(state, is_within=given > 0 and not is_end)
         parts = self.batches_per_step
         if state["part"] and state["parts"] != parts:
-            raise CheckpointError("the loader's state is within an optimiser step of another number of processes")
+            raise CheckpointError("the loader's state is within an optimizer step of another number of processes")
         self._at = self._next = state["epoch"], len(self) if is_end else state["step"] * parts + state["part"]
         self._loaded, self.mixup_enabled = True, state["mixup_enabled"]
 

@@ -1,8 +1,9 @@
 """Plans → batches on the device."""
 
 from rsbdali.distributed.devices import default_threads, resolve_device
-from rsbdali.loader.eval import EvalBatch, EvalLoader
-from rsbdali.loader.train import TrainBatch, TrainLoader, create_executor
+from rsbdali.loader.batch import EvalBatch, TrainBatch
+from rsbdali.loader.eval import EvalLoader
+from rsbdali.loader.train import TrainLoader, create_executor
 
 __all__ = [
     "EvalBatch",

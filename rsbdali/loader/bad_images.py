@@ -7,7 +7,7 @@ import numpy as np
 
 from rsbdali.data.index import ImageIndex
 from rsbdali.errors import DataError
-from rsbdali.loader.prefetcher import Feed
+from rsbdali.loader.prefetcher import Prefetcher
 from rsbdali.pipelines.executor import DecodedBatch
 from rsbdali.plan.planner import BatchPlan, Planner
 
@@ -61,7 +61,9 @@ class BadRows:
     def __init__(self, index: ImageIndex, planner: Planner, bad: BadImages) -> None:
         self._index, self._planner, self._bad = index, planner, bad
 
-    def replace(self, plan: BatchPlan, batch: DecodedBatch, feed: Feed[BatchPlan]) -> tuple[BatchPlan, DecodedBatch]:
+    def replace(
+        self, plan: BatchPlan, batch: DecodedBatch, prefetcher: Prefetcher[BatchPlan]
+    ) -> tuple[BatchPlan, DecodedBatch]:
         """The plan and its pixels without bad rows; only the rows replaced are made anew.
 
         Raises:
@@ -73,9 +75,9 @@ class BadRows:
                 return plan, DecodedBatch(images_NHWC, {})
             for row, reason in sorted(bad.items()):
                 self._bad.add(self._index.path(int(plan.sample_N[row])), reason)
-                plan = self._planner.spare(plan, row, attempt)
+                plan = self._planner.replacement(plan, row, attempt)
             row_K = np.array(sorted(bad))
-            new_KHWC, still_bad = feed.run(plan.rows(row_K))
+            new_KHWC, still_bad = prefetcher.run(plan.rows(row_K))
             images_NHWC[row_K] = new_KHWC
             bad = {int(row_K[k]): reason for k, reason in still_bad.items()}
         raise DataError(f"{MAX_ATTEMPTS} images in a row do not decode: is {self._index.name} damaged?")

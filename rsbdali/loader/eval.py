@@ -11,26 +11,13 @@ from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import default_threads, find_device, to_device
 from rsbdali.distributed.world import World
 from rsbdali.loader.bad_images import BadImages
+from rsbdali.loader.batch import EvalBatch
 from rsbdali.loader.door import Door, NotPicklable
-from rsbdali.loader.prefetcher import Feed
+from rsbdali.loader.prefetcher import Prefetcher
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.eval import EvalExecutor
 from rsbdali.pipelines.host.eval import HostEvalExecutor
 from rsbdali.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class EvalBatch:
-    """Evaluation images.
-
-    Attributes:
-        images: (N, 3, H, W), channels_last: normalised float; or uint8 as they are, if the loader's dtype is. N varies
-            in the last batch and may be 0.
-        label_N: int64.
-    """
-
-    images: torch.Tensor
-    label_N: torch.Tensor
 
 
 class EvalLoader(NotPicklable):
@@ -91,8 +78,10 @@ class EvalLoader(NotPicklable):
             device=self.device,
             num_threads=self.num_threads,
         )
-        self._feed: Feed[np.ndarray] = Feed(open_executor, make=self._rows.plan, depth=prefetch)
-        self.pixels = self._feed.pixels
+        self._prefetcher: Prefetcher[np.ndarray] = Prefetcher(
+            open_executor, make=self._rows.plan, prefetch_depth=prefetch
+        )
+        self.pixels = self._prefetcher.pixels
 
     def __len__(self) -> int:
         return self._length
@@ -109,16 +98,16 @@ class EvalLoader(NotPicklable):
         """Stop the executor's threads."""
         if not self.door.is_forked:
             with self.door.entered():
-                self._feed.close()
+                self._prefetcher.close()
 
-    def _batch(self, tick: int) -> EvalBatch:
+    def _batch(self, batch_index: int) -> EvalBatch:
         with self.door.entered():
-            return self._make(tick)
+            return self._make(batch_index)
 
-    def _make(self, tick: int) -> EvalBatch:
-        if self._rows.plan(tick) is None:
+    def _make(self, batch_index: int) -> EvalBatch:
+        if self._rows.plan(batch_index) is None:
             return self._empty()
-        sample_N, (images_NHWC, bad) = self._feed.get(tick)
+        sample_N, (images_NHWC, bad) = self._prefetcher.get(batch_index)
         if bad:
             sample_N, images_NHWC = self._without(bad, sample_N, images_NHWC)
         if not len(sample_N):
@@ -149,14 +138,14 @@ class EvalLoader(NotPicklable):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Which images come when; by itself, since a feed that knew its loader would close a circle of references."""
+    """Which images come when; by itself, since a prefetcher that knew its loader would close a circle of references."""
 
     sample_N: np.ndarray
     batch_size: int
 
-    def plan(self, tick: int) -> np.ndarray | None:
+    def plan(self, batch_index: int) -> np.ndarray | None:
         """None past the end, where nothing is prefetched."""
-        rows = self.sample_N[tick * self.batch_size : (tick + 1) * self.batch_size]
+        rows = self.sample_N[batch_index * self.batch_size : (batch_index + 1) * self.batch_size]
         return rows if len(rows) else None
 
 

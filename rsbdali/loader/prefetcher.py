@@ -2,12 +2,12 @@
 
 The loader above knows what comes when; the executor below knows how to make it. Between them stands a queue of jobs:
 
-    tick 41   tick 42   tick 43        tick: running number of a batch of this rank, across epochs
-    plan      plan      plan           plan: what the executor was told to make
+    batch 41  batch 42  batch 43       batch index: running number of a batch of this rank, across epochs
+    plan      plan      plan           plan: what the executor makes
     (done)    (running) (queued)
 
-A jump (another epoch, a resume) leaves strays in the queue; they are collected and dropped. An exception on the way
-(Ctrl-C, a source that does not answer) drops the executor with all that is under way; the next batch gets a new one.
+A jump (another epoch, a resume) leaves stale batches in the queue; they are collected and dropped. An exception
+(Ctrl-C, a source that fails) drops the executor with all that is in flight; the next batch gets a new one.
 """
 
 import time
@@ -27,7 +27,7 @@ PlanIn = TypeVar("PlanIn", contravariant=True)
 
 
 class Runs(Protocol[PlanIn]):
-    """What a feed needs of an executor: a FIFO of plans in, image batches out.
+    """What a prefetcher needs of an executor: a FIFO of plans in, image batches out.
 
     Attributes:
         pixels: see `pipelines.executor.Executor`.
@@ -48,18 +48,18 @@ class Runs(Protocol[PlanIn]):
 
 @dataclass
 class _Job(Generic[Plan]):
-    tick: int
+    batch_index: int
     plan: Plan
     result: DecodedBatch | None = None
 
 
-class Feed(Generic[Plan]):
-    """Batches by tick, `depth` of them in flight.
+class Prefetcher(Generic[Plan]):
+    """Batches by index, `prefetch_depth` of them in flight.
 
     Args:
         open_executor: makes what makes the batches; called at once, and again after an exception.
-        make: the plan of a tick, or None past the last one.
-        depth: batches in flight.
+        make: the plan of a batch index, or None past the last one.
+        prefetch_depth: batches in flight.
 
     Attributes:
         pixels: the executor's.
@@ -67,11 +67,11 @@ class Feed(Generic[Plan]):
     """
 
     def __init__(
-        self, open_executor: Callable[[], Runs[Plan]], *, make: Callable[[int], Plan | None], depth: int
+        self, open_executor: Callable[[], Runs[Plan]], *, make: Callable[[int], Plan | None], prefetch_depth: int
     ) -> None:
-        if not isinstance(depth, int | np.integer) or depth < 1:
-            raise RsbdaliError(f"prefetch={depth!r}: expected a number of batches in flight, at least 1")
-        self._open, self._make, self._depth = open_executor, make, depth
+        if not isinstance(prefetch_depth, int | np.integer) or prefetch_depth < 1:
+            raise RsbdaliError(f"prefetch={prefetch_depth!r}: expected a number of batches in flight, at least 1")
+        self._open, self._make, self._depth = open_executor, make, prefetch_depth
         first = open_executor()
         self.pixels = first.pixels
         self._executor: Runs[Plan] | None = first
@@ -79,15 +79,15 @@ class Feed(Generic[Plan]):
         self._jobs: deque[_Job[Plan]] = deque()
         self.wait_s = 0.0
 
-    def get(self, tick: int) -> tuple[Plan, DecodedBatch]:
-        """The plan and images of one tick; later ticks are queued behind it."""
+    def get(self, batch_index: int) -> tuple[Plan, DecodedBatch]:
+        """The plan and images of one batch; later ones are queued behind it."""
         with self._running() as executor:
-            self._drop_strays(executor, tick)
-            self._fill(executor, tick)
+            self._drop_stale(executor, batch_index)
+            self._fill(executor, batch_index)
             job = self._jobs[0]
             result = job.result or executor.collect()
             self._jobs.popleft()
-            self._fill(executor, tick + 1)
+            self._fill(executor, batch_index + 1)
         return job.plan, result
 
     def run(self, plan: Plan) -> DecodedBatch:
@@ -124,14 +124,14 @@ class Feed(Generic[Plan]):
         if executor is not None:
             executor.close()
 
-    def _drop_strays(self, executor: Runs[Plan], tick: int) -> None:
-        while self._jobs and self._jobs[0].tick != tick:
+    def _drop_stale(self, executor: Runs[Plan], batch_index: int) -> None:
+        while self._jobs and self._jobs[0].batch_index != batch_index:
             if self._jobs[0].result is None:
                 executor.collect()
             self._jobs.popleft()
 
-    def _fill(self, executor: Runs[Plan], tick: int) -> None:
-        following = self._jobs[-1].tick + 1 if self._jobs else tick
+    def _fill(self, executor: Runs[Plan], batch_index: int) -> None:
+        following = self._jobs[-1].batch_index + 1 if self._jobs else batch_index
         while len(self._jobs) < self._depth and (plan := self._make(following)) is not None:
             executor.submit(plan)
             self._jobs.append(_Job(following, plan))

@@ -1,8 +1,8 @@
-"""Training batches: plan → executor → mixed and normalised tensors.
+"""Training batches: plan → executor → mixed and normalized tensors.
 
-    Planner ──BatchPlan──> Feed ──> executor (graph or host) ──uint8 NHWC──> mix_normalize ──> TrainBatch
+    Planner ──BatchPlan──> Prefetcher ──> executor (graph or host) ──uint8 NHWC──> mix_normalize ──> TrainBatch
 
-A `TrainLoader` yields mix groups: rank r of W owns groups r, r + W, … of every global batch, so one optimiser step
+A `TrainLoader` yields mix groups: rank r of W owns groups r, r + W, … of every global batch, so one optimizer step
 takes `groups_per_step` batches. Prefetching runs across the ends of epochs: nothing stalls there.
 """
 
@@ -20,8 +20,9 @@ from rsbdali.distributed.devices import default_threads, find_device, to_device
 from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.loader.bad_images import BadImages, BadRows
+from rsbdali.loader.batch import TrainBatch
 from rsbdali.loader.door import Door, NotPicklable
-from rsbdali.loader.prefetcher import Feed
+from rsbdali.loader.prefetcher import Prefetcher
 from rsbdali.ops.backend import missing_compiler
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.augmented import Augmented
@@ -34,31 +35,6 @@ from rsbdali.recipe import Recipe
 
 EXECUTORS = ("auto", "graph", "host", "dali-exact")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainBatch:
-    """One mix group, ready for the model.
-
-    Attributes:
-        images: (N, 3, H, W), channels_last: mixed and normalised float; or uint8 as they are, if the loader's dtype is.
-        label_N: int64, the row's own class.
-        partner_label_N: int64, the class of the row mixed in.
-        lam_N: float32, weight of `label_N`; 1 − λ is the partner's.
-        epoch: epoch, counted from 0.
-        step: optimiser step in the epoch.
-        group: mix group within the global batch.
-        plan: the plan that made it, images that were replaced included.
-    """
-
-    images: torch.Tensor
-    label_N: torch.Tensor
-    partner_label_N: torch.Tensor
-    lam_N: torch.Tensor
-    epoch: int
-    step: int
-    group: int
-    plan: BatchPlan
 
 
 def create_executor(
@@ -109,7 +85,7 @@ class TrainLoader(NotPicklable):
         device: where batches are made and delivered; auto: this rank's GPU where there is one, else the CPU.
         executor: auto, graph or host (`create_executor`).
         num_threads: CPU threads; default `default_threads`, a share of the cores.
-        dtype: of the images; uint8 leaves them neither mixed nor normalised.
+        dtype: of the images; uint8 leaves them neither mixed nor normalized.
         prefetch: batches in flight.
         on_bad: called once for each image that does not decode, with path and reason.
         max_bad_images: more than this is a `DataError`.
@@ -155,24 +131,26 @@ class TrainLoader(NotPicklable):
             device=self.device,
             num_threads=self.num_threads,
         )
-        self._feed: Feed[BatchPlan] = Feed(open_executor, make=_Ticks(self.planner, self._groups).plan, depth=prefetch)
-        self.pixels = self._feed.pixels
+        self._prefetcher: Prefetcher[BatchPlan] = Prefetcher(
+            open_executor, make=_BatchPlans(self.planner, self._groups).plan, prefetch_depth=prefetch
+        )
+        self.pixels = self._prefetcher.pixels
         self._bad_rows = BadRows(index, self.planner, self.bad)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps an epoch."""
+        """Optimizer steps an epoch."""
         return self.planner.steps_per_epoch
 
     @property
     def groups_per_step(self) -> int:
-        """Batches (mix groups) that this rank yields for each optimiser step."""
+        """Batches (mix groups) that this rank yields for each optimizer step."""
         return len(self._groups)
 
     @property
     def wait_s(self) -> float:
         """Seconds spent so far waiting for the executor."""
-        return self._feed.wait_s
+        return self._prefetcher.wait_s
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.groups_per_step
@@ -182,7 +160,7 @@ class TrainLoader(NotPicklable):
         self.seek(epoch, 0)
 
     def seek(self, epoch: int, step: int) -> None:
-        """Let the next `iter()` start at an optimiser step within an epoch (exact resume)."""
+        """Let the next `iter()` start at an optimizer step within an epoch (exact resume)."""
         self.seek_batch(epoch, step * self.groups_per_step)
 
     def seek_batch(self, epoch: int, batch: int) -> None:
@@ -200,14 +178,14 @@ class TrainLoader(NotPicklable):
         """Stop the executor's threads."""
         if not self.door.is_forked:
             with self.door.entered():
-                self._feed.close()
+                self._prefetcher.close()
 
-    def _batch(self, tick: int) -> TrainBatch:
+    def _batch(self, batch_index: int) -> TrainBatch:
         with self.door.entered():
-            return self._make(tick)
+            return self._make(batch_index)
 
-    def _make(self, tick: int) -> TrainBatch:
-        plan, (images_NHWC, _) = self._bad_rows.replace(*self._feed.get(tick), self._feed)
+    def _make(self, batch_index: int) -> TrainBatch:
+        plan, (images_NHWC, _) = self._bad_rows.replace(*self._prefetcher.get(batch_index), self._prefetcher)
         if not self.mixup_enabled:
             plan = _unmixed(plan)
         label_N = self.index.label_N[plan.sample_N].astype(np.int64)
@@ -234,14 +212,14 @@ class TrainLoader(NotPicklable):
 
 
 @dataclass(frozen=True)
-class _Ticks:
-    """Which plan comes when; by itself, since a feed that knew its loader would close a circle of references."""
+class _BatchPlans:
+    """Which plan comes when; by itself, since a prefetcher that knew its loader would close a circle of references."""
 
     planner: Planner
     groups: range
 
-    def plan(self, tick: int) -> BatchPlan:
-        batch, k = divmod(tick, len(self.groups))
+    def plan(self, batch_index: int) -> BatchPlan:
+        batch, k = divmod(batch_index, len(self.groups))
         return self.planner.group(*divmod(batch, self.planner.steps_per_epoch), self.groups[k])
 
 

@@ -4,7 +4,7 @@ import torch
 
 
 def equalize(images_NHWC: torch.Tensor) -> torch.Tensor:
-    """Histogram equalisation of each channel as `PIL.ImageOps.equalize`, uint8 in and out."""
+    """Histogram equalization of each channel as `PIL.ImageOps.equalize`, uint8 in and out."""
     n, height, width, channels = images_NHWC.shape
     planes_KP = images_NHWC.permute(0, 3, 1, 2).reshape(n * channels, height * width).long()
     histogram_KV = torch.zeros(len(planes_KP), 256, dtype=torch.int64, device=images_NHWC.device)
@@ -14,6 +14,6 @@ def equalize(images_NHWC: torch.Tensor) -> torch.Tensor:
     below_KV = histogram_KV.cumsum(1) - histogram_KV
     divisor_K1 = step_K1.clamp(min=1)
     table_KV = torch.div(divisor_K1 // 2 + below_KV, divisor_K1, rounding_mode="floor").clamp(max=255)
-    # a step of 0 (nearly one grey level) leaves the channel as it is
+    # a step of 0 (nearly one gray level) leaves the channel as it is
     equalized_KP = torch.where(step_K1 == 0, planes_KP, table_KV.gather(1, planes_KP))
     return equalized_KP.to(torch.uint8).view(n, channels, height, width).permute(0, 2, 3, 1).contiguous()

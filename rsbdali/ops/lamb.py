@@ -41,10 +41,10 @@ def lamb_bytes(params: Iterable[torch.Tensor]) -> int:
 
 
 class Lamb(timm.optim.Lamb):
-    """timm's `Lamb` with its default behaviour; state and parameter groups carry the same names.
+    """timm's `Lamb` with its default behavior; state and parameter groups carry the same names.
 
     With a `torch.amp.GradScaler` on its device the step takes unscaling upon itself and skips an overflow without
-    asking the GPU (torch's protocol for fused optimisers).
+    asking the GPU (torch's protocol for fused optimizers).
 
     Args:
         params: parameters or parameter groups (timm's own groups will do), dense, and float32 on one GPU.
@@ -72,7 +72,7 @@ class Lamb(timm.optim.Lamb):
 
     @classmethod
     def of(cls, other: timm.optim.Lamb) -> "Lamb":
-        """The same optimiser as one of timm's that has not stepped yet."""
+        """The same optimizer as one of timm's that has not stepped yet."""
         known = ("lr", "betas", "eps", "weight_decay", "max_grad_norm")
         groups = [dict(group) for group in other.param_groups]
         return cls(groups, **{name: other.defaults[name] for name in known})

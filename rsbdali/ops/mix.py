@@ -1,8 +1,8 @@
-"""Mixing and normalising a batch: uint8 NHWC in, mixed and normalised NCHW (channels last) out, in one go.
+"""Mixing and normalizing a batch: uint8 NHWC in, mixed and normalized NCHW (channels last) out, in one go.
 
 Source of the semantics: mixup (Zhang et al. 2018, arXiv 1710.09412), CutMix (Yun et al. 2019, arXiv 1905.04899),
 `timm.data.Mixup`. The per-row arrays express timm's batch, pair and elem modes alike. timm's `FastCollateMixup` rounds
-a mixup to whole levels before it normalises; nothing is rounded here.
+a mixup to whole levels before it normalizes; nothing is rounded here.
 
 On a GPU it is one Triton kernel (`mix_kernel.py`), on the CPU blocks in the cache (`mix_cpu.py`).
 """
@@ -26,7 +26,7 @@ def mix_normalize(
     dtype: torch.dtype = torch.float32,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mix each row with its partner and normalise: (mixed / 255 − mean) / std.
+    """Mix each row with its partner and normalize: (mixed / 255 − mean) / std.
 
     Row i takes the partner's pixels inside its box (CutMix); where the box is empty it becomes λ·own + (1−λ)·partner
     (mixup; λ = 1 leaves it alone).

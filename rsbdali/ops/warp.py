@@ -2,7 +2,7 @@
 
 (OpenCV, on which DALI's `warp_perspective` rests, rounds source positions to 1/32 pixel and results to nearest, and has
 another cubic kernel, a = -0.75; `warp_affine` has no cubic.) Pillow computes in double, takes a = -0.5, truncates, and
-has a hard edge to the fill colour. On a GPU `warp_kernel.py` does the same in one pass; `warp_each` chooses.
+has a hard edge to the fill color. On a GPU `warp_kernel.py` does the same in one pass; `warp_each` chooses.
 """
 
 import math

@@ -23,7 +23,7 @@ class Stream(IntEnum):
     INTERPOLATION = 3
     RANDAUGMENT = 4
     MIX = 5
-    SPARE = 6
+    REPLACEMENT = 6
 
 
 def generator(seed: int, stream: Stream, epoch: int, step: int, extra: int = 0) -> np.random.Generator:
@@ -42,7 +42,7 @@ def draw_crops(
     """Random resized crops by timm's algorithm (`RandomResizedCropAndInterpolation.get_params`).
 
     Ten tries of an area uniform in scale × the image's and a log-uniform aspect ratio; the first that fits wins, else
-    the largest centred crop within the ratio bounds.
+    the largest centerd crop within the ratio bounds.
 
     Args:
         rng: source of 4 × 10 uniforms per row.

@@ -1,4 +1,4 @@
-"""Every random number of a training batch, drawn on the host as arrays: pure, vectorised, the same for every world.
+"""Every random number of a training batch, drawn on the host as arrays: pure, vectorized, the same for every world.
 
 A `BatchPlan` says for each row which image, which crop, flip, resize filter, RandAugment ops and mix it gets. The
 executors (`pipelines/`) only carry it out. It is drawn for the whole global batch at once (`draws.py`); ranks and mix
@@ -30,7 +30,7 @@ class BatchPlan:
 
     Attributes:
         epoch: counted from 0.
-        step: optimiser step within the epoch.
+        step: optimizer step within the epoch.
         group: mix group, or -1 for the whole global batch.
         position_N: int64, position in the global batch.
         sample_N: int64, row of the `ImageIndex`.
@@ -108,13 +108,13 @@ class Planner:
         """The plan of one mix group: rows group, group + G, group + 2 G, … of the global batch."""
         return self.batch(epoch, step).rows(slice(group, None, self.groups), group=group)
 
-    def spare(self, plan: BatchPlan, row: int, attempt: int) -> BatchPlan:
+    def replacement(self, plan: BatchPlan, row: int, attempt: int) -> BatchPlan:
         """`plan` with the image of one row replaced by another drawn from the seed (the same on a resume).
 
         The new image gets a crop of its own; flip, ops and mix stay. `attempt` counts the tries for this row.
         """
         extra = (int(plan.position_N[row]) << 16) + attempt + 1
-        rng = generator(self.recipe.seed, Stream.SPARE, plan.epoch, plan.step, extra)
+        rng = generator(self.recipe.seed, Stream.REPLACEMENT, plan.epoch, plan.step, extra)
         chosen = rng.integers(self.n, size=1)
         sample_N, crop_N4 = plan.sample_N.copy(), plan.crop_N4.copy()
         sample_N[row] = chosen[0]
@@ -131,7 +131,7 @@ class Planner:
 
     @property
     def _local(self) -> bool:
-        return self.repeats > 1 and self.recipe.aug_repeats_mode == "local"
+        return self.repeats > 1 and self.recipe.aug_repeats_mode == "decode_once"
 
     def _samples(self, epoch: int, step: int) -> np.ndarray:
         rows = self.recipe.global_batch_size

@@ -51,7 +51,7 @@ def epoch_order(n: int, seed: int, epoch: int, repeats: int = 1, world_size: int
 
 
 def local_group(order: np.ndarray, repeats: int, rows: int, index: int) -> np.ndarray:
-    """Images of one mix group when all repeats of an image stay in the group (`aug_repeats_mode: local`).
+    """Images of one mix group when all repeats of an image stay in the group (`aug_repeats_mode: decode_once`).
 
     The group holds ceil(rows / repeats) images; the last repeat of the last few is dropped where rows is no multiple.
     No row and its mirror (the mixup partner, rows - 1 - i) hold the same image in a group of at least 2 × repeats rows

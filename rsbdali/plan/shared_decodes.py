@@ -1,4 +1,4 @@
-"""Decode once, augment k times: which rows of a batch share one decoded image (`aug_repeats_mode: local`)."""
+"""Decode once, augment k times: which rows of a batch share one decoded image (`aug_repeats_mode: decode_once`)."""
 
 import numpy as np
 

@@ -30,7 +30,7 @@ from rsbdali.runs.state import Identity, RunState
 log = logging.getLogger(__name__)
 
 
-class Saver:
+class CheckpointManager:
     """Keeps last, best and the top k checkpoints of one run's folder. A context manager: leaving waits for the writer.
 
     A save copies what it is given and returns; should the save before still be under way, it waits for that one first,
@@ -57,7 +57,7 @@ class Saver:
         self._pending: Future[None] | None = None
         sweep(folder)
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> "CheckpointManager":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -118,7 +118,7 @@ class Saver:
             (self.folder / name).unlink(missing_ok=True)
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from: `last.pth.tar`, and where that is damaged the one that is furthest in the run.
 
     Returns:
@@ -158,14 +158,14 @@ def resume_from(state: RunState, identity: Identity, resume: str | None, folder:
     path = _newest(folder, world) if resume == "auto" else resume and Path(resume)
     if not path:
         return
-    content = collectives.together(lambda: checkpoint.read_verified(path), world)
-    collectives.together(lambda: state.restore(content, identity, path), world)
+    content = collectives.on_all_ranks(lambda: checkpoint.read_verified(path), world)
+    collectives.on_all_ranks(lambda: state.restore(content, identity, path), world)
     log.info("Goes on from %s: epoch %d, step %d", path, state.epoch + 1, state.step)
 
 
 def _newest(folder: Path, world: World) -> Path | None:
     """Rank 0's choice, on every rank: the others may see a shared folder as it was some moments ago."""
-    path, wrong = collectives.from_primary(newest_whole(folder) if world.is_primary else (None, []), world)
+    path, wrong = collectives.broadcast_object(newest_valid(folder) if world.is_rank_zero else (None, []), world)
     if path is None and wrong:
         raise CheckpointError(f"no checkpoint in {folder} is whole, and a run does not begin over them: {wrong[0]}")
     for problem in wrong:

@@ -24,8 +24,8 @@ class Record:
         step: steps of it that are done.
         class_names: in the order of the model's outputs.
         mix_groups: effective number of mix groups G.
-        steps_per_epoch: optimiser steps.
-        updates: optimiser steps since the run began.
+        steps_per_epoch: optimizer steps.
+        updates: optimizer steps since the run began.
         loss_sum: sum of the finite losses of the epoch's steps so far.
         loss_steps: how many they are.
         seconds: the run took so far.

@@ -35,7 +35,7 @@ class Identity:
         recipe: the run's settings.
         class_names: in the order of the model's outputs.
         mix_groups: effective number of mix groups G.
-        steps_per_epoch: optimiser steps.
+        steps_per_epoch: optimizer steps.
         images: number of training images.
         digest: a fingerprint of them (`ImageIndex.digest`); empty to ask nothing of them.
         pixels: what makes their pixels; empty likewise.
@@ -61,10 +61,10 @@ class RunState:
         ema: averaged weights, if the recipe wants them.
         epoch: the epoch that is running, from 0.
         step: steps of it that are done.
-        updates: optimiser steps since the run began.
+        updates: optimizer steps since the run began.
         loss_sum: sum of the finite losses of this epoch's steps so far.
         loss_steps: how many they are.
-        seconds: time the run took so far, over all its sittings.
+        seconds: time the run took so far, over all its sessions.
         best_top1: best evaluation so far, per cent.
         best_epoch: its epoch.
         history: file name → top-1 of the best checkpoints.

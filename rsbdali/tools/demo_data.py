@@ -1,8 +1,8 @@
 """A small procedural data set of real JPEGs, made on the spot: ten classes of shapes and textures.
 
-Each picture is photo-like (coloured 1/f noise, varied size and JPEG quality) and filled all over with one kind of shape
-or pattern, so that a small random crop still shows the class, and so do inverted, solarised, rotated or sheared copies.
-Position, scale, angle, colour and contrast say nothing about the class.
+Each picture is photo-like (colored 1/f noise, varied size and JPEG quality) and filled all over with one kind of shape
+or pattern, so that a small random crop still shows the class, and so do inverted, solarized, rotated or sheared copies.
+Position, scale, angle, color and contrast say nothing about the class.
 """
 
 import json
@@ -128,12 +128,12 @@ def draw(class_name: str, rng: np.random.Generator) -> Image.Image:
 
 
 def _surface(rng: np.random.Generator, width: int, height: int, mean_C: np.ndarray, contrast: float) -> Image.Image:
-    """A part of a noise field, turned over at random, in a colour of its own."""
+    """A part of a noise field, turned over at random, in a color of its own."""
     x, y = (int(rng.integers(FIELD_SIDE - side + 1)) for side in (width, height))
     part = _fields()[rng.integers(FIELDS)].crop((x, y, x + width, y + height))
     if rng.random() < 0.5:
         part = part.transpose(Image.Transpose.ROTATE_180)
-    # each channel of the grey field gets its own gain, which gives the noise a tint
+    # each channel of the gray field gets its own gain, which gives the noise a tint
     gain_C = contrast * rng.uniform(0.7, 1.0, 3)
     level_CV = mean_C[:, None] + gain_C[:, None] * (np.arange(256) - 128)
     return part.point(np.clip(level_CV, 0, 255).astype(np.uint8).ravel().tolist())

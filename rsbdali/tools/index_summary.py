@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rsbdali.data.header import Care, Format
+from rsbdali.data.header import Format, ImageFlags
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources.location import Location
 from rsbdali.data.splits import find_parts
@@ -18,10 +18,10 @@ from rsbdali.errors import DataError
 
 PERCENTILES = (0, 5, 50, 95, 100)
 CARE_TEXT = {
-    Care.NO_EOI: "no end-of-image marker, probably cut off",
-    Care.CMYK: "CMYK, read through an RGB copy",
-    Care.OTHER_FORMAT: "content is not what its name says",
-    Care.CONVERT: "read through an RGB copy",
+    ImageFlags.NO_EOI: "no end-of-image marker, probably cut off",
+    ImageFlags.CMYK: "CMYK, read through an RGB copy",
+    ImageFlags.OTHER_FORMAT: "content is not what its name says",
+    ImageFlags.CONVERT: "read through an RGB copy",
 }
 
 
@@ -30,7 +30,7 @@ def summary(index: ImageIndex) -> dict[str, Any]:
 
     Returns:
         images, classes, bad (counts); images_per_class (min, max); bytes; width, height and kilopixels (percentiles
-        by name p0 ... p100); formats and care (counts by name).
+        by name p0 ... p100); formats and flags (counts by name).
     """
     pixels_N = index.width_N.astype(np.int64) * index.height_N
     known_N = index.label_N[index.label_N >= 0]
@@ -47,8 +47,8 @@ def summary(index: ImageIndex) -> dict[str, Any]:
         "formats": {
             kind.name: int((index.format_N == kind).sum()) for kind in Format if (index.format_N == kind).any()
         },
-        "care": {
-            str(flag.name): int((index.care_N & flag > 0).sum()) for flag in CARE_TEXT if (index.care_N & flag).any()
+        "flags": {
+            str(flag.name): int((index.flags_N & flag > 0).sum()) for flag in CARE_TEXT if (index.flags_N & flag).any()
         },
     }
 
@@ -75,19 +75,19 @@ def print_index(console: Console, index: ImageIndex) -> None:
         value = figures[name]
         line(f"  {name:<10}{value['p5']:,} to {value['p95']:,}, median {value['p50']:,}, largest {value['p100']:,}")
     line("  formats   " + ", ".join(f"{name} {count:,}" for name, count in figures["formats"].items()))
-    for i in np.flatnonzero(index.care_N).tolist():
-        line(f"  care      {index.path(i)}: {care_text(int(index.care_N[i]))}")
+    for i in np.flatnonzero(index.flags_N).tolist():
+        line(f"  care      {index.path(i)}: {flags_text(int(index.flags_N[i]))}")
     for note in index.notes:
         line(f"  note      {note}")
     for bad in index.bad:
         line(f"  left out  {bad.path}: {bad.reason}")
 
 
-def care_text(care: int) -> str:
+def flags_text(care: int) -> str:
     """Flags of one image in words."""
-    flags = Care(care)
-    if flags & Care.CMYK:
-        flags &= ~Care.CONVERT  # said already
+    flags = ImageFlags(care)
+    if flags & ImageFlags.CMYK:
+        flags &= ~ImageFlags.CONVERT  # said already
     return "; ".join(text for flag, text in CARE_TEXT.items() if flags & flag)
 
 
@@ -143,7 +143,7 @@ def report(
 
 def _special(index: ImageIndex) -> list[tuple[str, str]]:
     """Path and reason of each file that is skipped, or read through an RGB copy."""
-    converted = np.flatnonzero(index.care_N & Care.CONVERT).tolist()
+    converted = np.flatnonzero(index.flags_N & ImageFlags.CONVERT).tolist()
     skipped = [(bad.path, bad.reason) for bad in index.bad]
     return skipped + [(index.path(i), "read through an RGB copy") for i in converted]
 

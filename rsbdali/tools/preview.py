@@ -89,9 +89,9 @@ def _draw(recipe: Recipe, index: ImageIndex, images: int, draws: int, executor: 
         recipe,
         global_batch_size=images * draws,
         mix_groups=1,
-        batch_size=None,
+        micro_batch_size=None,
         aug_repeats=draws,
-        aug_repeats_mode="local",
+        aug_repeats_mode="decode_once",
         mixup_mode="elem",
         mixup_off_epoch=0,
     )
@@ -135,8 +135,8 @@ def _image_row(
     put(canvas, layout, (row, 0), whole, caption)
     for column, i in enumerate(row_N[: layout.draws], start=1):
         tile = Image.fromarray(images_NHWC[i].numpy())
-        colour = CROP_COLOURS[(column - 1) % len(CROP_COLOURS)]
-        put(canvas, layout, (row, column), tile, describe(plan, int(i)), colour)
+        color = CROP_COLOURS[(column - 1) % len(CROP_COLOURS)]
+        put(canvas, layout, (row, column), tile, describe(plan, int(i)), color)
 
 
 def _mixed_row(

@@ -19,7 +19,8 @@ from rsbdali.atomic import naming
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_split
 from rsbdali.errors import DataError, RecipeError, RsbdaliError
-from rsbdali.loader.train import TrainBatch, TrainLoader
+from rsbdali.loader.batch import TrainBatch
+from rsbdali.loader.train import TrainLoader
 from rsbdali.recipe import Recipe
 from rsbdali.runs.folder import ARGS, read_args
 from rsbdali.tools.drawing import (

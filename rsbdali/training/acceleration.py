@@ -1,4 +1,4 @@
-"""The step's switches: torch.compile and CUDA graphs. Neither changes what is computed beyond rounding.
+"""The step's acceleration: torch.compile and CUDA graphs. Neither changes what is computed beyond rounding.
 
 | switch | what it does | measured on a GPU |
 |---|---|---|
@@ -22,7 +22,7 @@ from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.ops.backend import VARIABLE, use_kernels
 from rsbdali.recipe import Recipe
-from rsbdali.training.cuda_graph import GraphedTrainStep
+from rsbdali.training.cuda_graph import CudaGraphTrainStep
 from rsbdali.training.step import TrainStep, parallel, pass_sizes
 
 OFF = "off"
@@ -31,7 +31,7 @@ HOLDS_GRAPHS = ("reduce-overhead", "max-autotune")  # these modes capture graphs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Switches:
+class Acceleration:
     """How the step runs.
 
     Attributes:
@@ -62,8 +62,8 @@ class Switches:
         if passes > 1:  # the second pass's graph writes where the first one left its gradients
             raise RecipeError(
                 f"--torch-compile {self.torch_compile} holds CUDA graphs, whose results do not outlast the next pass: "
-                f"here a step takes {passes} passes (mix groups of a process × slices by batch_size). Use "
-                "default or max-autotune-no-cudagraphs, or a process for each mix group and no batch_size"
+                f"here a step takes {passes} passes (mix groups of a process × slices by micro_batch_size). Use "
+                "default or max-autotune-no-cudagraphs, or a process for each mix group and no micro_batch_size"
             )
 
     def _check_graph(self, recipe: Recipe, device: torch.device, world: World) -> None:
@@ -82,27 +82,27 @@ class Switches:
             )
         if len(set(pass_sizes(recipe, world))) > 1:
             rows = recipe.global_batch_size // recipe.mix_groups
-            raise RecipeError(f"--cuda-graph needs passes of one size: set batch_size to a divisor of {rows}")
+            raise RecipeError(f"--cuda-graph needs passes of one size: set micro_batch_size to a divisor of {rows}")
 
 
-PLAIN = Switches()
+PLAIN = Acceleration()
 
 
 def make_step(
-    model: nn.Module, *args: Any, switches: Switches, device: torch.device, world: World, **kwargs: Any
+    model: nn.Module, *args: Any, acceleration: Acceleration, device: torch.device, world: World, **kwargs: Any
 ) -> TrainStep:
-    """The training step of a model, wrapped for all processes and compiled as the switches say.
+    """The training step of a model, wrapped for all processes and compiled as the acceleration say.
 
     Args:
         model: not wrapped, on the device.
         *args: as `TrainStep`: optimizer, scaler, recipe.
-        switches: checked before.
+        acceleration: checked before.
         device: of the model.
         world: the processes.
         **kwargs: as `TrainStep`.
     """
-    wrapped = compiled(parallel(model, world, device), switches.torch_compile)
-    kind = GraphedTrainStep if switches.cuda_graph else TrainStep
+    wrapped = compiled(parallel(model, world, device), acceleration.torch_compile)
+    kind = CudaGraphTrainStep if acceleration.cuda_graph else TrainStep
     return kind(wrapped, *args, device=device, world=world, **kwargs)
 
 

@@ -15,16 +15,14 @@ before each pass (`model.reseed`). So a replay must come after its own reseeding
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from rsbdali.loader.batch import TrainBatch
 from rsbdali.ops.lamb import Lamb
 from rsbdali.ops.lamb_launch import KernelStep
-from rsbdali.training.step import TrainStep
-
-if TYPE_CHECKING:
-    from rsbdali.loader import TrainBatch
+from rsbdali.training.step import StepResult, TrainStep
 
 PLAIN_STEPS = 3
 INPUTS = ("images", "label_N", "partner_label_N", "lam_N")
@@ -86,11 +84,11 @@ class CudaRecorder:
         return _CudaRecording(graph, out)
 
 
-class GraphedTrainStep(TrainStep):
+class CudaGraphTrainStep(TrainStep):
     """`TrainStep`, captured once and replayed. All slices of all groups must have one size.
 
     Args:
-        *args: as `TrainStep`; the optimiser must be our `Lamb`.
+        *args: as `TrainStep`; the optimizer must be our `Lamb`.
         recorder: captures; made for the device when None.
         **kwargs: as `TrainStep`.
     """
@@ -107,22 +105,22 @@ class GraphedTrainStep(TrainStep):
         self._is_first = True
 
     def __call__(
-        self, groups: Iterable["TrainBatch"], *, update: int, notes: Callable[[], Iterable[float]] = tuple
-    ) -> list[float] | None:
+        self, groups: Iterable[TrainBatch], *, update: int, flags: Callable[[], Iterable[float]] = tuple
+    ) -> StepResult | None:
         """As `TrainStep.__call__`."""
         if self._plain_left == 0:
-            return super().__call__(groups, update=update, notes=notes)
+            return super().__call__(groups, update=update, flags=flags)
         with self._recorder.aside():
-            told = super().__call__(groups, update=update, notes=notes)
+            result = super().__call__(groups, update=update, flags=flags)
         self._plain_left -= 1
-        return told
+        return result
 
     def _clear_gradients(self) -> None:
         self._is_first = True
         if "first" not in self._passes:  # else its replay writes them anew, where they are
             super()._clear_gradients()
 
-    def _pass(self, batch: "TrainBatch", rows: slice) -> torch.Tensor:
+    def _pass(self, batch: TrainBatch, rows: slice) -> torch.Tensor:
         if self._plain_left:
             return super()._pass(batch, rows)
         self._fill(batch, rows)
@@ -135,7 +133,7 @@ class GraphedTrainStep(TrainStep):
         loss: torch.Tensor = self._passes[name].out
         return loss
 
-    def _fill(self, batch: "TrainBatch", rows: slice) -> None:
+    def _fill(self, batch: TrainBatch, rows: slice) -> None:
         """Copy the rows to where the captured pass reads them."""
         parts = {name: getattr(batch, name)[rows] for name in INPUTS}
         if self._inputs is None:

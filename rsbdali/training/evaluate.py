@@ -2,20 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from rsbdali.distributed import collectives
-from rsbdali.distributed.async_sum import LateSum
+from rsbdali.distributed.deferred_all_reduce import DeferredAllReduce
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError
+from rsbdali.loader.batch import EvalBatch
 from rsbdali.training.precision import autocast
-
-if TYPE_CHECKING:
-    from rsbdali.loader import EvalBatch
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Stopped(Exception):
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    loader: Iterable["EvalBatch"],
+    loader: Iterable[EvalBatch],
     *,
     device: torch.device,
     amp_dtype: torch.dtype = torch.float32,
@@ -66,26 +63,26 @@ def evaluate(
         should_stop: asked at every batch; when any rank says yes, all of them raise `Stopped`, one batch later.
 
     Raises:
-        DataError: there was no labelled image.
+        DataError: there was no labeled image.
         Stopped: see should_stop.
     """
     world = world or World()
     model.eval()
-    stop = LateSum(device, world)
+    stop = DeferredAllReduce(device, world)
     total_4 = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in loader:
         if len(batch.label_N):
             total_4 += _count(model, batch, device, amp_dtype)
-        told = stop.push(torch.full((1,), float(should_stop()), dtype=torch.float32, device=device))
+        told = stop.submit(torch.full((1,), float(should_stop()), dtype=torch.float32, device=device))
         if told and told[0]:
             raise Stopped
-    top1, top5, loss, n = collectives.sum_(total_4, world).tolist()
+    top1, top5, loss, n = collectives.all_reduce_sum(total_4, world).tolist()
     if not n:
-        raise DataError("there is no labelled image to evaluate on")
+        raise DataError("there is no labeled image to evaluate on")
     return EvalResult(100 * top1 / n, 100 * top5 / n, loss / n, int(n))
 
 
-def _count(model: nn.Module, batch: "EvalBatch", device: torch.device, amp_dtype: torch.dtype) -> torch.Tensor:
+def _count(model: nn.Module, batch: EvalBatch, device: torch.device, amp_dtype: torch.dtype) -> torch.Tensor:
     """Top-1 hits, top-5 hits, summed loss and images of one batch: float64, shape (4,), on the device."""
     with autocast(device, amp_dtype):
         logits_NC = model(batch.images).float()

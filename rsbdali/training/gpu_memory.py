@@ -95,7 +95,7 @@ def say_memory(state: RunState, recipe: Recipe, world: World, device: torch.devi
     if memory.total < there:
         log.info("%s", line)
     else:
-        log.warning("%s. It will not fit: --set batch_size=%d", line, max(1, rows // 2))
+        log.warning("%s. It will not fit: --set micro_batch_size=%d", line, max(1, rows // 2))
 
 
 def _saved(model: nn.Module, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> int:

@@ -31,12 +31,12 @@ def create_model(
     initial_checkpoint: str | Path | None = None,
     pretrained: bool = False,
 ) -> nn.Module:
-    """The recipe's model on the CPU, in channels_last, initialised from the recipe's seed.
+    """The recipe's model on the CPU, in channels_last, initialized from the recipe's seed.
 
     Args:
         recipe: `model`, `drop`, `drop_path`, `zero_init_last`, sizes and seed are read.
         num_classes: outputs of the head, from the data.
-        initial_checkpoint: file to start from; a head for other classes is left as it was initialised.
+        initial_checkpoint: file to start from; a head for other classes is left as it was initialized.
         pretrained: start from timm's published weights (fetched once).
 
     Raises:

@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,9 +20,7 @@ from torch import nn
 from rsbdali.distributed import collectives
 from rsbdali.distributed.world import World
 from rsbdali.errors import RecipeError
-
-if TYPE_CHECKING:
-    from rsbdali.loader import TrainBatch
+from rsbdali.loader.batch import TrainBatch
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +55,7 @@ class LossWatch:
         # what the last two steps were made of, as losses come a step late
         self._seen: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
-    def passing(self, batches: Iterable["TrainBatch"]) -> Iterator["TrainBatch"]:
+    def passing(self, batches: Iterable[TrainBatch]) -> Iterator[TrainBatch]:
         """The batches of a step, remembered as they pass."""
         for batch in batches:
             key = batch.epoch, batch.step
@@ -66,7 +64,7 @@ class LossWatch:
             self._seen[key].append({"group": batch.group, "samples": batch.plan.sample_N})
             yield batch
 
-    def hear(self, loss: float, epoch: int, step: int, scale: float = 1.0) -> bool:
+    def observe(self, loss: float, epoch: int, step: int, scale: float = 1.0) -> bool:
         """Whether the loss of a step (both counted from 0) is finite; `scale` is GradScaler's after it.
 
         Raises:
@@ -143,7 +141,7 @@ class UpdateGuard:
         Raises:
             RecipeError: too many in a row were not.
         """
-        total = collectives.sum_(loss.detach().clone(), self._world)
+        total = collectives.all_reduce_sum(loss.detach().clone(), self._world)
         # DDP has brought the gradients of all ranks together; a norm without a limit changes nothing
         norm = nn.utils.clip_grad_norm_(self._parameters, math.inf)
         if bool(torch.isfinite(total) & torch.isfinite(norm)):

@@ -1,4 +1,4 @@
-"""Optimiser and schedule, by timm's factories: LAMB and cosine with warmup for the paper's recipes.
+"""Optimizer and schedule, by timm's factories: LAMB and cosine with warmup for the paper's recipes.
 
 `opt: lamb` is `rsbdali.ops.lamb.Lamb`, timm's with the same result in less time; every other name is timm's own. LAMB
 clips the global gradient norm at 1.0 by itself; parameters with at most one dimension (biases, norms) get no weight
@@ -19,10 +19,10 @@ from rsbdali.recipe import Recipe
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser (`opt`, `lr`, `weight_decay`) over a model's parameters.
+    """The recipe's optimizer (`opt`, `lr`, `weight_decay`) over a model's parameters.
 
     Raises:
-        RecipeError: timm knows no such optimiser.
+        RecipeError: timm knows no such optimizer.
     """
     known = list_optimizers()
     if recipe.opt.lower() not in known:

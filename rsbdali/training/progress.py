@@ -102,7 +102,7 @@ class Live:
 
     Args:
         recipe: of the run.
-        steps_per_epoch: optimiser steps.
+        steps_per_epoch: optimizer steps.
         epoch: first epoch that is run.
         console: where to draw.
     """
@@ -150,7 +150,7 @@ def make_reporter(recipe: Recipe, steps_per_epoch: int, *, epoch: int, console: 
 
     Args:
         recipe: of the run.
-        steps_per_epoch: optimiser steps.
+        steps_per_epoch: optimizer steps.
         epoch: first epoch that is run.
         console: default: the one that rsbdali's log is written to, so that its lines come out above the bars.
     """

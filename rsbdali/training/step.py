@@ -1,6 +1,6 @@
-"""One optimiser step: forward and backward over this rank's share of a global batch, then the update.
+"""One optimizer step: forward and backward over this rank's share of a global batch, then the update.
 
-    global batch = G mix groups; a rank owns G/W of them; each is one micro-batch, or `batch_size`-capped slices of one
+    global batch = G mix groups; a rank owns G/W of them; each is one micro-batch, or slices of `micro_batch_size` rows
 
 Gradients add up over micro-batches, each weighted by its share of the rank's rows, and DDP averages them over the ranks
 on the last one: together the gradient of the mean over the global batch. The host never waits for the GPU here, but for
@@ -11,30 +11,42 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rsbdali.distributed.async_sum import LateSum
+from rsbdali.distributed.deferred_all_reduce import DeferredAllReduce
 from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError, RecipeError
+from rsbdali.loader.batch import TrainBatch
 from rsbdali.ops.bce import bce_loss, soft_cross_entropy
 from rsbdali.recipe import Recipe
 from rsbdali.training.model import reseed
 from rsbdali.training.nonfinite import UpdateGuard
 from rsbdali.training.precision import autocast
 
-if TYPE_CHECKING:
-    from rsbdali.loader import TrainBatch
+
+class StepResult(NamedTuple):
+    """What one step gave, the same on every rank.
+
+    Attributes:
+        loss: mean over the global batch.
+        scale: GradScaler's scale after the step; 1 without a scaler.
+        flags: the ranks' flags, summed.
+    """
+
+    loss: float
+    scale: float
+    flags: tuple[float, ...]
 
 
-def make_loss(recipe: Recipe) -> Callable[[torch.Tensor, "TrainBatch", slice], torch.Tensor]:
+def make_loss(recipe: Recipe) -> Callable[[torch.Tensor, TrainBatch, slice], torch.Tensor]:
     """The recipe's loss as `loss(logits_NC, batch, rows)`: mean over the rows of a slice of a batch, float32."""
 
-    def loss(logits_NC: torch.Tensor, batch: "TrainBatch", rows: slice) -> torch.Tensor:
+    def loss(logits_NC: torch.Tensor, batch: TrainBatch, rows: slice) -> torch.Tensor:
         labels = batch.label_N[rows], batch.partner_label_N[rows], batch.lam_N[rows]
         if recipe.bce_loss:
             return bce_loss(logits_NC, *labels, smoothing=recipe.smoothing, threshold=recipe.bce_target_thresh)
@@ -51,9 +63,9 @@ def slices(rows: int, cap: int | None) -> list[slice]:
 
 
 def pass_sizes(recipe: Recipe, world: World) -> list[int]:
-    """Rows of each forward pass of a step on one rank: its mix groups, cut by `batch_size`."""
+    """Rows of each forward pass of a step on one rank: its mix groups, cut by `micro_batch_size`."""
     groups = max(recipe.mix_groups, world.size)
-    cut = slices(max(1, recipe.global_batch_size // groups), recipe.batch_size)
+    cut = slices(max(1, recipe.global_batch_size // groups), recipe.micro_batch_size)
     return [part.stop - part.start for part in cut] * (groups // world.size)
 
 
@@ -76,13 +88,13 @@ ONE_VALUE = "Expected more than 1 value per channel when training"  # torch's ba
 
 
 class TrainStep:
-    """Callable that makes one optimiser step.
+    """Callable that makes one optimizer step.
 
     Args:
         model: from `parallel`, on the device; compiled or not.
         optimizer: over its parameters.
         scaler: GradScaler, enabled for float16 alone.
-        recipe: loss, `batch_size`, `clip_grad`, seed.
+        recipe: loss, `micro_batch_size`, `clip_grad`, seed.
         device: of the model and the batches.
         amp_dtype: of autocast; float32 means none.
         world: the processes.
@@ -110,21 +122,20 @@ class TrainStep:
         self._bare: nn.Module = uncompiled if self._ddp is None else self._ddp.module
         self._loss = make_loss(recipe)
         self._rank_rows = recipe.global_batch_size // world.size
-        self._late = LateSum(device, world)
+        self._reduced = DeferredAllReduce(device, world)
 
     def __call__(
-        self, groups: Iterable["TrainBatch"], *, update: int, notes: Callable[[], Iterable[float]] = tuple
-    ) -> list[float] | None:
+        self, groups: Iterable[TrainBatch], *, update: int, flags: Callable[[], Iterable[float]] = tuple
+    ) -> StepResult | None:
         """One step over the rank's mix groups.
 
         Args:
             groups: this rank's batches of one global batch, taken one after the other.
-            update: number of the optimiser step in the whole run, from 1 (for the averaged weights).
-            notes: gives numbers of this rank, at the end of the step, to sum over the ranks along with the loss.
+            update: number of the optimizer step in the whole run, from 1 (for the averaged weights).
+            flags: gives numbers of this rank, at the end of the step, to sum over the ranks along with the loss.
 
         Returns:
-            Of the step *before*: the mean loss over the global batch, GradScaler's scale after that step (1 without
-            one), then the summed notes. None at the first.
+            What the step *before* gave; None at the first.
 
         Raises:
             DeviceError: out of GPU memory.
@@ -141,31 +152,32 @@ class TrainStep:
         elif self.scaler.is_enabled():  # its scale goes down
             self.scaler.unscale_(self.optimizer)
             self.scaler.update()
-        return self._late.push(torch.stack([loss / self.world.size, self._scale(), *self._on_device(notes())]))
+        numbers = torch.stack([loss / self.world.size, self._scale(), *self._on_device(flags())])
+        return _step_result(self._reduced.submit(numbers))
 
-    def flush(self) -> list[float] | None:
-        """The numbers of the last step, waiting for it; None where they were given already."""
-        return self._late.flush()
+    def last_result(self) -> StepResult | None:
+        """What the last step gave, waiting for it; None where it was returned already."""
+        return _step_result(self._reduced.result())
 
     def _scale(self) -> torch.Tensor:
         """Rank 0's scale, which is everyone's, and 0 on the others: they are summed. Not read by the host here."""
-        share = torch.full((), float(self.world.is_primary), device=self.device)
-        # as torch's own optimisers ask: get_scale() would wait
+        share = torch.full((), float(self.world.is_rank_zero), device=self.device)
+        # as torch's own optimizers ask: get_scale() would wait
         scale = self.scaler._get_scale_async() if self.scaler.is_enabled() else None
         return share if scale is None else share * scale
 
-    def _on_device(self, notes: Iterable[float]) -> list[torch.Tensor]:
+    def _on_device(self, flags: Iterable[float]) -> list[torch.Tensor]:
         # filled there by a kernel: a copy from the host would wait for all that is queued
-        return [torch.full((), float(note), dtype=torch.float32, device=self.device) for note in notes]
+        return [torch.full((), float(flag), dtype=torch.float32, device=self.device) for flag in flags]
 
-    def _micro_batches(self, groups: Iterable["TrainBatch"]) -> Iterator[tuple["TrainBatch", slice, bool]]:
+    def _micro_batches(self, groups: Iterable[TrainBatch]) -> Iterator[tuple[TrainBatch, slice, bool]]:
         done = 0
         for batch in groups:
-            for rows in slices(len(batch.label_N), self.recipe.batch_size):
+            for rows in slices(len(batch.label_N), self.recipe.micro_batch_size):
                 done += rows.stop - rows.start
                 yield batch, rows, done == self._rank_rows
 
-    def _micro_step(self, batch: "TrainBatch", rows: slice, *, is_last: bool) -> torch.Tensor:
+    def _micro_step(self, batch: TrainBatch, rows: slice, *, is_last: bool) -> torch.Tensor:
         """Add one micro-batch's gradient, and return its part of the rank's mean loss."""
         reseed(self.recipe.seed, batch.epoch, batch.step, batch.group, rows.start)
         try:
@@ -178,7 +190,7 @@ class TrainStep:
                 raise
             raise RecipeError(_one_value(batch.images[rows], self.recipe.model)) from error
 
-    def _pass(self, batch: "TrainBatch", rows: slice) -> torch.Tensor:
+    def _pass(self, batch: TrainBatch, rows: slice) -> torch.Tensor:
         """Forward and backward over rows of a batch. Returns the loss, weighted by their share of the rank's rows."""
         images = batch.images[rows]
         with autocast(self.device, self.amp_dtype):
@@ -207,11 +219,15 @@ class TrainStep:
         self.scaler.update()
 
 
+def _step_result(numbers: list[float] | None) -> StepResult | None:
+    return None if numbers is None else StepResult(numbers[0], numbers[1], tuple(numbers[2:]))
+
+
 def _one_value(images: torch.Tensor, model: str) -> str:
     rows, _, height, width = images.shape
     return (
         f"batch norm of {model} has one value a channel in a pass of {rows} image of {height} × {width} pixels: raise "
-        "global_batch_size, lower mix_groups, or set a batch_size that leaves no single row over"
+        "global_batch_size, lower mix_groups, or set a micro_batch_size that leaves no single row over"
     )
 
 
@@ -219,5 +235,5 @@ def _out_of_memory(images: torch.Tensor) -> str:
     rows, _, height, width = images.shape
     return (
         f"out of GPU memory in a pass of {rows} images of {height} × {width} pixels: "
-        f"--set batch_size={max(1, rows // 2)} halves it (gradients add up, the global batch stays as it is)"
+        f"--set micro_batch_size={max(1, rows // 2)} halves it (gradients add up, the global batch stays as it is)"
     )

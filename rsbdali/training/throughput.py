@@ -26,12 +26,12 @@ class Speed:
     total_s: float | None
 
 
-class Pace:
-    """Clock of a run. Rates cover the last `window` steps; what is left is told from all steps of this sitting.
+class ThroughputMeter:
+    """Clock of a run. Rates cover the last `window` steps; what is left is told from all steps of this session.
 
     Args:
         recipe: epochs, batch, eval_every.
-        steps_per_epoch: optimiser steps.
+        steps_per_epoch: optimizer steps.
         clock: seconds that only grow.
     """
 
@@ -66,7 +66,7 @@ class Pace:
         return self._figures(last - first, last_wait - first_wait, len(self._marks) - 1, epoch, step)
 
     def epoch_speed(self, epoch: int) -> Speed:
-        """Figures of this epoch's steps in this sitting."""
+        """Figures of this epoch's steps in this session."""
         start, steps, wait = self._epoch_start
         last, last_wait = self._marks[-1]
         return self._figures(last - start, last_wait - wait, self._steps - steps, epoch, self._steps_per_epoch)

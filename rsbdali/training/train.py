@@ -29,13 +29,13 @@ from rsbdali.environment import versions
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.loader.eval import eval_batch_size
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import Saver, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
 from rsbdali.runs.claim import claimed
 from rsbdali.runs.folder import BEST, LAST, add_bad_image, one_line
 from rsbdali.runs.loggers import Place, require
 from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
 from rsbdali.runs.state import Identity, RunState
-from rsbdali.training.acceleration import OFF, Switches
+from rsbdali.training.acceleration import OFF, Acceleration
 from rsbdali.training.gpu_memory import say_memory
 from rsbdali.training.model import create_model
 from rsbdali.training.nonfinite import OnNan
@@ -103,9 +103,9 @@ class TrainOptions:
     loggers: tuple[str, ...] = ()
 
     @property
-    def switches(self) -> Switches:
+    def acceleration(self) -> Acceleration:
         """Of the step."""
-        return Switches(torch_compile=self.torch_compile, cuda_graph=self.cuda_graph)
+        return Acceleration(torch_compile=self.torch_compile, cuda_graph=self.cuda_graph)
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,14 @@ class TrainSummary:
     Attributes:
         folder: its files.
         outcome: epochs done, best and last evaluation, the signal that ended it, if one did.
-        seconds: of the whole run, all sittings together.
-        is_primary: whether this process is the one that talks.
+        seconds: of the whole run, all sessions together.
+        is_rank_zero: whether this process is the one that talks.
     """
 
     folder: Path
     outcome: Outcome
     seconds: float
-    is_primary: bool = True
+    is_rank_zero: bool = True
 
     @property
     def exit_code(self) -> int:
@@ -138,7 +138,7 @@ class TrainSummary:
     def lines(self) -> list[str]:
         """Rank 0's last words: best top-1, where the checkpoint lies, how to go on after a signal."""
         outcome, lines = self.outcome, []
-        if not self.is_primary:
+        if not self.is_rank_zero:
             return []
         if outcome.signal is not None:
             again = f"--output {self.folder.parent} --experiment {self.folder.name} --resume auto"
@@ -160,24 +160,24 @@ def train(options: TrainOptions) -> TrainSummary:
     save_every = None if options.checkpoint_every is None else Interval.parse(options.checkpoint_every)
     world = World.from_env()
     device = resolve_device(devices.local_device(options.device, world))
-    options.switches.check(options.recipe, device, world)
-    together = partial(collectives.together, world=world)
+    options.acceleration.check(options.recipe, device, world)
+    on_all_ranks = partial(collectives.on_all_ranks, world=world)
     with process_group.process_group(world, device, timedelta(minutes=options.rank_timeout)), ExitStack() as held:
-        together(lambda: _prepare(options, world))
+        on_all_ranks(lambda: _prepare(options, world))
         train_index, val_index = load_indexes(
             options.data, world, class_map=options.class_map, val_labels=options.val_labels
         )
-        folder = collectives.from_primary(together(lambda: _folder(options, world, held)), world)
+        folder = collectives.broadcast_object(on_all_ranks(lambda: _folder(options, world, held)), world)
         place = world, device, folder
         with (
             pinned(world, device, enabled=options.affinity) as threads,
-            closing(together(lambda: _train_loader(options, train_index, *place, threads))) as loader,
-            closing(together(lambda: _eval_loader(options, val_index, *place, threads))) as eval_loader,
+            closing(on_all_ranks(lambda: _train_loader(options, train_index, *place, threads))) as loader,
+            closing(on_all_ranks(lambda: _eval_loader(options, val_index, *place, threads))) as eval_loader,
             kernel_policy(device, deterministic=options.deterministic),
         ):
             outcome, seconds = _run(options, world, device, folder, loader, eval_loader, save_every)
         collectives.barrier(world)
-    return TrainSummary(folder, outcome, seconds, world.is_primary)
+    return TrainSummary(folder, outcome, seconds, world.is_rank_zero)
 
 
 def make_state(
@@ -188,7 +188,7 @@ def make_state(
     initial_checkpoint: Path | None = None,
     pretrained: bool = False,
 ) -> RunState:
-    """Model, optimiser, GradScaler and averaged weights of a run at its start, on the device."""
+    """Model, optimizer, GradScaler and averaged weights of a run at its start, on the device."""
     model = create_model(recipe, num_classes, initial_checkpoint=initial_checkpoint, pretrained=pretrained)
     model.to(device)
     scaled = amp_dtype(recipe.amp_dtype, device) is torch.float16
@@ -201,12 +201,12 @@ def make_state(
 
 
 def _prepare(options: TrainOptions, world: World) -> None:
-    if options.prepare is not None and world.is_primary:
+    if options.prepare is not None and world.is_rank_zero:
         options.prepare()
 
 
 def _folder(options: TrainOptions, world: World, held: ExitStack) -> Path:
-    if not world.is_primary:
+    if not world.is_rank_zero:
         return Path()
     return held.enter_context(claimed(options.output, options.experiment, options.recipe, resume=options.resume))
 
@@ -280,11 +280,11 @@ def _run(
     files = saver = None
     sizes = {"train_images": len(loader.index), "val_images": len(eval_loader.index), "classes": len(classes)}
     facts = {**_facts(options, world, device), **sizes, "steps_per_epoch": loader.steps_per_epoch}
-    run_log = _run_log(options, folder, state, facts) if world.is_primary else RunLog((), {}, 1)
-    if world.is_primary:
+    run_log = _run_log(options, folder, state, facts) if world.is_rank_zero else RunLog((), {}, 1)
+    if world.is_rank_zero:
         files = LoggedFolder(folder, run_log, epoch=state.epoch, step=state.step)
         files.write_args(recipe, facts)
-        saver = Saver(folder, recipe.checkpoint_hist, state.history, first=files.sync)
+        saver = CheckpointManager(folder, recipe.checkpoint_hist, state.history, first=files.sync)
         for bad in (*loader.index.bad, *eval_loader.index.bad):
             _note_bad(folder, "left out", bad.path, bad.reason)
         _introduce(state, identity, world, device)
@@ -306,7 +306,7 @@ def _run(
             on_nan=options.on_nan,
             save_every=save_every,
             name_of=loader.index.path,
-            switches=options.switches,
+            acceleration=options.acceleration,
         ).run()
         run_log.status = "finished" if outcome.signal is None else "stopped"
     return outcome, state.seconds

@@ -15,27 +15,26 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from timm.utils import distribute_bn
 
 from rsbdali.distributed import collectives
 from rsbdali.distributed.world import World
-from rsbdali.runs.checkpoint_manager import Saver
+from rsbdali.loader.batch import EvalBatch, TrainBatch
+from rsbdali.runs.checkpoint_manager import CheckpointManager
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity, RunState
-from rsbdali.training.acceleration import PLAIN, Switches, make_step
+from rsbdali.training.acceleration import PLAIN, Acceleration, make_step
 from rsbdali.training.evaluate import EvalResult, Stopped, evaluate
 from rsbdali.training.nonfinite import LossWatch, OnNan, UpdateGuard
 from rsbdali.training.optim import Schedule
 from rsbdali.training.progress import EpochReport, Reporter, StepReport
 from rsbdali.training.save_interval import Due, Interval
 from rsbdali.training.signals import StopRequest, from_row
-from rsbdali.training.throughput import Pace, is_evaluated
-
-if TYPE_CHECKING:
-    from rsbdali.loader import EvalBatch, TrainBatch
+from rsbdali.training.step import StepResult
+from rsbdali.training.throughput import ThroughputMeter, is_evaluated
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class TrainBatches(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps an epoch."""
+        """Optimizer steps an epoch."""
 
     @property
     def groups_per_step(self) -> int:
@@ -58,10 +57,10 @@ class TrainBatches(Protocol):
     def seek(self, epoch: int, step: int) -> None:
         """Where the next pass starts."""
 
-    def __iter__(self) -> Iterator["TrainBatch"]: ...
+    def __iter__(self) -> Iterator[TrainBatch]: ...
 
 
-class EvalBatches(Sized, Iterable["EvalBatch"], Protocol):
+class EvalBatches(Sized, Iterable[EvalBatch], Protocol):
     """What the loop needs of an `EvalLoader`."""
 
 
@@ -73,7 +72,7 @@ class Outcome:
         epochs: epochs that are complete.
         best_top1: best evaluation, per cent.
         best_epoch: its epoch, from 0.
-        last: the last evaluation of this sitting.
+        last: the last evaluation of this session.
         signal: what ended the run before its time.
     """
 
@@ -88,7 +87,7 @@ class Trainer:
     """Runs a `RunState` to the end of its recipe.
 
     Args:
-        state: model, optimiser and position, on the device.
+        state: model, optimizer and position, on the device.
         identity: goes into the checkpoints; holds the recipe.
         loader: training batches of this rank.
         eval_loader: evaluation batches of this rank.
@@ -101,7 +100,7 @@ class Trainer:
         on_nan: what a loss that is not finite does: stop or skip.
         save_every: saves besides those at the ends of epochs.
         name_of: the name of a training image by its row of the index.
-        switches: of the step: torch.compile, CUDA graphs.
+        acceleration: of the step: torch.compile, CUDA graphs.
     """
 
     def __init__(
@@ -116,11 +115,11 @@ class Trainer:
         world: World,
         reporter: Reporter,
         files: RunFolder | None = None,
-        saver: Saver | None = None,
+        saver: CheckpointManager | None = None,
         on_nan: OnNan = "stop",
         save_every: Interval | None = None,
         name_of: Callable[[int], str] = str,
-        switches: Switches = PLAIN,
+        acceleration: Acceleration = PLAIN,
     ) -> None:
         self.state, self.identity, self.recipe = state, identity, identity.recipe
         self.loader, self.eval_loader, self.device, self.amp_dtype = loader, eval_loader, device, amp_dtype
@@ -130,7 +129,7 @@ class Trainer:
             state.optimizer,
             state.scaler,
             self.recipe,
-            switches=switches,
+            acceleration=acceleration,
             device=device,
             amp_dtype=amp_dtype,
             world=world,
@@ -141,7 +140,7 @@ class Trainer:
         folder = files.path if files else None
         self._losses = LossWatch(on_nan, scale=self._scale, world=world, folder=folder, name_of=name_of)
         self._schedule = Schedule(state.optimizer, self.recipe)
-        self._pace = Pace(self.recipe, loader.steps_per_epoch)
+        self._pace = ThroughputMeter(self.recipe, loader.steps_per_epoch)
         self._stop, self._due = StopRequest(), Due(save_every)
         self._lr = 0.0
         self._last: EvalResult | None = None
@@ -174,7 +173,7 @@ class Trainer:
                 result, more = self._evaluate()
             except Stopped:  # all ranks are here together
                 row = torch.tensor(self._stop.as_row(), dtype=torch.float32, device=self.device)
-                stopped = from_row(collectives.sum_(row, self.world).tolist())
+                stopped = from_row(collectives.all_reduce_sum(row, self.world).tolist())
         if stopped is None:
             self._finish(result, more)
         elif self.saver is not None:
@@ -192,33 +191,33 @@ class Trainer:
         stopped = None
         while state.step < steps and stopped is None:
             groups = islice(batches, self.loader.groups_per_step)
-            told = self._step(self._losses.passing(groups), update=state.updates + 1, notes=self._notes)
+            result = self._step(self._losses.passing(groups), update=state.updates + 1, flags=self._flags)
             state.step, state.updates = state.step + 1, state.updates + 1
             self._pace.step(self.loader.wait_s)
-            stopped, is_due = self._hear(told, step=state.step - 2)
+            stopped, is_due = self._observe(result, step=state.step - 2)
             self._show()
             if stopped is None and state.step < steps and (is_due or self._due.by_steps(state.updates)):
                 stopped = self._save_between()
-        last, _ = self._hear(self._step.flush(), step=state.step - 1)
+        last, _ = self._observe(self._step.last_result(), step=state.step - 1)
         return stopped or last
 
-    def _notes(self) -> list[float]:
-        """What this rank has to say to all: which signal it got, and (rank 0) whether it is time to save."""
-        return [*self._stop.as_row(), float(self.world.is_primary and self._due.by_time())]
+    def _flags(self) -> list[float]:
+        """Flags of this rank, summed over the ranks: the signal it got, and on rank 0 whether a save is due."""
+        return [*self._stop.as_row(), float(self.world.is_rank_zero and self._due.by_time())]
 
-    def _hear(self, told: list[float] | None, step: int) -> tuple[signal.Signals | None, bool]:
-        """Take in what a step (from 0) told: its loss, whether a rank was asked to stop, whether to save."""
-        if told is None:
+    def _observe(self, result: StepResult | None, step: int) -> tuple[signal.Signals | None, bool]:
+        """Record a step's loss. Returns the signal that a rank got, if any, and whether a save is due."""
+        if result is None:
             return None, False
-        loss, scale, *stop, save = told
-        self._scale = None if self._scale is None else scale
-        if self._losses.hear(loss, self.state.epoch, step, scale):
-            self.state.loss_sum, self.state.loss_steps = self.state.loss_sum + loss, self.state.loss_steps + 1
+        self._scale = None if self._scale is None else result.scale
+        if self._losses.observe(result.loss, self.state.epoch, step, result.scale):
+            self.state.loss_sum, self.state.loss_steps = self.state.loss_sum + result.loss, self.state.loss_steps + 1
+        *stop, save = result.flags
         return from_row(stop), save > 0
 
     def _save_between(self) -> signal.Signals | None:
-        """Save in the middle of an epoch, once the last step's loss is known. Returns a signal heard of by that."""
-        stopped, _ = self._hear(self._step.flush(), step=self.state.step - 1)
+        """Save in mid-epoch, once the last step's loss is known. Returns the signal that arrived meanwhile."""
+        stopped, _ = self._observe(self._step.last_result(), step=self.state.step - 1)
         if stopped is None:  # else it is saved on the way out
             self._share_statistics()
             if self.saver is not None:

@@ -76,9 +76,9 @@ def validate(options: ValidateOptions) -> EvalResult:
     world = World.from_env()
     device = resolve_device(devices.local_device(options.device, world))
     with process_group.process_group(world, device), kernel_policy(device, deterministic=False):
-        index = collectives.primary_first(lambda first: _index(options, content, check=first), world)
+        index = collectives.rank_zero_first(lambda first: _index(options, content, check=first), world)
         dtype = amp_dtype(recipe.amp_dtype, device)
-        if world.is_primary:
+        if world.is_rank_zero:
             warn_if_emulated(dtype, device)
             for bad in index.bad:
                 log.warning("no image, skipped: %s (%s)", bad.path, bad.reason)

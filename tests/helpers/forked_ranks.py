@@ -22,7 +22,7 @@ import torch.distributed as dist
 from helpers.fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 from rsbdali.distributed.world import World
 from rsbdali.errors import RsbdaliError
-from rsbdali.runs.checkpoint_manager import Saver, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity
 from rsbdali.training.progress import Silent
@@ -48,7 +48,7 @@ def train(kind: str, folder: Path, steps: int, world: World) -> str:
     state = make_state(chosen, CLASSES, CPU)
     identity = Identity(chosen, tuple("abcd"), chosen.mix_groups, steps)
     resume_from(state, identity, "auto", folder, world)
-    files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_primary else None
+    files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_rank_zero else None
     loader = FakeTrainLoader if kind == "toy" else SpoiltLoader
     trainer = Trainer(
         state,
@@ -60,7 +60,7 @@ def train(kind: str, folder: Path, steps: int, world: World) -> str:
         world=world,
         reporter=Silent(),
         files=files,
-        saver=Saver(folder, 2, state.history) if files else None,
+        saver=CheckpointManager(folder, 2, state.history) if files else None,
         on_nan="skip" if kind == "skip" else "stop",
     )
     outcome = trainer.run()

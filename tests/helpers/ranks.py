@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from rsbdali.distributed import affinity, neighbours, process_group
-from rsbdali.distributed.collectives import barrier, from_all, primary_first, sum_, together
+from rsbdali.distributed import affinity, neighbors, process_group
+from rsbdali.distributed.collectives import all_reduce_sum, barrier, from_all, on_all_ranks, rank_zero_first
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError, RsbdaliError
 
@@ -107,10 +107,10 @@ def collectives(folder: Path) -> int:
     world, found = World.from_env(), {}
     with process_group.process_group(world, CPU, timeout=timedelta(seconds=3)):
         found["current"] = World.current() == World(world.rank, 2, world.local_rank, 2)
-        found["here"] = neighbours.ranks_here(World(world.rank, 2, None, None))  # as if no launcher said it
+        found["here"] = neighbors.ranks_here(World(world.rank, 2, None, None))  # as if no launcher said it
         found["all"] = from_all(world.rank * 10, world)
-        found["sum"] = sum_(torch.tensor([float(world.rank + 1)]), world).tolist()
-        found["first"] = primary_first(lambda first: _note_turn(folder, world, first), world)
+        found["sum"] = all_reduce_sum(torch.tensor([float(world.rank + 1)]), world).tolist()
+        found["first"] = rank_zero_first(lambda first: _note_turn(folder, world, first), world)
         found["failures"] = [_failure(world, failing) for failing in ([0], [1], [0, 1], [])]
         with affinity.pinned(world, CPU) as threads:
             found["cores"], found["threads"] = sorted(os.sched_getaffinity(0)), threads
@@ -120,7 +120,7 @@ def collectives(folder: Path) -> int:
         barrier(world)
         if world.rank == 1:
             signal.pause()
-        sum_(torch.ones(1), world)
+        all_reduce_sum(torch.ones(1), world)
     return 0
 
 
@@ -132,7 +132,7 @@ def _note_turn(folder: Path, world: World, first: bool) -> list[object]:
 
 
 def _failure(world: World, failing: list[int]) -> list[object]:
-    """What `together` raises on this rank when some ranks fail."""
+    """What `on_all_ranks` raises on this rank when some ranks fail."""
 
     def make() -> str:
         if world.rank in failing:
@@ -140,6 +140,6 @@ def _failure(world: World, failing: list[int]) -> list[object]:
         return "made"
 
     try:
-        return [together(make, world)]
+        return [on_all_ranks(make, world)]
     except RsbdaliError as error:
-        return [type(error).__name__, str(error), error.told_elsewhere, error.exit_code]
+        return [type(error).__name__, str(error), error.reported_elsewhere, error.exit_code]

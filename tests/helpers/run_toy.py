@@ -16,7 +16,7 @@ from rsbdali.distributed import collectives, process_group
 from rsbdali.distributed.launch import exit_code
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import Saver, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity
 from rsbdali.training.progress import Plain, Silent
@@ -40,8 +40,8 @@ def run(folder: Path, steps: int, chosen: Recipe, world: World) -> int:
     identity = Identity(chosen, tuple(map(str, range(CLASSES))), chosen.mix_groups, steps)
     resume_from(state, identity, "auto", folder)
     collectives.barrier(world)
-    files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_primary else None
-    saver = Saver(folder, 2, state.history) if world.is_primary else None
+    files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_rank_zero else None
+    saver = CheckpointManager(folder, 2, state.history) if world.is_rank_zero else None
     trainer = Trainer(
         state,
         identity,
@@ -55,7 +55,7 @@ def run(folder: Path, steps: int, chosen: Recipe, world: World) -> int:
         saver=saver,
     )
     outcome = trainer.run()
-    if world.is_primary:
+    if world.is_rank_zero:
         content = {"state_dict": state.model.state_dict(), "last": vars(outcome.last) if outcome.last else None}
         torch.save(content, folder / "state.pt")
     collectives.barrier(world)

@@ -22,14 +22,14 @@ import torch
 from helpers.records import record
 from rsbdali.errors import CheckpointError
 from rsbdali.runs import checkpoint
-from rsbdali.runs.checkpoint_manager import Saver, newest_whole
+from rsbdali.runs.checkpoint_manager import CheckpointManager, newest_valid
 from rsbdali.runs.folder import LAST
 from rsbdali.runs.record import OURS
 
 VALUES = 100_000  # float32: 0.4 MB a tensor
 
 
-def content_of(number: int, saver: Saver) -> dict[str, object]:
+def content_of(number: int, saver: CheckpointManager) -> dict[str, object]:
     tensors = {name: torch.full((VALUES,), float(number)) for name in ("a", "b", "c")}
     return {"state_dict": tensors, OURS: record(number, history=saver.history_with(number, number % 5))}
 
@@ -54,9 +54,9 @@ def forked(work: Callable[[int], None]) -> tuple[int, int]:
 
 def save_for_ever(folder: Path, pipe: int) -> None:
     """Every second save is one at the end of an epoch; each is told of once it is complete."""
-    path, _ = newest_whole(folder)
+    path, _ = newest_valid(folder)
     ours = checkpoint.read(path)[OURS] if path else None
-    saver = Saver(folder, 2, ours["history"] if ours else {})
+    saver = CheckpointManager(folder, 2, ours["history"] if ours else {})
     for number in count(ours["position"]["epoch"] + 1 if ours else 0):
         content = content_of(number, saver)
         if number % 2:
@@ -85,7 +85,7 @@ def rest_of(pipe: int) -> str:
 
 def check(folder: Path, completed: int) -> int:
     """The number of the newest whole checkpoint; every file under its name must be whole."""
-    path, wrong = newest_whole(folder)
+    path, wrong = newest_valid(folder)
     assert not wrong, wrong
     assert path is not None
     for name in {path, *folder.glob("*.pth.tar")}:
@@ -106,19 +106,19 @@ def kills(folder: Path, times: int, seed: int) -> dict[str, object]:
         completed += len(done)
         in_midst += bool(list(folder.glob(".*.tmp")))
         newest = check(folder, max(done, default=newest))
-    Saver(folder, 2)
+    CheckpointManager(folder, 2)
     litter = [path.name for path in folder.iterdir() if not path.name.endswith(".pth.tar")]
     return {"newest": newest, "completed": completed, "in_midst": in_midst, "litter": litter}
 
 
 def full(folder: Path, limit: int) -> dict[str, object]:
-    with Saver(folder, 2) as saver:
+    with CheckpointManager(folder, 2) as saver:
         saver.save_last({**content_of(0, saver), "state_dict": {"a": torch.full((VALUES,), 0.0)}})
 
     def work(pipe: int) -> None:
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        with Saver(folder, 2) as saver:
+        with CheckpointManager(folder, 2) as saver:
             saver.save_last(content_of(1, saver))
 
     child, pipe = forked(work)

@@ -39,7 +39,7 @@ def magnitude_bin(policy: RandAugmentPolicy) -> int:
 
 
 class PlainMix:
-    """Normalise a uint8 batch and mix it with its reverse by ordinary torch operations, one λ a batch."""
+    """Normalize a uint8 batch and mix it with its reverse by ordinary torch operations, one λ a batch."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe, self._rng = recipe, np.random.default_rng(recipe.seed)
@@ -47,11 +47,11 @@ class PlainMix:
         self._std = torch.tensor(recipe.std, device=device).view(1, 3, 1, 1) * 255
 
     def __call__(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Float32, normalised and mixed: (N, 3, H, W)."""
+        """Float32, normalized and mixed: (N, 3, H, W)."""
         return self.mix(images_NCHW.float().sub_(self._mean).div_(self._std))
 
     def mix(self, images: torch.Tensor) -> torch.Tensor:
-        """Mix a normalised float32 batch (N, 3, H, W), in place where CutMix is drawn."""
+        """Mix a normalized float32 batch (N, 3, H, W), in place where CutMix is drawn."""
         cut = self.recipe.cutmix > 0 and (self.recipe.mixup <= 0 or self._rng.random() < self.recipe.mixup_switch_prob)
         alpha = self.recipe.cutmix if cut else self.recipe.mixup
         if alpha <= 0 or self._rng.random() >= self.recipe.mixup_prob:

@@ -1,7 +1,7 @@
 """spdl: Meta's `spdl.dataloader.DataLoader`, whose threads decode by FFmpeg (`spdl.io`).
 
 As its documentation builds it: one filter graph an image (here crop, scale, flip, RGB), the frames of a batch copied
-into one uint8 array, normalised on the device. The crop's size is an expression that FFmpeg evaluates, since the
+into one uint8 array, normalized on the device. The crop's size is an expression that FFmpeg evaluates, since the
 image's own is not known before it is decoded.
 """
 

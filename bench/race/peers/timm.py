@@ -1,6 +1,6 @@
 """timm: `create_loader` as timm's train.py calls it, its workers being processes.
 
-FastCollateMixup runs in the workers and PrefetchLoader normalises on the device. It is kept running across epoch ends
+FastCollateMixup runs in the workers and PrefetchLoader normalizes on the device. It is kept running across epoch ends
 (`use_multi_epochs_loader`), which is kinder than its default.
 """
 

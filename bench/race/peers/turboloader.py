@@ -1,6 +1,6 @@
 """turboloader: its fused path for training, `DataLoader(tar, train_aug=True)`.
 
-One pass of its C++ threads decodes the crop's window, resizes, flips and normalises into float32. It reads tar files
+One pass of its C++ threads decodes the crop's window, resizes, flips and normalizes into float32. It reads tar files
 alone, so some of the images are packed into one beforehand, which is not timed.
 """
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from rsbdali.data.header import Header, NoImageError, Pread, read_header_from
+from rsbdali.data.header import Header, InvalidImageError, Pread, read_header_from
 
 CHUNK = 512  # files that one thread reads in a row
 # More threads than cores: on a disk or a network each waits; in a warm cache 1 to 16 take about the same time.
@@ -17,7 +17,7 @@ COLUMNS = (
     "height_N",
     "nbytes_N",
     "format_N",
-    "care_N",
+    "flags_N",
     "path_bytes",
     "path_end_N",
     "shard_N",
@@ -64,7 +64,7 @@ class Place(NamedTuple):
     nbytes: int
 
 
-class Found(NamedTuple):
+class Entry(NamedTuple):
     """One image met while a source was listed.
 
     Attributes:
@@ -130,5 +130,5 @@ def header_or_reason(pread: Pread, place: Place) -> Header | str:
 
     try:
         return read_header_from(within, place.path, place.nbytes)
-    except NoImageError as error:
+    except InvalidImageError as error:
         return str(error)

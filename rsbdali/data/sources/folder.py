@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from rsbdali.data.columns import header_columns, notes_on_classes
-from rsbdali.data.header import Header, NoImageError, read_header
+from rsbdali.data.header import Header, InvalidImageError, read_header
 from rsbdali.data.levels import notes_on_depth
 from rsbdali.data.names import EXTENSIONS, is_hidden, is_image_name, is_skipped_name, natural_key, notes_on_names
 from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Place, Progress, Scan
@@ -261,7 +261,7 @@ def _read_headers(
 def _header_or_reason(path: str, nbytes: int) -> Header | str:
     try:
         return read_header(path, nbytes)
-    except NoImageError as error:
+    except InvalidImageError as error:
         return str(error)
 
 

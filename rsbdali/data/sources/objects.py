@@ -6,7 +6,7 @@ from rsbdali.data.columns import to_scan
 from rsbdali.data.header import Header
 from rsbdali.data.levels import notes_on_depth
 from rsbdali.data.names import EXTENSIONS, is_hidden, is_image_name, is_skipped_name, notes_on_names
-from rsbdali.data.sources.base import Found, Place, Progress, Scan, header_or_reason
+from rsbdali.data.sources.base import Entry, Place, Progress, Scan, header_or_reason
 from rsbdali.data.sources.remote import BlockBlob, RemoteStorage
 from rsbdali.data.sources.storage import FileInfo, fingerprint_of
 from rsbdali.errors import DataError, UnreadableImage
@@ -46,7 +46,7 @@ class ObjectSource:
         """See `Source`."""
         if not self._files:
             raise DataError(f"{self._what}: no images: expected objects named {', '.join(EXTENSIONS)} by class")
-        found: list[Found] = []
+        found: list[Entry] = []
         parts = [self._files[i : i + CHUNK] for i in range(0, len(self._files), CHUNK)]
         with ThreadPoolExecutor(threads or LIST_THREADS, thread_name_prefix="index") as pool:
             for done in pool.map(lambda part: [self._found(file) for file in part], parts):
@@ -55,10 +55,10 @@ class ObjectSource:
                     progress(len(found), len(self._files))
         return to_scan(self._what, found, kind="objects", notes=self._notes)
 
-    def _found(self, file: FileInfo) -> Found:
+    def _found(self, file: FileInfo) -> Entry:
         place = Place(file.name, -1, 0, file.size)
         folder, slash, _ = file.name.partition("/")
-        return Found(place, self._header(file, place), class_name=folder if slash else None)
+        return Entry(place, self._header(file, place), class_name=folder if slash else None)
 
     def _header(self, file: FileInfo, place: Place) -> Header | str:
         blob = BlockBlob(self._storage.open(file.name, file.size), HEAD_BYTES)

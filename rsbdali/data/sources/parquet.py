@@ -19,7 +19,7 @@ import numpy as np
 
 from rsbdali.data.columns import to_scan
 from rsbdali.data.names import CLASS_NAMES, LABEL_NAMES
-from rsbdali.data.sources.base import DEFAULT_THREADS, Found, Place, Progress, Scan, header_or_reason
+from rsbdali.data.sources.base import DEFAULT_THREADS, Entry, Place, Progress, Scan, header_or_reason
 from rsbdali.data.sources.forks import restarted_in_children
 from rsbdali.data.sources.storage import BlobFile, FileInfo, Storage, fingerprint_of
 from rsbdali.data.text import LabelError, parse_label
@@ -73,12 +73,12 @@ class ParquetSource:
         known = names if names and any(f.label is not None for f in found) else None
         return to_scan(self._what, found, kind="parquet", shards=shards, classes=known)
 
-    def _list(self, shard: int) -> tuple[list[Found], tuple[str, ...]]:
+    def _list(self, shard: int) -> tuple[list[Entry], tuple[str, ...]]:
         """Images of one file, row group by row group, and its class names."""
         import pyarrow
 
         name = self._files[shard].name
-        found: list[Found] = []
+        found: list[Entry] = []
         try:
             file = pyarrow_parquet().ParquetFile(BlobFile(self._storage.open(name)))
             _check(file.schema_arrow)
@@ -150,7 +150,7 @@ def class_names(schema: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _rows(table: Any, shard: int, first: int, name: str) -> list[Found]:
+def _rows(table: Any, shard: int, first: int, name: str) -> list[Entry]:
     images = table.column("image").combine_chunks()
     paths = images.field("path").to_pylist() if "path" in [f.name for f in images.type] else [None] * len(images)
     labels = table.column("label").to_pylist() if "label" in table.column_names else [None] * len(images)
@@ -163,7 +163,7 @@ def _rows(table: Any, shard: int, first: int, name: str) -> list[Found]:
         except LabelError as error:
             raise DataError(f"row {row}: {error}") from error
         number, text = (None, value) if isinstance(value, str) else (value, None)
-        found.append(Found(place, header, number, text))
+        found.append(Entry(place, header, number, text))
     return found
 
 

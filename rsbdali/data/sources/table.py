@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from rsbdali.data.columns import to_scan
-from rsbdali.data.header import NoImageError, read_header
+from rsbdali.data.header import InvalidImageError, read_header
 from rsbdali.data.names import (
     CLASS_NAMES,
     LABEL_NAMES,
@@ -23,7 +23,7 @@ from rsbdali.data.names import (
     is_image_name,
     notes_on_names,
 )
-from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Found, Place, Progress, Scan
+from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Entry, Place, Progress, Scan
 from rsbdali.data.text import LabelError, lines_of, parse_label, read_text
 from rsbdali.errors import DataError
 
@@ -61,7 +61,7 @@ class TableSource:
 
     def scan(self, threads: int | None, progress: Progress | None) -> Scan:
         """See `Source`."""
-        found: list[Found] = []
+        found: list[Entry] = []
         starts = range(0, len(self._rows), CHUNK)
         with ThreadPoolExecutor(threads or DEFAULT_THREADS, thread_name_prefix="index") as pool:
             for part in pool.map(lambda start: [self._found(r) for r in self._rows[start : start + CHUNK]], starts):
@@ -79,15 +79,15 @@ class TableSource:
             return "is no regular file"
         return status.st_size, status.st_mtime_ns
 
-    def _found(self, row: Row) -> Found:
+    def _found(self, row: Row) -> Entry:
         path, status = os.path.join(self._root, row.path), self._stat(row)
         if isinstance(status, str):
-            return Found(Place(row.path, -1, 0, 0), f"cannot be read: {status}", row.label, row.class_name)
+            return Entry(Place(row.path, -1, 0, 0), f"cannot be read: {status}", row.label, row.class_name)
         place = Place(row.path, -1, 0, status[0])
         try:
-            return Found(place, read_header(path, status[0]), row.label, row.class_name)
-        except NoImageError as error:
-            return Found(place, str(error), row.label, row.class_name)
+            return Entry(place, read_header(path, status[0]), row.label, row.class_name)
+        except InvalidImageError as error:
+            return Entry(place, str(error), row.label, row.class_name)
 
 
 def _is_hidden(path: str) -> bool:

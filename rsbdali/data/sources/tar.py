@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from rsbdali.data.columns import to_scan
 from rsbdali.data.names import is_hidden, is_image_name, is_skipped_name, notes_on_names
-from rsbdali.data.sources.base import DEFAULT_THREADS, Found, Place, Progress, Scan, header_or_reason
+from rsbdali.data.sources.base import DEFAULT_THREADS, Entry, Place, Progress, Scan, header_or_reason
 from rsbdali.data.sources.storage import Blob, BlobFile, FileInfo, Storage, fingerprint_of
 from rsbdali.data.text import LabelError, parse_label
 from rsbdali.errors import DataError, RsbdaliError, UnreadableImage
@@ -64,7 +64,7 @@ class TarSource:
 
     def scan(self, threads: int | None, progress: Progress | None) -> Scan:
         """See `Source`; one thread a tar file, progress counts tar files."""
-        found: list[Found] = []
+        found: list[Entry] = []
         bad: list[tuple[str, str]] = []
         names = _Names()
         shards = [file.name for file in self._files]
@@ -81,11 +81,11 @@ class TarSource:
         notes = notes_on_names(names.hidden, names.skipped)
         return to_scan(self._what, _class_folders(found, shards), kind="tar", shards=shards, bad=bad, notes=notes)
 
-    def _list(self, shard: int) -> tuple[list[Found], list[tuple[str, str]], "_Names"]:
+    def _list(self, shard: int) -> tuple[list[Entry], list[tuple[str, str]], "_Names"]:
         """Images of one tar file, what is wrong with the file itself, and members left out by name."""
         name = self._files[shard].name
         bad: list[tuple[str, str]] = []
-        found: list[Found] = []
+        found: list[Entry] = []
         names = _Names()
         sidecars: dict[str, dict[str, Member]] = {}
         where = f"{self._storage.base}/{name}"
@@ -100,7 +100,7 @@ class TarSource:
                 if is_image_name(base):
                     place = Place(member.path, shard, member.offset, member.nbytes)
                     # at once, while its block is at hand
-                    found.append(Found(place, _header(blob, place)))
+                    found.append(Entry(place, _header(blob, place)))
                 elif (parts := split_key(member.path))[1] in ("cls", "json"):
                     _add_once(sidecars.setdefault(parts[0], {}), parts[1], member, where)
         except (tarfile.TarError, UnreadableImage) as error:
@@ -108,7 +108,7 @@ class TarSource:
         _refuse_twice(found, where)
         if sidecars:
             _refuse_two_images_a_sample(found, where)
-            found = [_labelled(f, blob, sidecars.get(split_key(f.place.path)[0], {}), name) for f in found]
+            found = [_labeled(f, blob, sidecars.get(split_key(f.place.path)[0], {}), name) for f in found]
         return found, bad, names
 
 
@@ -202,13 +202,13 @@ def _add_once(sidecars: dict[str, Member], kind: str, member: Member, name: str)
         raise DataError(f"{name}: {member.path} is there twice: expected each key once")
 
 
-def _refuse_twice(found: Sequence[Found], name: str) -> None:
+def _refuse_twice(found: Sequence[Entry], name: str) -> None:
     twice = next((p for p, count in Counter(f.place.path for f in found).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{name}: {twice} is there twice: expected each key once")
 
 
-def _refuse_two_images_a_sample(found: Sequence[Found], name: str) -> None:
+def _refuse_two_images_a_sample(found: Sequence[Entry], name: str) -> None:
     seen: dict[str, str] = {}
     for path in (f.place.path for f in found):
         other = seen.setdefault(split_key(path)[0], path)
@@ -216,7 +216,7 @@ def _refuse_two_images_a_sample(found: Sequence[Found], name: str) -> None:
             raise DataError(f"{name}: {other} and {path} belong to one sample: expected one image a sample")
 
 
-def _labelled(found: Found, blob: Blob, sidecars: dict[str, Member], shard: str) -> Found:
+def _labeled(found: Entry, blob: Blob, sidecars: dict[str, Member], shard: str) -> Entry:
     """The image with what its .json or .cls says."""
     path, label, class_name = found.place.path, None, None
     if (member := sidecars.get("json")) is not None:
@@ -231,7 +231,7 @@ def _labelled(found: Found, blob: Blob, sidecars: dict[str, Member], shard: str)
             raise DataError(f"{shard}::{member.path}: {member.nbytes} bytes: expected a label")
         text = blob.pread(member.nbytes, member.offset).decode("utf-8-sig", "replace")
         label, class_name = _label(text, f"{shard}::{member.path}")
-    return Found(found.place._replace(path=path), found.header, label, class_name)
+    return Entry(found.place._replace(path=path), found.header, label, class_name)
 
 
 def _label(text: str, where: str) -> tuple[int | None, str | None]:
@@ -251,7 +251,7 @@ def _read_json(blob: Blob, member: Member, shard: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _class_folders(found: Sequence[Found], shards: Sequence[str]) -> list[Found]:
+def _class_folders(found: Sequence[Entry], shards: Sequence[str]) -> list[Entry]:
     """Images of plain tar files with their class: the first folder of the path, or their tar file's name.
 
     A folder that only repeats what the tar file is (`train/n01440764/x.JPEG` in train.tar) is taken off first.

@@ -1,6 +1,6 @@
 """Other places for a run's figures: TensorBoard, Weights & Biases, MLflow, each behind the same three calls.
 
-    metrics.jsonl line ─> RunLog.hear ─> Logger.log of each service        rank 0 alone
+    metrics.jsonl line ─> RunLog.observe ─> Logger.log of each service        rank 0 alone
 
 `summary.csv` and `metrics.jsonl` are written in any case (`rsbdali.runs.folder`); services get the same figures, under
 the names and steps that `run_log.py` gives them. Each service's package is an extra: `pip install 'rsbdali[wandb]'`.

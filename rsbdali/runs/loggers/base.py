@@ -14,7 +14,7 @@ class Place:
 
     Attributes:
         folder: the run's, with `summary.csv` and the checkpoints.
-        step: optimiser steps that are done before the first new record.
+        step: optimizer steps that are done before the first new record.
         resumed: whether the run goes on, so that the service's record does too.
     """
 
@@ -40,7 +40,7 @@ class Logger(Protocol):
         """Add figures. A service that fails meanwhile is warned about and never ends the run.
 
         Args:
-            step: optimiser steps done since the run began.
+            step: optimizer steps done since the run began.
             values: by name, such as `eval/top1` (per cent).
         """
 

@@ -23,7 +23,7 @@ class RunLog:
     Args:
         loggers: of the services.
         config: settings and facts for their records.
-        steps_per_epoch: optimiser steps, which tell the step of an epoch's line.
+        steps_per_epoch: optimizer steps, which tell the step of an epoch's line.
 
     Attributes:
         status: what the run ended as, if no exception ends it.
@@ -47,7 +47,7 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._finish("failed" if kind is not None else self.status)
 
-    def hear(self, record: Mapping[str, Any]) -> None:
+    def observe(self, record: Mapping[str, Any]) -> None:
         """Pass a line of `metrics.jsonl` on; lines of other kinds and values that are no numbers are left out."""
         if record.get("kind") not in ("step", "epoch"):
             return
@@ -86,7 +86,7 @@ class LoggedFolder(RunFolder):
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`, and tell the services."""
         super().add_metrics(record)
-        self._run_log.hear(record)
+        self._run_log.observe(record)
 
 
 def open_loggers(names: Sequence[str], place: Place) -> list[Logger]:

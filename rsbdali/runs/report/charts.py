@@ -1,6 +1,6 @@
-"""Line charts as inline SVG: labelled axes with units, round ticks, one colour and one dash a run.
+"""Line charts as inline SVG: labeled axes with units, round ticks, one color and one dash a run.
 
-Colours are told apart by colour-blind eyes (after Okabe and Ito), dashes by everybody; tooltips are SVG titles.
+Colors are told apart by color-blind eyes (after Okabe and Ito), dashes by everybody; tooltips are SVG titles.
 """
 
 import math
@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 480, 270  # of a chart, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 45  # margins: tick labels, last tick, half a label, ticks and axis name
 COLOURS, DASHES = 6, ("", "7 4", "2 3", "10 3 2 3")
 MARKED = 40  # a line of up to so many points shows them
-FINEST = 400  # points of a line; more are averaged, neighbours together
+FINEST = 400  # points of a line; more are averaged, neighbors together
 
 STYLE = """
 :root { --r0: #0072b2; --r1: #c44e00; --r2: #00805f; --r3: #a04a93; --r4: #806000; --r5: #4a4f55 }
@@ -84,7 +84,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most FINEST points: means of neighbours."""
+    """At most FINEST points: means of neighbors."""
     size = -(-len(points) // FINEST)
     groups = [points[k : k + size] for k in range(0, len(points), size)] if size else []
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
@@ -148,12 +148,12 @@ def _curve(scale: _Scale, line: Line, unit: str, marked: bool) -> str:
     points = thinned(line.points)
     path = "".join(f"{'L' if k else 'M'}{scale.x(x):.1f} {scale.y(y):.1f}" for k, (x, y) in enumerate(points))
     parts = [f'<path d="{path}" {_stroke(line.style)}/>']
-    colour = _colour(line.style)
+    color = _color(line.style)
     if len(points) == 1 or (marked and len(points) <= MARKED):
         for x, y in points:
             told = escape(f"{line.name}: {y:.4g}{f' {unit}' if unit else ''} at epoch {x:g}")
             parts.append(
-                f'<circle cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="2.6" fill="{colour}"><title>{told}</title>'
+                f'<circle cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="2.6" fill="{color}"><title>{told}</title>'
                 "</circle>"
             )
     return "".join(parts)
@@ -162,8 +162,8 @@ def _curve(scale: _Scale, line: Line, unit: str, marked: bool) -> str:
 def _stroke(style: int) -> str:
     dash = DASHES[style % len(DASHES)]
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
-    return f'fill="none" stroke="{_colour(style)}" stroke-width="2" stroke-linejoin="round"{dashed}'
+    return f'fill="none" stroke="{_color(style)}" stroke-width="2" stroke-linejoin="round"{dashed}'
 
 
-def _colour(style: int) -> str:
+def _color(style: int) -> str:
     return f"var(--r{style % COLOURS})"

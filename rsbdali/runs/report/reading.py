@@ -53,7 +53,7 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimiser steps an epoch, where the run recorded them."""
+        """Optimizer steps an epoch, where the run recorded them."""
         return fact_count(self.facts, "steps_per_epoch") or None
 
     @property

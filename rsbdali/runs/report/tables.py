@@ -79,7 +79,7 @@ def _not_comparable(runs: Sequence[Run]) -> list[str]:
             told = "speeds" if name == "device" else "accuracies"
             notes.append(f"the runs are of different {what}: compare their {told} with care")
     if len({_loss(run) for run in runs if run.recipe}) > 1:
-        notes.append("the runs minimise different losses: their training losses do not compare")
+        notes.append("the runs minimize different losses: their training losses do not compare")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""`rsbdali doctor`: what this machine can do, what is amiss, and how to mend it.
+"""`rsbdali doctor`: what this machine can do, what is wrong, and how to fix it.
 
 Each check looks at one thing and returns findings; the judging of what was seen is in pure functions, so that machines
 other than this one can be tested. A machine without a GPU is not ill: it trains on its CPU.
@@ -59,8 +59,8 @@ def judge_cpu(model: str, cores: int, usable: int, quota: float | None) -> Findi
     """Cores of the machine, of the affinity mask, and of the container's quota (None: no quota)."""
     text = f"{model}, {cores} cores"
     if quota is not None and quota < usable:
-        mend = f"give --workers {max(1, round(quota))}, or the container more"
-        return Finding(Level.AMISS, "CPU", f"{text}, {usable} usable, but a quota of {quota:g} slows them down", mend)
+        fix = f"give --workers {max(1, round(quota))}, or the container more"
+        return Finding(Level.WARNING, "CPU", f"{text}, {usable} usable, but a quota of {quota:g} slows them down", fix)
     if usable < cores:
         return Finding(Level.NOTE, "CPU", f"{text}, of which this process may use {usable} (affinity)")
     return Finding(Level.GOOD, "CPU", f"{text}, all usable")
@@ -86,7 +86,7 @@ def check_memory() -> list[Finding]:
     text = f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB unused"
     found = [Finding(Level.GOOD, "memory", text)]
     if total < threads * MEMORY_PER_THREAD:
-        found = [Finding(Level.AMISS, "memory", f"{text}: little for {threads} cores", "use fewer --workers")]
+        found = [Finding(Level.WARNING, "memory", f"{text}: little for {threads} cores", "use fewer --workers")]
     if torch.cuda.is_available():
         found.append(_check_pinned())
     return found
@@ -110,7 +110,7 @@ def check_limits() -> list[Finding]:
         size = shutil.disk_usage(shared).total
         text = f"/dev/shm of {size / 2**30:.1f} GiB"
         # ours shares nothing between processes, NCCL and other loaders' worker processes do
-        small = Finding(Level.AMISS, "shared memory", text, "docker run --shm-size=8g (NCCL, worker processes)")
+        small = Finding(Level.WARNING, "shared memory", text, "docker run --shm-size=8g (NCCL, worker processes)")
         found.append(small if size < 1 << 30 else Finding(Level.GOOD, "shared memory", text))
     return found
 
@@ -120,7 +120,7 @@ def judge_open_files(soft: int, hard: int) -> Finding:
     if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
         return Finding(Level.GOOD, "open files", "no limit" if soft == resource.RLIM_INFINITY else f"up to {soft:,}")
     raised = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    return Finding(Level.AMISS, "open files", f"only {soft:,} at a time", f"ulimit -n {raised}")
+    return Finding(Level.WARNING, "open files", f"only {soft:,} at a time", f"ulimit -n {raised}")
 
 
 def check_cache() -> list[Finding]:
@@ -129,4 +129,4 @@ def check_cache() -> list[Finding]:
     parent = next(p for p in (folder, *folder.parents) if p.exists())
     if os.access(parent, os.W_OK):
         return [Finding(Level.GOOD, "cache", f"{folder}")]
-    return [Finding(Level.AMISS, "cache", f"{folder} cannot be written", "set XDG_CACHE_HOME to a folder that can")]
+    return [Finding(Level.WARNING, "cache", f"{folder} cannot be written", "set XDG_CACHE_HOME to a folder that can")]

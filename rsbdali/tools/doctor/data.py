@@ -35,4 +35,6 @@ def judge_data(code: int, out: str, err: str) -> list[Finding]:
     names = [f"{path} ({reason})" for path, reason in found["bad"][:NAMED]]
     if not names:
         return [Finding(Level.GOOD, "data", text)]
-    return [Finding(Level.AMISS, "data", "\n".join([text, *names]), "rsbdali index FOLDER --bad-list FILE lists more")]
+    return [
+        Finding(Level.WARNING, "data", "\n".join([text, *names]), "rsbdali index FOLDER --bad-list FILE lists more")
+    ]

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import torch
 
-from rsbdali.data.header import Care
+from rsbdali.data.header import ImageFlags
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_images
 from rsbdali.errors import RsbdaliError
@@ -34,7 +34,7 @@ def main(data: str, count: int) -> None:
         "tried": len(sample_N),
         "bad": bad,
         "left_out": len(index.bad),
-        "converted": int((index.care_N[sample_N] & Care.CONVERT > 0).sum()),
+        "converted": int((index.flags_N[sample_N] & ImageFlags.CONVERT > 0).sum()),
     }
     sys.stdout.write(json.dumps(found))
 

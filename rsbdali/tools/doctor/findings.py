@@ -13,18 +13,18 @@ class Level(Enum):
 
     GOOD = "✓"
     NOTE = "·"
-    AMISS = "!"
+    WARNING = "!"
     FATAL = "✗"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one thing, and how to mend it where it is amiss."""
+    """What was found about one thing, and how to fix it where it is wrong."""
 
     level: Level
     topic: str
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def can_train(findings: Sequence[Finding]) -> bool:
@@ -38,16 +38,16 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> int:
     Returns:
         The exit code: 0 if this machine can train, else 1.
     """
-    colour = {Level.GOOD: "green", Level.NOTE: "dim", Level.AMISS: "yellow", Level.FATAL: "red"}
+    color = {Level.GOOD: "green", Level.NOTE: "dim", Level.WARNING: "yellow", Level.FATAL: "red"}
     table = Table(box=None, show_header=False, padding=(0, 1))
     for f in findings:
-        text = f.text + (f"\n→ {f.mend}" if f.mend else "")
-        table.add_row(f"[{colour[f.level]}]{f.level.value}[/]", f.topic, text.replace("[", r"\["))
+        text = f.text + (f"\n→ {f.fix}" if f.fix else "")
+        table.add_row(f"[{color[f.level]}]{f.level.value}[/]", f.topic, text.replace("[", r"\["))
     console.print(table)
     fit = can_train(findings)
-    amiss = sum(f.level is Level.AMISS for f in findings)
+    wrong = sum(f.level is Level.WARNING for f in findings)
     device = "its GPU" if any(f.topic.startswith("GPU") and f.level is Level.GOOD for f in findings) else "its CPU only"
-    hint = f"; {amiss} {'thing' if amiss == 1 else 'things'} to mend" if amiss else ""
-    said = f"This machine can train, on {device}{hint}." if fit else "This machine cannot train until ✗ is mended."
+    hint = f"; {wrong} {'thing' if wrong == 1 else 'things'} to fix" if wrong else ""
+    said = f"This machine can train, on {device}{hint}." if fit else "This machine cannot train until ✗ is fixed."
     console.print(said, style="bold", markup=False)
     return 0 if fit else 1

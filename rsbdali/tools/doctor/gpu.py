@@ -57,7 +57,7 @@ def _check_gpu(index: int) -> list[Finding]:
     jpeg = "has a JPEG engine" if capability in HARDWARE_JPEG else "decodes JPEG on its cores"
     text = f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, {jpeg}"
     if free < total * 0.5:
-        return [Finding(Level.AMISS, topic, text, "other processes hold most of its memory (nvidia-smi names them)")]
+        return [Finding(Level.WARNING, topic, text, "other processes hold most of its memory (nvidia-smi names them)")]
     return [Finding(Level.GOOD, topic, text)]
 
 
@@ -74,11 +74,13 @@ def judge_no_gpu(driver: str | None, built_for: str | None, warning: str, visibl
         return Finding(Level.NOTE, "GPU", "none, nor an NVIDIA driver: everything runs on the CPU")
     seen = f"driver {driver} is loaded, but torch sees no GPU"
     if built_for is None:
-        return Finding(Level.AMISS, "GPU", f"{seen}: this torch is a CPU build", "pip install --force-reinstall torch")
+        return Finding(
+            Level.WARNING, "GPU", f"{seen}: this torch is a CPU build", "pip install --force-reinstall torch"
+        )
     if visible is not None and visible.strip() in ("", "-1"):
-        return Finding(Level.AMISS, "GPU", f"{seen}: CUDA_VISIBLE_DEVICES={visible!r}", "unset CUDA_VISIBLE_DEVICES")
-    mend = f"update the driver, or install a torch built for an older CUDA than {built_for} (2.7.1: CUDA 12.6)"
-    return Finding(Level.AMISS, "GPU", f"{seen}{': ' + warning if warning else ''}", mend)
+        return Finding(Level.WARNING, "GPU", f"{seen}: CUDA_VISIBLE_DEVICES={visible!r}", "unset CUDA_VISIBLE_DEVICES")
+    fix = f"update the driver, or install a torch built for an older CUDA than {built_for} (2.7.1: CUDA 12.6)"
+    return Finding(Level.WARNING, "GPU", f"{seen}{': ' + warning if warning else ''}", fix)
 
 
 def judge_architecture(name: str, topic: str, capability: tuple[int, int], arch_list: Sequence[str]) -> Finding | None:
@@ -95,8 +97,8 @@ def judge_architecture(name: str, topic: str, capability: tuple[int, int], arch_
     text = f"{name}: this torch ({torch.__version__}) has no code for it, only for {', '.join(arch_list)}"
     if capability < (7, 5):
         fits = capability == (7, 0)
-        mend = "pip install 'rsbdali[v100]' (torch 2.7.1, whose CUDA 12.6 build holds sm_70)" if fits else ""
-        return Finding(Level.FATAL, topic, text, mend or "this GPU is too old for any torch that rsbdali runs with")
+        fix = "pip install 'rsbdali[v100]' (torch 2.7.1, whose CUDA 12.6 build holds sm_70)" if fits else ""
+        return Finding(Level.FATAL, topic, text, fix or "this GPU is too old for any torch that rsbdali runs with")
     return Finding(Level.FATAL, topic, text, "pip install --upgrade torch")
 
 
@@ -137,8 +139,8 @@ def judge_decode(topic: str, code: int, out: str, err: str) -> Finding:
         return Finding(Level.GOOD, topic, out.strip())
     lines = err.strip().splitlines()
     said = f"killed by signal {-code}" if code < 0 else lines[-1] if lines else f"status {code}"
-    mend = "" if topic.endswith("CPU") else "train with --device cpu, or look at the driver and nvidia-nvimgcodec-cu12"
-    return Finding(Level.FATAL, topic, f"DALI does not decode a JPEG: {said}", mend)
+    fix = "" if topic.endswith("CPU") else "train with --device cpu, or look at the driver and nvidia-nvimgcodec-cu12"
+    return Finding(Level.FATAL, topic, f"DALI does not decode a JPEG: {said}", fix)
 
 
 def check_triton() -> list[Finding]:
@@ -148,6 +150,6 @@ def check_triton() -> list[Finding]:
     text = f"{package_version('triton')}"
     lacking = missing_compiler()
     if lacking is not None and torch.cuda.is_available():
-        mend = "install gcc and Python's headers (apt-get install gcc python3-dev)"
-        return [Finding(Level.AMISS, "Triton", f"{text}, but {lacking}: {WITHOUT_KERNELS}", mend)]
+        fix = "install gcc and Python's headers (apt-get install gcc python3-dev)"
+        return [Finding(Level.WARNING, "Triton", f"{text}, but {lacking}: {WITHOUT_KERNELS}", fix)]
     return [Finding(Level.GOOD, "Triton", text)]

@@ -1,8 +1,8 @@
 """A model as one ONNX file: any number of images, compared with torch by onnxruntime before it is kept.
 
-    images (N, 3, H, W) float32, normalised by the mean and std of the file's metadata  ─>  logits (N, C) float32
+    images (N, 3, H, W) float32, normalized by the mean and std of the file's metadata  ─>  logits (N, C) float32
 
-Normalising stays outside, as it does for the model in torch.
+Normalizing stays outside, as it does for the model in torch.
 """
 
 import importlib.util

@@ -16,8 +16,8 @@ from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
-from rsbdali.training.acceleration import COMPILE_MODES, Switches, compiled, make_step
-from rsbdali.training.cuda_graph import PLAIN_STEPS, GraphedTrainStep
+from rsbdali.training.acceleration import COMPILE_MODES, Acceleration, compiled, make_step
+from rsbdali.training.cuda_graph import PLAIN_STEPS, CudaGraphTrainStep
 from rsbdali.training.model import create_model
 from rsbdali.training.optim import create_optimizer
 from rsbdali.training.step import TrainStep
@@ -98,10 +98,10 @@ def run(
         for batch in groups:
             for name in ("images", "label_N", "partner_label_N", "lam_N"):
                 setattr(batch, name, getattr(batch, name).to(device))
-        told = step(groups, update=s + 1)
-        losses += told or []
+        losses.append(step(groups, update=s + 1))
         then(s, step)
-    return losses + (step.flush() or []), ema.module
+    losses.append(step.last_result())
+    return [result.loss for result in losses if result], ema.module
 
 
 def assert_same_weights(model: torch.nn.Module, oracle: torch.nn.Module, tolerance: float) -> None:
@@ -110,10 +110,10 @@ def assert_same_weights(model: torch.nn.Module, oracle: torch.nn.Module, toleran
 
 
 def test_compiled_steps_give_the_plain_losses() -> None:
-    recipe = fakes.recipe(batch_size=8, global_batch_size=16)
+    recipe = fakes.recipe(micro_batch_size=8, global_batch_size=16)
 
     def make(model: torch.nn.Module, *args: Any, **more: Any) -> TrainStep:
-        step = make_step(model, *args, switches=Switches(torch_compile="default"), **more)
+        step = make_step(model, *args, acceleration=Acceleration(torch_compile="default"), **more)
         assert step.model is not model
         assert step._bare is model
         assert checkpoint.clean(step.model.state_dict()).keys() == model.state_dict().keys()
@@ -128,7 +128,7 @@ def test_compiled_steps_give_the_plain_losses() -> None:
 
 def test_compile_goes_around_ddp() -> None:
     """As in timm; accumulation still finds DDP's no_sync, and the averaged weights the model itself."""
-    recipe, model = fakes.recipe(batch_size=8), tiny(fakes.CLASSES)
+    recipe, model = fakes.recipe(micro_batch_size=8), tiny(fakes.CLASSES)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         inner = DistributedDataParallel(model)
@@ -149,12 +149,12 @@ def test_compile_goes_around_ddp() -> None:
 )
 def test_captured_steps_equal_plain_ones(dtype: torch.dtype, more: dict[str, Any]) -> None:
     """Drop path among them: each replay comes behind the reseeding of its own pass, from which a GPU's kernels draw."""
-    recipe = fakes.recipe(batch_size=8, clip_grad=0.5, **more)
+    recipe = fakes.recipe(micro_batch_size=8, clip_grad=0.5, **more)
     recorders = []
 
     def graphed(model: torch.nn.Module, *args: Any, **more: Any) -> TrainStep:
         recorders.append(FakeRecorder(model))
-        return GraphedTrainStep(model, *args, recorder=recorders[0], **more)
+        return CudaGraphTrainStep(model, *args, recorder=recorders[0], **more)
 
     losses, model = run(graphed, recipe, 7, dtype)
     expected, oracle = run(TrainStep, recipe, 7, dtype)
@@ -169,7 +169,7 @@ def test_the_update_is_captured_anew_after_its_state_was_loaded() -> None:
 
     def graphed(model: torch.nn.Module, *args: Any, **more: Any) -> TrainStep:
         recorders.append(FakeRecorder(model))
-        return GraphedTrainStep(model, *args, recorder=recorders[0], **more)
+        return CudaGraphTrainStep(model, *args, recorder=recorders[0], **more)
 
     def reload(s: int, step: TrainStep) -> None:
         if s == 4:
@@ -187,7 +187,7 @@ def test_the_update_is_captured_anew_after_its_state_was_loaded() -> None:
         ({}, {"device": CPU}, DeviceError, "--cuda-graph needs a GPU: the device is cpu"),
         ({}, {"world": World(0, 2, 0)}, DeviceError, "one process: there are 2"),
         ({"opt": "sgd"}, {}, RecipeError, "needs opt=lamb"),
-        ({"batch_size": 6}, {}, RecipeError, "set batch_size to a divisor of 16"),
+        ({"micro_batch_size": 6}, {}, RecipeError, "set micro_batch_size to a divisor of 16"),
         ({}, {"torch_compile": "reduce-overhead"}, RecipeError, "captures CUDA graphs itself"),
         ({}, {"kernels": "reference"}, DeviceError, "take RSBDALI_KERNELS out"),
     ],
@@ -200,9 +200,9 @@ def test_a_cuda_graph_that_cannot_be_is_refused(
     says: str,
 ) -> None:
     monkeypatch.setenv("RSBDALI_KERNELS", options.get("kernels", ""))
-    switches = Switches(cuda_graph=True, torch_compile=options.get("torch_compile", "off"))
+    acceleration = Acceleration(cuda_graph=True, torch_compile=options.get("torch_compile", "off"))
     with pytest.raises(error, match=says):
-        switches.check(fakes.recipe(**values), options.get("device", GPU), options.get("world", World()))
+        acceleration.check(fakes.recipe(**values), options.get("device", GPU), options.get("world", World()))
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
@@ -211,9 +211,9 @@ def test_a_cuda_graph_that_cannot_be_is_refused(
     [
         ({}, World(), 4),
         ({}, World(0, 2, 0), 2),
-        ({"batch_size": "256"}, World(0, 4, 0), 2),
-        ({"batch_size": "500"}, World(0, 8, 0), 1),
-        ({"mix_groups": "1", "batch_size": "512"}, World(), 4),
+        ({"micro_batch_size": "256"}, World(0, 4, 0), 2),
+        ({"micro_batch_size": "500"}, World(0, 8, 0), 1),
+        ({"mix_groups": "1", "micro_batch_size": "512"}, World(), 4),
     ],
 )
 def test_compiled_passes_that_hold_cuda_graphs_are_not_added_up(
@@ -221,34 +221,34 @@ def test_compiled_passes_that_hold_cuda_graphs_are_not_added_up(
 ) -> None:
     recipe = Recipe.load("a3", values)
     if passes == 1:
-        Switches(torch_compile=mode).check(recipe, GPU, world)
+        Acceleration(torch_compile=mode).check(recipe, GPU, world)
         return
     with pytest.raises(
         RecipeError, match=rf"--torch-compile {mode} holds CUDA graphs.* here a step takes {passes} passes"
     ):
-        Switches(torch_compile=mode).check(recipe, GPU, world)
+        Acceleration(torch_compile=mode).check(recipe, GPU, world)
 
 
 def test_what_can_be_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RSBDALI_KERNELS", raising=False)
-    Switches(cuda_graph=True, torch_compile="default").check(fakes.recipe(batch_size=8), GPU, World())
+    Acceleration(cuda_graph=True, torch_compile="default").check(fakes.recipe(micro_batch_size=8), GPU, World())
     for name in ("a1", "a2", "a3"):
-        Switches(cuda_graph=True).check(Recipe.load(name), GPU, World())
+        Acceleration(cuda_graph=True).check(Recipe.load(name), GPU, World())
     # a compiled pass that holds CUDA graphs, one a step; on the CPU it holds none
     for mode in ("reduce-overhead", "max-autotune"):
-        Switches(torch_compile=mode).check(Recipe.load("a3"), GPU, World(3, 4, 3))
-        Switches(torch_compile=mode).check(fakes.recipe(mix_groups=1), GPU, World())
-        Switches(torch_compile=mode).check(Recipe.load("a3"), CPU, World())
-    Switches(torch_compile="max-autotune-no-cudagraphs").check(Recipe.load("a3"), GPU, World())
-    Switches(torch_compile="max-autotune").check(fakes.recipe(drop_path=0.1, opt="sgd"), CPU, World(0, 2, 0))
+        Acceleration(torch_compile=mode).check(Recipe.load("a3"), GPU, World(3, 4, 3))
+        Acceleration(torch_compile=mode).check(fakes.recipe(mix_groups=1), GPU, World())
+        Acceleration(torch_compile=mode).check(Recipe.load("a3"), CPU, World())
+    Acceleration(torch_compile="max-autotune-no-cudagraphs").check(Recipe.load("a3"), GPU, World())
+    Acceleration(torch_compile="max-autotune").check(fakes.recipe(drop_path=0.1, opt="sgd"), CPU, World(0, 2, 0))
 
 
 def test_unknown_modes_and_missing_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="torch_compile='fast': expected off, default"):
-        Switches(torch_compile="fast").check(fakes.recipe(), CPU, World())
+        Acceleration(torch_compile="fast").check(fakes.recipe(), CPU, World())
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(DeviceError, match=r"needs a C\+\+ compiler"):
-        Switches(torch_compile="default").check(fakes.recipe(), CPU, World())
+        Acceleration(torch_compile="default").check(fakes.recipe(), CPU, World())
 
 
 def test_the_command_line_knows_the_modes() -> None:
@@ -262,10 +262,10 @@ def test_the_command_line_knows_the_modes() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("drop", [0.0, 0.2])
 def test_cuda_graphs_equal_plain_steps(dtype: torch.dtype, mode: str, drop: float) -> None:
-    recipe = fakes.recipe(batch_size=8, clip_grad=0.5, drop=drop, drop_path=drop)
+    recipe = fakes.recipe(micro_batch_size=8, clip_grad=0.5, drop=drop, drop_path=drop)
 
     def switched(cuda_graph: bool) -> Callable[..., TrainStep]:
-        return lambda *a, **k: make_step(*a, switches=Switches(cuda_graph=cuda_graph, torch_compile=mode), **k)
+        return lambda *a, **k: make_step(*a, acceleration=Acceleration(cuda_graph=cuda_graph, torch_compile=mode), **k)
 
     losses, _ = run(switched(True), recipe, 8, dtype, GPU)
     expected, _ = run(switched(False), recipe, 8, dtype, GPU)

@@ -1,4 +1,4 @@
-"""One contestant in its own process: its CPU time and memory are its own, and a crash of it ends nothing else.
+"""One candidate in its own process: its CPU time and memory are its own, and a crash of it ends nothing else.
 
 The process reads a `FeedSpec` and then requests, one JSON line each, from its standard input, and answers each by one
 JSON line. Between its rounds it stands still: the whole process group is stopped, so that nobody's prefetching runs
@@ -27,15 +27,15 @@ from rsbdali.errors import RsbdaliError
 
 CLOSE_S = 20.0
 # First the kernel is told to end it with its parent (PR_SET_PDEATHSIG, SIGKILL): a bench that is killed cannot clean
-# up, and a contestant that it left would hold GPU memory.
+# up, and a candidate that it left would hold GPU memory.
 PROGRAM = (
     "import ctypes; ctypes.CDLL(None).prctl(1, 9); "
-    "from rsbdali.bench.race.contestant import serve_standard_streams as serve; serve()"
+    "from rsbdali.bench.race.candidate import serve_standard_streams as serve; serve()"
 )
 
 
-class ContestantFailed(RsbdaliError):
-    """A contestant's process ended or refused; the message is its name and its last line.
+class CandidateFailed(RsbdaliError):
+    """A candidate's process ended or refused; the message is its name and its last line.
 
     Attributes:
         reason: the last line alone.
@@ -46,8 +46,8 @@ class ContestantFailed(RsbdaliError):
         self.reason = reason
 
 
-class Contestant:
-    """The side of the bench: starts a contestant's process and talks to it.
+class Candidate:
+    """The side of the bench: starts a candidate's process and talks to it.
 
     Args:
         spec: what it is to do. It starts on it at once; `ready` waits until it can be measured.
@@ -74,7 +74,7 @@ class Contestant:
         """Wait until its first batch was made and checked; then it is frozen.
 
         Raises:
-            ContestantFailed: it could not start, or its first batch is no normalised batch.
+            CandidateFailed: it could not start, or its first batch is no normalized batch.
         """
         self.note = self._answer()["note"]
 
@@ -117,7 +117,7 @@ class Contestant:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ContestantFailed(self.name, self._last_words())
+            raise CandidateFailed(self.name, self._last_words())
         self._signal(signal.SIGSTOP)
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -142,18 +142,18 @@ def build(spec: FeedSpec) -> Feed:
     """The feed of a spec."""
     if spec.kind == "rsbdali" or spec.kind.startswith("rsbdali-"):
         return RsbdaliFeed(spec)
-    # imported here: each brings its own libraries, and a contestant's process loads only what it needs
+    # imported here: each brings its own libraries, and a candidate's process loads only what it needs
     if spec.kind.startswith("stage:"):
-        from rsbdali.bench.race.stages import build_rung
+        from rsbdali.bench.race.stages import build_stage
 
-        return build_rung(spec)
+        return build_stage(spec)
     from rsbdali.bench.race.peers import build_peer
 
     return build_peer(spec)
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
-    """The side of the contestant: build the feed, then answer requests until the other side hangs up."""
+    """The side of the candidate: build the feed, then answer requests until the other side hangs up."""
 
     def answer(values: dict[str, Any]) -> None:
         answers.write(json.dumps(values) + "\n")
@@ -162,7 +162,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     spec = FeedSpec(**json.loads(requests.readline()))
     torch.set_num_threads(spec.workers)
     feed = build(spec)
-    if not spec.kind.startswith("stage:"):  # the lower rungs of the ladder have no batch to show
+    if not spec.kind.startswith("stage:"):  # the first stages have no batch to show
         check_batch(feed.deliver(), spec)
     answer({"note": feed.note})
     for line in requests:

@@ -1,4 +1,4 @@
-"""The feed: order, prefetch, jumps, one plan by itself, and what an exception leaves behind."""
+"""The prefetcher: order, prefetch, jumps, one plan by itself, and what an exception leaves behind."""
 
 from collections import deque
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rsbdali.errors import RsbdaliError
-from rsbdali.loader.prefetcher import Feed
+from rsbdali.loader.prefetcher import Prefetcher
 from rsbdali.pipelines.executor import DecodedBatch
 
 
@@ -39,84 +39,84 @@ class FakeExecutor:
 
 def make_feed(
     bad: set[int] = frozenset(), last: int = 10**9, depth: int = 3, fail: set[int] = frozenset()
-) -> tuple[Feed[np.ndarray], list[FakeExecutor]]:  # type: ignore[assignment]
+) -> tuple[Prefetcher[np.ndarray], list[FakeExecutor]]:  # type: ignore[assignment]
     opened: list[FakeExecutor] = []
 
     def open_executor() -> FakeExecutor:
         opened.append(FakeExecutor(set(bad), set(fail) if not opened else set()))
         return opened[-1]
 
-    def make(tick: int) -> np.ndarray | None:
-        return np.arange(8) + 8 * tick if tick < last else None
+    def make(batch_index: int) -> np.ndarray | None:
+        return np.arange(8) + 8 * batch_index if batch_index < last else None
 
-    return Feed(open_executor, make=make, depth=depth), opened
+    return Prefetcher(open_executor, make=make, prefetch_depth=depth), opened
 
 
-def get(feed: Feed[np.ndarray], tick: int) -> list[int]:
-    plan, (images, _) = feed.get(tick)
+def get(prefetcher: Prefetcher[np.ndarray], batch_index: int) -> list[int]:
+    plan, (images, _) = prefetcher.get(batch_index)
     assert plan.tolist() == images.tolist()
     return images.tolist()
 
 
 def test_ticks_come_in_order_and_the_queue_stays_full() -> None:
-    feed, (executor,) = make_feed()
-    for tick in range(5):
-        assert get(feed, tick) == list(range(8 * tick, 8 * tick + 8))
+    prefetcher, (executor,) = make_feed()
+    for batch_index in range(5):
+        assert get(prefetcher, batch_index) == list(range(8 * batch_index, 8 * batch_index + 8))
         assert len(executor.queue) == 3
     assert executor.submitted == 8
-    assert feed.wait_s > 0
+    assert prefetcher.wait_s > 0
 
 
 def test_a_jump_drops_the_strays() -> None:
-    feed, _ = make_feed()
-    for tick in (0, 1, 100, 101, 3, 102):
-        assert get(feed, tick)[0] == 8 * tick
+    prefetcher, _ = make_feed()
+    for batch_index in (0, 1, 100, 101, 3, 102):
+        assert get(prefetcher, batch_index)[0] == 8 * batch_index
 
 
 def test_a_short_jump_keeps_what_is_still_wanted() -> None:
-    feed, (executor,) = make_feed()
-    get(feed, 0)
+    prefetcher, (executor,) = make_feed()
+    get(prefetcher, 0)
     submitted = executor.submitted
-    assert get(feed, 2)[0] == 16
-    assert executor.submitted == submitted + 2  # ticks 4 and 5; 2 and 3 were there
+    assert get(prefetcher, 2)[0] == 16
+    assert executor.submitted == submitted + 2  # batch indices 4 and 5; 2 and 3 were there
 
 
 def test_nothing_past_the_last_tick() -> None:
-    feed, (executor,) = make_feed(last=2)
-    get(feed, 0)
-    get(feed, 1)
+    prefetcher, (executor,) = make_feed(last=2)
+    get(prefetcher, 0)
+    get(prefetcher, 1)
     assert executor.submitted == 2
 
 
 def test_bad_rows_come_with_their_batch() -> None:
-    feed, _ = make_feed({3, 9, 12})
-    assert [sorted(feed.get(tick)[1].bad) for tick in range(3)] == [[3], [1, 4], []]
+    prefetcher, _ = make_feed({3, 9, 12})
+    assert [sorted(prefetcher.get(batch_index)[1].bad) for batch_index in range(3)] == [[3], [1, 4], []]
 
 
 def test_one_plan_by_itself_disturbs_nothing() -> None:
-    feed, (executor,) = make_feed()
-    for tick in range(6):
-        assert get(feed, tick)[0] == 8 * tick
-        assert feed.run(np.arange(3) + 1000).images_NHWC.tolist() == [1000, 1001, 1002]
+    prefetcher, (executor,) = make_feed()
+    for batch_index in range(6):
+        assert get(prefetcher, batch_index)[0] == 8 * batch_index
+        assert prefetcher.run(np.arange(3) + 1000).images_NHWC.tolist() == [1000, 1001, 1002]
     assert executor.submitted == 9 + 6
 
 
 def test_an_exception_leaves_a_feed_that_works() -> None:
-    feed, opened = make_feed(fail={16})
-    get(feed, 0)
-    get(feed, 1)
+    prefetcher, opened = make_feed(fail={16})
+    get(prefetcher, 0)
+    get(prefetcher, 1)
     with pytest.raises(KeyboardInterrupt):
-        feed.get(2)
+        prefetcher.get(2)
     assert opened[0].closed
-    assert [get(feed, tick)[0] for tick in (2, 3, 9)] == [16, 24, 72]
+    assert [get(prefetcher, batch_index)[0] for batch_index in (2, 3, 9)] == [16, 24, 72]
     assert len(opened) == 2
 
 
 def test_a_closed_feed_says_so() -> None:
-    feed, (executor,) = make_feed()
-    get(feed, 0)
-    feed.close()
-    feed.close()
+    prefetcher, (executor,) = make_feed()
+    get(prefetcher, 0)
+    prefetcher.close()
+    prefetcher.close()
     assert executor.closed
     with pytest.raises(RsbdaliError, match="the loader is closed"):
-        feed.get(1)
+        prefetcher.get(1)

@@ -12,10 +12,10 @@ from rsbdali.distributed import collectives
 from rsbdali.distributed.world import World
 
 
-class LateSum:
-    """A vector of numbers summed over the ranks, delivered one push late.
+class DeferredAllReduce:
+    """A vector of numbers summed over the ranks, delivered one call late.
 
-    Every rank gets the same numbers at the same push, so decisions taken from them (stop, fail) are common ones.
+    Every rank gets the same numbers at the same call, so decisions taken from them (stop, fail) are common ones.
 
     Args:
         device: where the numbers come from.
@@ -26,10 +26,10 @@ class LateSum:
         self._device, self._world = device, world
         self._pending: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
 
-    def push(self, value_K: torch.Tensor) -> list[float] | None:
-        """Queue numbers (float32 or float64, shape (K,), on the device) and return those of the push before, if any."""
-        total_K = collectives.sum_(value_K.detach().clone(), self._world)
-        before = self.flush()
+    def submit(self, value_K: torch.Tensor) -> list[float] | None:
+        """Queue numbers (float32 or float64, shape (K,), on the device) and return those of the call before, if any."""
+        total_K = collectives.all_reduce_sum(value_K.detach().clone(), self._world)
+        before = self.result()
         if self._device.type == "cuda":
             host_K = torch.empty(total_K.shape, dtype=total_K.dtype, device="cpu", pin_memory=True)
             host_K.copy_(total_K, non_blocking=True)
@@ -40,7 +40,7 @@ class LateSum:
             self._pending = total_K, None
         return before
 
-    def flush(self) -> list[float] | None:
+    def result(self) -> list[float] | None:
         """The numbers still under way, waiting for them; None where there are none."""
         if self._pending is None:
             return None

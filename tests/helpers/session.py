@@ -8,7 +8,7 @@ import torch
 from helpers.fakes import CLASSES, FakeEvalLoader, FakeTrainLoader
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import Saver, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.progress import EpochReport, Silent, StepReport
@@ -51,7 +51,7 @@ class Run:
             world=World(),
             reporter=self.listener,
             files=RunFolder(folder, epoch=self.state.epoch, step=self.state.step),
-            saver=Saver(folder, recipe.checkpoint_hist, self.state.history),
+            saver=CheckpointManager(folder, recipe.checkpoint_hist, self.state.history),
             **more,
         )
 

@@ -1,4 +1,4 @@
-"""What the fused ops and the step cannot go below: `python -m rsbdali.bench.floors` prints the table as Markdown.
+"""What the fused ops and the step cannot go below: `python -m rsbdali.bench.roofline` prints the table as Markdown.
 
 Bytes over the memory's bandwidth, operations over the tensor cores' rate, both by NVIDIA's data sheets: a floor, not a
 forecast. Copies reach some 90 % of that bandwidth, and kernels are held against the copy (`bench.kernels`).
