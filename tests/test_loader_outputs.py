@@ -1,4 +1,4 @@
-"""What the loader gives besides mixed batches, and what a user does to them: bytes, soft targets, indices, transforms."""
+"""What the loader gives besides mixed batches: bytes, soft targets, indices, batches that a user transforms."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +41,9 @@ def test_a_recipe_that_mixes_gives_plain_images(tree: Path, arguments: dict[str,
     mixing = Recipe.load("a1", {**MIXING, "aug_repeats": 0})
     assert mixing.smoothing > 0
     found = batches(tree, recipe=mixing, **arguments)
-    plain = batches(tree, recipe=Recipe.load("a1", {**mixing.to_dict(), "mixup": 0, "cutmix": 0, "smoothing": 0}), **arguments)
+    plain = batches(
+        tree, recipe=Recipe.load("a1", {**mixing.to_dict(), "mixup": 0, "cutmix": 0, "smoothing": 0}), **arguments
+    )
     assert same(found, plain)
     assert {targets.dtype for _, targets in found} == {torch.int64}
     assert {images.dtype for images, _ in found} == {torch.uint8 if "output" in arguments else torch.float32}
@@ -49,7 +51,9 @@ def test_a_recipe_that_mixes_gives_plain_images(tree: Path, arguments: dict[str,
 
 @pytest.mark.parametrize("name", ["smoothing", "recipe"])
 def test_smoothing_without_mixing(tree: Path, name: str) -> None:
-    smoothed = {"smoothing": 0.1} if name == "smoothing" else {"recipe": Recipe.from_dict({"smoothing": 0.1, "seed": 0})}
+    smoothed = (
+        {"smoothing": 0.1} if name == "smoothing" else {"recipe": Recipe.from_dict({"smoothing": 0.1, "seed": 0})}
+    )
     more: dict[str, Any] = {"interpolation": "bilinear", "num_classes": 5}
     with loader_of(tree, **more, **smoothed) as loader:
         soft = list(loader)
