@@ -46,17 +46,17 @@ Write = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Kind:
-    """A loader: its name, its executor, and what of the recipe is different."""
+    """A loader: its name, its decode mode, and what of the recipe is different."""
 
     name: str
-    executor: str
+    decode: str
     changes: dict[str, Any]
 
 
 KINDS = (
     Kind("graph", "graph", {}),
     Kind("graph, no RandAugment", "graph", {"aa": None}),
-    Kind("host", "host", {}),
+    Kind("cpu", "cpu", {}),
 )
 
 
@@ -173,7 +173,7 @@ def measure(
         def open_loader(kind: Kind) -> TrainLoader:
             changed = Recipe.from_dict(recipe.to_dict() | kind.changes)
             more: dict[str, Any] = {"dtype": dtype, "num_threads": workers, "prefetch": PREFETCH}
-            return TrainLoader(index, changed, device=device, executor=kind.executor, **more)
+            return TrainLoader(index, changed, device=device, decode=kind.decode, **more)
 
         for kind in KINDS:
             step.batch = lying

@@ -18,10 +18,10 @@ from rsbdali.recipe import Recipe
 STEPS = 4
 
 
-def _main(data: str, epochs: int, executor: str) -> None:
+def _main(data: str, epochs: int, decode: str) -> None:
     index = ImageIndex.load(find_images(data))
     recipe = Recipe.load("a3", {"global_batch_size": len(index) // STEPS, "mix_groups": 1})
-    loader = TrainLoader(index, recipe, device="cpu", executor=executor)
+    loader = TrainLoader(index, recipe, device="cpu", decode=decode)
     console = Console()
     for epoch in range(epochs):
         images = sum(len(batch.label_N) for batch in loader)

@@ -17,21 +17,21 @@ from rsbdali.cli.options import parse_overrides
 from rsbdali.errors import RecipeError
 
 SURFACE = {
-    "bench-loader": "--against --batch-size --data --device --executor --json --peers --recipe --report --rounds "
-    "--seconds --set --stages --workers",
+    "bench-loader": "--against --batch-size --data --decode --device --hw-decoder-load --json --peers --recipe "
+    "--report --rounds --seconds --set --stages --workers",
     "bench-step": "--batch-size --cuda-graph --device --json --peers --recipe --rounds --seconds --set --torch-compile",
     "demo-data": "FOLDER --seed",
     "doctor": "--data",
     "export": "--checkpoint --ema --format --out",
     "index": "--bad-list --class-map --rebuild --val-labels --workers FOLDER",
     "pack": "FOLDER OUT --max-size --shards --val-labels --workers",
-    "preview": "--data --draws --executor --images --out --recipe --set",
+    "preview": "--data --draws --images --out --recipe --set",
     "recipe list": "",
     "recipe show": "--as --set --world-size NAME",
     "replay": "--data --device --epoch --images --out --run --step",
     "report": "--output RUNS",
-    "train": "--affinity --checkpoint-every --class-map --cuda-graph --data --demo --deterministic --device "
-    "--executor --experiment --initial-checkpoint --log --max-bad-images --nproc --on-nan --output "
+    "train": "--affinity --checkpoint-every --class-map --cuda-graph --data --decode --demo --deterministic --device "
+    "--experiment --hw-decoder-load --initial-checkpoint --log --max-bad-images --nproc --on-nan --output "
     "--pretrained --rank-timeout --recipe --resume --set --torch-compile --val-labels --workers",
     "validate": "--batch-size --checkpoint --class-map --data --device --model --pretrained --recipe --set "
     "--val-labels --workers",

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from rsbdali.cli.options import DATA, DEVICE, EXECUTOR, WORKERS, parse_overrides, recipe_options
+from rsbdali.cli.options import DATA, DEVICE, WORKERS, decode_options, parse_overrides, recipe_options
 from rsbdali.errors import RsbdaliError
 
 
@@ -16,7 +16,7 @@ from rsbdali.errors import RsbdaliError
 @click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True)
 @WORKERS
 @DEVICE
-@EXECUTOR
+@decode_options
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="A round.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved with the peers'.")
 @click.option("--peers", help="Comma-separated: timm, torchvision, dali-basic, dali-exact, spdl, turboloader.")

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from rsbdali.cli.options import DATA, EXECUTOR, parse_overrides, recipe_options
+from rsbdali.cli.options import DATA, parse_overrides, recipe_options
 from rsbdali.errors import RsbdaliError
 
 
@@ -63,7 +63,6 @@ def make_demo(folder: Path, seed: int = 0) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("preview.png"), show_default=True)
 @click.option("--images", type=click.IntRange(1, 64), default=4, show_default=True)
 @click.option("--draws", type=click.IntRange(1, 16), default=4, show_default=True, help="Augmentations of each image.")
-@EXECUTOR
 def preview(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
     """Draw what a recipe does to a few images, with the ops and their arguments."""
     from rsbdali.recipe import Recipe

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from rsbdali.cli.data import make_demo
-from rsbdali.cli.options import DATA, DEVICE, EXECUTOR, WORKERS, parse_overrides, recipe_options
+from rsbdali.cli.options import DATA, DEVICE, WORKERS, decode_options, parse_overrides, recipe_options
 from rsbdali.errors import RsbdaliError
 
 
@@ -30,7 +30,7 @@ from rsbdali.errors import RsbdaliError
 @click.option("--pretrained", is_flag=True, help="Start from timm's weights for the model.")
 @DEVICE
 @WORKERS
-@EXECUTOR
+@decode_options
 @click.option("--deterministic", is_flag=True, help="Bitwise repeatable steps, slower on a GPU.")
 @click.option(
     "--torch-compile",

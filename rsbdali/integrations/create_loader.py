@@ -18,6 +18,7 @@ from rsbdali.errors import DataError, RecipeError
 from rsbdali.integrations.datasets import open_index
 from rsbdali.integrations.timm_arguments import TIMM_DEFAULTS, refuse, with_arguments
 from rsbdali.integrations.tuple_loader import TupleLoader
+from rsbdali.loader.decode_mode import DecodeMode
 from rsbdali.loader.eval import EvalLoader
 from rsbdali.loader.train import TrainLoader
 from rsbdali.plan.randaugment import RandAugmentPolicy
@@ -57,7 +58,8 @@ def create_loader(
     output: str = "float",
     pad_eval: bool = True,
     seed: int | None = None,
-    executor: str = "auto",
+    decode: DecodeMode = "auto",
+    hw_decoder_load: float | None = None,
     prefetch: int = 2,
     max_bad_images: int | None = None,
     on_bad: Callable[[str, str], None] | None = None,
@@ -99,7 +101,9 @@ def create_loader(
         pad_eval: give ranks equal numbers of images, so that a few come twice, as in timm. False: each exactly once; a
             rank whose images run out yields an empty batch.
         seed: of all draws, the same on all ranks; None: the recipe's, 0 without one.
-        executor: auto, graph or host.
+        decode: where images are decoded: gpu (whole images), gpu-roi (the crop's region), cpu, or auto. Modes differ in
+            pixels.
+        hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine, 0 to 1; None: DALI's own, 0.65.
         prefetch: batches in flight.
         max_bad_images: more training images that do not decode are a `DataError`.
         on_bad: called once for each image that does not decode, with path and reason; by default a warning is logged.
@@ -139,6 +143,8 @@ def create_loader(
         "rank": world.rank,
         "world_size": world.size,
         "device": place,
+        "decode": decode,
+        "hw_decoder_load": hw_decoder_load,
         "num_threads": _threads(num_workers),
         "dtype": dtype,
         "prefetch": prefetch,
@@ -150,7 +156,7 @@ def create_loader(
         evaluation = EvalLoader(index, settings, batch_size=rows, pad=pad_eval, **common)
         return TupleLoader(evaluation, channels_last=channels_last, dataset=given)
     settings = _per_rank(settings, _rows(batch_size, recipe), world, index)
-    training = TrainLoader(index, settings, executor=executor, max_bad_images=max_bad_images, **common)
+    training = TrainLoader(index, settings, max_bad_images=max_bad_images, **common)
     training.mixup_enabled &= mix.enabled
     return TupleLoader(
         training,

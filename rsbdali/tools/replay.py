@@ -18,8 +18,10 @@ from PIL import Image
 from rsbdali.atomic import naming
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_split
+from rsbdali.distributed.devices import resolve_device
 from rsbdali.errors import DataError, RecipeError, RsbdaliError
 from rsbdali.loader.batch import TrainBatch
+from rsbdali.loader.decode_mode import GRAPH
 from rsbdali.loader.train import TrainLoader
 from rsbdali.recipe import Recipe
 from rsbdali.runs.folder import ARGS, read_args
@@ -133,11 +135,11 @@ def replay(options: ReplayOptions) -> Replay:
     recipe = Recipe.from_dict(values)
     recipe = dataclasses.replace(recipe, mix_groups=max(recipe.mix_groups, processes))
     index = _index(options, facts)
-    executor = facts.get("executor", "auto")
-    if executor == "auto":  # as it was chosen then, whatever is here now
-        executor = "host" if facts.get("device", "cpu") == "cpu" else "graph"
-    device = "cpu" if executor == "host" else options.device
-    with closing(TrainLoader(index, recipe, device=device, executor=executor, dtype=torch.uint8)) as loader:
+    decode = facts.get("decode", "cpu")
+    device = torch.device("cpu") if decode == "cpu" else resolve_device(options.device)
+    if device.type == "cpu" and decode.startswith("gpu"):
+        decode = GRAPH  # what comes closest to the run's pixels without its GPU
+    with closing(TrainLoader(index, recipe, device=device, decode=decode, dtype=torch.uint8)) as loader:
         epoch, step = _place(options, recipe, loader.steps_per_epoch)
         loader.mixup_enabled = True  # the plans say how rows were mixed
         loader.seek(epoch, step)

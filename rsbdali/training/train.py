@@ -8,7 +8,7 @@ Under torchrun every process does the same; rank 0 writes and talks.
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,15 @@ from rsbdali.data.sources.location import Location
 from rsbdali.data.splits import load_indexes
 from rsbdali.distributed import collectives, devices, process_group
 from rsbdali.distributed.affinity import pinned
-from rsbdali.distributed.devices import resolve_device
+from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.distributed.launch import exit_code
 from rsbdali.distributed.world import World
 from rsbdali.environment import versions
 from rsbdali.loader import EvalLoader, TrainLoader
+from rsbdali.loader.decode_mode import choose_decode, resumed_decode
 from rsbdali.loader.eval import eval_batch_size
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager, Saved, find_saved, resume_from
 from rsbdali.runs.claim import claimed
 from rsbdali.runs.folder import BEST, LAST, add_bad_image, one_line
 from rsbdali.runs.loggers import Place, require
@@ -64,7 +65,8 @@ class TrainOptions:
         pretrained: start from timm's published weights.
         device: auto, cpu, cuda or cuda:N.
         workers: CPU threads of the loader; None: all cores of this rank's share.
-        executor: auto, graph or host.
+        decode: where images are decoded: auto, gpu, gpu-roi or cpu (`rsbdali.loader.decode_mode`).
+        hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine; None: DALI's own.
         deterministic: bitwise repeatable steps.
         torch_compile: mode of torch.compile, or off (`rsbdali.training.acceleration`).
         cuda_graph: capture the step and replay it.
@@ -89,7 +91,8 @@ class TrainOptions:
     pretrained: bool = False
     device: str = "auto"
     workers: int | None = None
-    executor: str = "auto"
+    decode: str = "auto"
+    hw_decoder_load: float | None = None
     deterministic: bool = False
     torch_compile: str = OFF
     cuda_graph: bool = False
@@ -168,14 +171,16 @@ def train(options: TrainOptions) -> TrainSummary:
             options.data, world, class_map=options.class_map, val_labels=options.val_labels
         )
         folder = collectives.broadcast_object(on_all_ranks(lambda: _folder(options, world, held)), world)
+        saved = find_saved(options.resume, folder, world)
         place = world, device, folder
-        with (
-            pinned(world, device, enabled=options.affinity) as threads,
-            closing(on_all_ranks(lambda: _train_loader(options, train_index, *place, threads))) as loader,
-            closing(on_all_ranks(lambda: _eval_loader(options, val_index, *place, threads))) as eval_loader,
-            kernel_policy(device, deterministic=options.deterministic),
-        ):
-            outcome, seconds = _run(options, world, device, folder, loader, eval_loader, save_every)
+        with pinned(world, device, enabled=options.affinity) as threads:
+            chosen = _with_decoding(options, saved, train_index, world, device, threads)
+            with (
+                closing(on_all_ranks(lambda: _train_loader(chosen, train_index, *place, threads))) as loader,
+                closing(on_all_ranks(lambda: _eval_loader(chosen, val_index, *place, threads))) as eval_loader,
+                kernel_policy(device, deterministic=options.deterministic),
+            ):
+                outcome, seconds = _run(chosen, world, device, folder, loader, eval_loader, save_every, saved)
         collectives.barrier(world)
     return TrainSummary(folder, outcome, seconds, world.is_rank_zero)
 
@@ -211,6 +216,24 @@ def _folder(options: TrainOptions, world: World, held: ExitStack) -> Path:
     return held.enter_context(claimed(options.output, options.experiment, options.recipe, resume=options.resume))
 
 
+def _with_decoding(
+    options: TrainOptions,
+    saved: Saved | None,
+    index: ImageIndex,
+    world: World,
+    device: torch.device,
+    threads: int | None,
+) -> TrainOptions:
+    """The options with the decode mode of this run: the one given, the checkpoint's, or the one chosen."""
+    record = None if saved is None else saved.record
+    before = ("", None) if record is None else (record.decode, record.hw_decoder_load)
+    asked = collectives.on_all_ranks(lambda: resumed_decode(options.decode, before[0], device), world)
+    workers = options.workers or threads or default_threads(world)
+    decode = choose_decode(asked, index, options.recipe, device=device, num_threads=workers, world=world)
+    load = before[1] if options.decode == "auto" and options.hw_decoder_load is None else options.hw_decoder_load
+    return replace(options, decode=decode, hw_decoder_load=load)
+
+
 def _train_loader(
     options: TrainOptions,
     index: ImageIndex,
@@ -225,7 +248,8 @@ def _train_loader(
         rank=world.rank,
         world_size=world.size,
         device=device,
-        executor=options.executor,
+        decode=options.decode,
+        hw_decoder_load=options.hw_decoder_load,
         num_threads=options.workers or threads,
         dtype=amp_dtype(options.recipe.amp_dtype, device),
         on_bad=partial(_note_bad, folder, "does not decode, another takes its place"),
@@ -247,6 +271,8 @@ def _eval_loader(
         rank=world.rank,
         world_size=world.size,
         device=device,
+        decode=options.decode,
+        hw_decoder_load=options.hw_decoder_load,
         batch_size=options.eval_batch_size or eval_batch_size(device),
         num_threads=options.workers or threads,
         dtype=amp_dtype(options.recipe.amp_dtype, device),
@@ -262,6 +288,7 @@ def _run(
     loader: TrainLoader,
     eval_loader: EvalLoader,
     save_every: Interval | None,
+    saved: Saved | None,
 ) -> tuple[Outcome, float]:
     recipe, classes = options.recipe, loader.index.classes
     start = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
@@ -274,8 +301,10 @@ def _run(
         images=len(loader.index),
         digest=loader.index.digest,
         pixels=loader.pixels,
+        decode=loader.decode,
+        hw_decoder_load=options.hw_decoder_load,
     )
-    resume_from(state, identity, options.resume, folder, world)
+    resume_from(saved, state, identity, world)
     collectives.barrier(world)  # nobody writes before everybody has read
     files = saver = None
     sizes = {"train_images": len(loader.index), "val_images": len(eval_loader.index), "classes": len(classes)}
@@ -321,7 +350,9 @@ def _facts(options: TrainOptions, world: World, device: torch.device) -> dict[st
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     started = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
     # as `replay` needs them: from whatever folder it is called
-    source: dict[str, object] = {"data": Location.parse(options.data).text, "executor": options.executor}
+    source: dict[str, object] = {"data": Location.parse(options.data).text, "decode": options.decode}
+    if options.hw_decoder_load is not None:
+        source["hw_decoder_load"] = options.hw_decoder_load
     if options.class_map is not None:
         source["class_map"] = options.class_map.absolute()
     return {**versions(), **source, "device": where, "processes": world.size, **started}

@@ -16,7 +16,7 @@ from rsbdali.ops.backend import missing_compiler
 from rsbdali.tools.doctor.findings import Finding, Level
 
 SELF_TEST_S = 120
-WITHOUT_KERNELS = "plain torch does its work, slower on a GPU, and images are made on the CPU (--executor host)"
+WITHOUT_KERNELS = "plain torch does its work, slower on a GPU, and images are made on the CPU (--decode cpu)"
 HARDWARE_JPEG = {(8, 0), (9, 0), (10, 0), (10, 3)}  # A100, A30; H100, H200; B200, B300
 
 
