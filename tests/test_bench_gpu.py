@@ -281,7 +281,7 @@ def test_summary_of_all_records() -> None:
     assert said("RandAugment, 512 × 160 px") == ("0.21 ms", "")
     assert said("decoding alone, the fastest (hw90)") == ("9,000 images/s", "")
     assert said("step beside the loader (graph), by alone") == ("1.02 ×", "")
-    assert said("step beside the loader (host), by alone") == ("not run", "")
+    assert said("step beside the loader (cpu), by alone") == ("not run", "")
     assert said("longest wait for Python's lock (graph)") == ("7 ms", "")
     assert said("one plan made again under load, equal") == ("NO", "missed")
 
