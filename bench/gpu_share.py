@@ -31,7 +31,7 @@ from rsbdali.bench.race.our_step import OurStep
 from rsbdali.bench.race.out_of_memory import dropped_where_memory_ends
 from rsbdali.bench.race.synthetic import step_recipe
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.environment import machine_record, write_record
 from rsbdali.loader import TrainLoader
@@ -163,7 +163,7 @@ def measure(
         "randaugment": None,
     }
     with kernel_policy(device, deterministic=False), tempfile.TemporaryDirectory(prefix="rsbdali-share-") as folder:
-        root, _ = enough_images(ImageIndex.load(find_images(data)), recipe.global_batch_size, Path(folder))
+        root, _ = enough_images(open_split(data, "any"), recipe.global_batch_size, Path(folder))
         index = ImageIndex.load(root, cache_dir=Path(folder, "cache"))
         step = OurStep(recipe, device, mixed=False)
         for _ in range(warm_up_steps(device)):

@@ -38,7 +38,7 @@ from rsbdali.bench.report.presence import busy_warning
 from rsbdali.bench.report.terminal import print_report
 from rsbdali.bench.report.verdict import Loader, Model, verdict
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.environment import machine_record, write_record
 from rsbdali.errors import RecipeError
@@ -142,7 +142,7 @@ def _check(options: BenchOptions) -> None:
 
 
 def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
-    index = ImageIndex.load(find_images(options.data))
+    index = open_split(options.data, "any")
     root, copies = enough_images(index, options.batch_size, scratch)
     if copies > 1:
         say(f"{len(index)} images are few: each is read {copies} times an epoch, from the page cache")

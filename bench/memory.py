@@ -10,8 +10,7 @@ import sys
 from rich.console import Console
 
 from rsbdali.bench.measure.meter import memory_bytes
-from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.loader import TrainLoader
 from rsbdali.recipe import Recipe
 
@@ -19,7 +18,7 @@ STEPS = 4
 
 
 def _main(data: str, epochs: int, decode: str) -> None:
-    index = ImageIndex.load(find_images(data))
+    index = open_split(data, "any")
     recipe = Recipe.load("a3", {"global_batch_size": len(index) // STEPS, "mix_groups": 1})
     loader = TrainLoader(index, recipe, device="cpu", decode=decode)
     console = Console()

@@ -19,7 +19,7 @@ from rsbdali.bench.race.feeds import PREFETCH
 from rsbdali.bench.race.our_step import OurStep
 from rsbdali.bench.race.synthetic import step_recipe
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.environment import machine_record, write_record
 from rsbdali.loader.decode_mode import create_executor
@@ -76,7 +76,7 @@ def measure(
     """
     rows = recipe.global_batch_size
     with kernel_policy(device, deterministic=False), tempfile.TemporaryDirectory(prefix="rsbdali-same-") as folder:
-        root, _ = enough_images(ImageIndex.load(find_images(data)), rows, Path(folder))
+        root, _ = enough_images(open_split(data, "any"), rows, Path(folder))
         index = ImageIndex.load(root, cache_dir=Path(folder, "cache"))
         planner = Planner(index.width_N, index.height_N, recipe)
         made_by = create_executor(decode, index, recipe, rows=rows, device=device, num_threads=workers)

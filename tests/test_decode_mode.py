@@ -151,7 +151,5 @@ def test_a_resumed_run_keeps_its_mode(compiler: Callable[[str | None], None]) ->
     assert resumed_decode("auto", "gpu-roi", GPU) == "gpu-roi"
     assert resumed_decode("auto", "", GPU) == "auto"  # a checkpoint that knows none
     assert resumed_decode("cpu", "gpu", CPU) == "cpu"
-    with pytest.raises(
-        DeviceError, match=r"the run decoded otherwise .*decode=gpu needs a GPU.*give --decode"
-    ):
+    with pytest.raises(DeviceError, match=r"the run decoded otherwise .*decode=gpu needs a GPU.*give --decode"):
         resumed_decode("auto", "gpu", CPU)

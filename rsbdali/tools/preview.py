@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from rsbdali.atomic import naming
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import default_threads
 from rsbdali.errors import DataError, RecipeError
 from rsbdali.loader.decode_mode import create_executor
@@ -63,7 +63,7 @@ def preview(
     """
     if out.suffix.lower() != ".png":
         raise RecipeError(f"--out {out}: the picture is a PNG, so the name must end in .png")
-    index = ImageIndex.load(find_images(data))
+    index = open_split(data, "any")
     images = min(images, len(index))
     plan, images_NHWC = _draw(recipe, index, images, draws)
     layout = Layout.of(recipe, images, draws)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rsbdali.atomic import naming
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_split
+from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import resolve_device
 from rsbdali.errors import DataError, RecipeError, RsbdaliError
 from rsbdali.loader.batch import TrainBatch
@@ -152,7 +152,7 @@ def _index(options: ReplayOptions, facts: dict[str, str]) -> ImageIndex:
     if data is None:
         raise RsbdaliError(f"{options.run} does not say where its data lies: add --data")
     class_map = Path(facts["class_map"]) if "class_map" in facts else None
-    index = ImageIndex.load(find_split(data, "train"), class_map=class_map)
+    index = open_split(data, "train", class_map=class_map)
     then = _count(options, facts, "train_images", len(index))
     if then != len(index):
         raise DataError(f"{index.name} has {len(index)} images now and had {then} in the run: its batches are gone")
