@@ -145,7 +145,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--batch-size", type=int, help="rows of a batch (default: a mix group; 16 on a CPU)")
-    parser.add_argument("--decode", default="graph", help="graph (DALI decodes, on a GPU as gpu does), gpu-roi, cpu or dali-exact")
+    parser.add_argument("--decode", default="graph", help="graph (DALI's), gpu-roi, cpu or dali-exact")
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--json", type=Path)
     sys.exit(main(**vars(parser.parse_args())))
