@@ -263,8 +263,20 @@ def _rows(batch_size: int | None, recipe: str | Recipe | None) -> int | None:
 def _per_rank(recipe: Recipe, rows: int | None, world: World, index: ImageIndex) -> Recipe:
     """`rows` for each rank with a λ of its own; without them the recipe's own global batch."""
     if rows is None:
+        _check_equal_shares(recipe.mix_groups, world.size)
         return recipe
     available = rows_per_epoch(len(index), max(1, recipe.aug_repeats))
     if rows * world.size > available:
         raise DataError(f"batch_size={rows} on {world.size} ranks is more than an epoch of {available} images")
     return recipe.with_overrides({"global_batch_size": rows * world.size, "mix_groups": world.size})
+
+
+def _check_equal_shares(groups: int, ranks: int) -> None:
+    """Refuse ranks that would get unequal numbers of batches: the trainers that this loader is for would wait forever."""
+    if groups > ranks and groups % ranks:
+        allowed = ", ".join(str(number) for number in range(1, groups + 1) if groups % number == 0)
+        raise RecipeError(
+            f"mix_groups={groups} on {ranks} processes: create_loader (and so timm's scripts, Lightning and Accelerate) "
+            f"gives every process as many batches, which takes {allowed} processes, batch_size, or other mix_groups; "
+            "`rsbdali train` and TrainLoader go with any number"
+        )

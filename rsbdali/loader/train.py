@@ -15,6 +15,7 @@ import torch
 
 from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import default_threads, find_device, to_device
+from rsbdali.distributed.shares import own_groups
 from rsbdali.distributed.world import World
 from rsbdali.loader.bad_images import BadImages, BadRows
 from rsbdali.loader.batch import TrainBatch
@@ -30,8 +31,9 @@ from rsbdali.recipe import Recipe
 class TrainLoader(NotPicklable):
     """Training batches of one rank, the same for any thread count, and for any world size with the same mix groups.
 
-    Each `iter()` runs one epoch: the one set by `set_epoch` or `seek`, else the one after the last. `len()` counts mix
-    groups and is constant and equal on all ranks.
+    Each `iter()` runs one epoch: the one set by `set_epoch` or `seek`, else the one after the last. `len()` counts this
+    rank's mix groups, and is equal on all ranks where their number divides the groups; else the first ranks own one
+    more of each step's (`groups_per_step`), and a mean over ranks has to be weighted by rows (`training/step.py`).
 
     Args:
         index: the training images.
@@ -75,7 +77,7 @@ class TrainLoader(NotPicklable):
         self.device = find_device(device, world)
         self.planner = Planner(index.width_N, index.height_N, recipe, world_size)
         self.bad = BadImages(on_bad, limit=max_bad_images)
-        self._groups = range(rank, self.planner.groups, world_size)
+        self._groups = own_groups(self.planner.groups, world)
         self.door = Door()
         self.mixup_enabled = dtype != torch.uint8
         self._next_epoch, self._next_batch = 0, 0

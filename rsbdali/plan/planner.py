@@ -79,14 +79,14 @@ class Planner:
         world_size: number of ranks W.
 
     Raises:
-        RecipeError: fewer images than one global batch, or a batch that the groups or ranks do not divide.
+        RecipeError: fewer images than one global batch, or a batch that the groups do not divide.
     """
 
     def __init__(self, width_N: np.ndarray, height_N: np.ndarray, recipe: Recipe, world_size: int = 1) -> None:
         self.width_N, self.height_N, self.recipe = width_N, height_N, recipe
         self.n = len(width_N)
         self.groups = max(recipe.mix_groups, world_size)
-        _check_division(recipe, self.groups, world_size)
+        _check_division(recipe, self.groups)
         self.group_rows = recipe.global_batch_size // self.groups
         self.repeats = max(1, recipe.aug_repeats)
         rows = sampler.rows_per_epoch(self.n, self.repeats)
@@ -184,13 +184,7 @@ def _kept(memory: dict[tuple[int, ...], T], make: Callable[..., T], *key: int) -
     return memory[key]
 
 
-def _check_division(recipe: Recipe, groups: int, world_size: int) -> None:
-    if groups % world_size:
-        allowed = ", ".join(str(w) for w in range(1, groups + 1) if groups % w == 0)
-        raise RecipeError(
-            f"mix_groups={recipe.mix_groups} cannot be shared by {world_size} processes: use one of {allowed} "
-            "processes, or another mix_groups"
-        )
+def _check_division(recipe: Recipe, groups: int) -> None:
     if recipe.global_batch_size % groups:
         raise RecipeError(
             f"global_batch_size={recipe.global_batch_size} is no multiple of the {groups} mix groups: "

@@ -24,6 +24,7 @@ from rsbdali.distributed import collectives, devices, process_group
 from rsbdali.distributed.affinity import pinned
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.distributed.launch import exit_code
+from rsbdali.distributed.shares import uneven_shares
 from rsbdali.distributed.world import World
 from rsbdali.environment import versions
 from rsbdali.loader import EvalLoader, TrainLoader
@@ -380,6 +381,8 @@ def _introduce(state: RunState, identity: Identity, world: World, device: torch.
         device,
         f", {world.size} processes" if world.size > 1 else "",
     )
+    if (shares := uneven_shares(identity.mix_groups, world.size)) is not None:
+        log.warning("%s (docs/CLUSTERS.md)", shares)
     warn_if_emulated(dtype, device)
     if device.type == "cuda":
         say_memory(state, recipe, world, device, dtype)
