@@ -20,6 +20,7 @@ _HOMES = {
     "bce_loss": "rsbdali.ops.bce",
     "create_loader": "rsbdali.integrations.create_loader",
     "mix_normalize": "rsbdali.ops.mix",
+    "watch": "rsbdali.tools.watch.watched",
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 

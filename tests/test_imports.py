@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "pipelines",
         "loader",
         "training",
+        "tools",  # to measure what they cost
     },
     "cli": {
         "__init__",
