@@ -4,7 +4,18 @@ The public names are imported when first used, so that `import rsbdali` costs ne
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # as importlib finds them below; type checkers and editors follow this
+    from rsbdali.data.index import ImageIndex
+    from rsbdali.errors import RsbdaliError
+    from rsbdali.integrations.create_loader import create_loader
+    from rsbdali.integrations.tuple_loader import TupleLoader
+    from rsbdali.loader import EvalLoader, TrainLoader
+    from rsbdali.ops.bce import bce_loss
+    from rsbdali.ops.mix import mix_normalize
+    from rsbdali.plan.planner import BatchPlan, Planner
+    from rsbdali.recipe import Recipe
 
 __version__ = "0.1.0"
 
@@ -22,7 +33,20 @@ _HOMES = {
     "mix_normalize": "rsbdali.ops.mix",
     "watch": "rsbdali.tools.watch.watched",
 }
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = [
+    "BatchPlan",
+    "EvalLoader",
+    "ImageIndex",
+    "Planner",
+    "Recipe",
+    "RsbdaliError",
+    "TrainLoader",
+    "TupleLoader",
+    "__version__",
+    "bce_loss",
+    "create_loader",
+    "mix_normalize",
+]
 
 
 def __getattr__(name: str) -> Any:

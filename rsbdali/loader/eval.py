@@ -118,7 +118,7 @@ class EvalLoader(NotPicklable):
         if not len(sample_N):
             return self._empty()
         label_N = self.index.label_N[sample_N].astype(np.int64)
-        return EvalBatch(self._finish(images_NHWC), to_device(label_N, self.device))
+        return EvalBatch(self._finish(images_NHWC), to_device(label_N, self.device), sample_N)
 
     def _finish(self, images_NHWC: torch.Tensor) -> torch.Tensor:
         if self.dtype == torch.uint8:
@@ -130,7 +130,8 @@ class EvalLoader(NotPicklable):
     def _empty(self) -> EvalBatch:
         empty_NHWC = torch.empty((0, *self.recipe.test_size, 3), dtype=self.dtype, device=self.device)
         images = empty_NHWC.permute(0, 3, 1, 2)
-        return EvalBatch(images, torch.empty(0, dtype=torch.int64, device=self.device))
+        label_N = torch.empty(0, dtype=torch.int64, device=self.device)
+        return EvalBatch(images, label_N, np.empty(0, np.int64))
 
     def _without(
         self, bad: dict[int, str], sample_N: np.ndarray, images_NHWC: torch.Tensor

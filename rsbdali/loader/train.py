@@ -22,9 +22,11 @@ from rsbdali.loader.batch import TrainBatch
 from rsbdali.loader.decode_mode import choose_decode, create_executor
 from rsbdali.loader.door import Door, NotPicklable
 from rsbdali.loader.prefetcher import Prefetcher
+from rsbdali.loader.transform import Transform, apply_transform
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.plan.planner import BatchPlan, Planner
+from rsbdali.plan.sampling import Sampling
 from rsbdali.recipe import Recipe
 
 
@@ -48,6 +50,8 @@ class TrainLoader(NotPicklable):
         prefetch: batches in flight.
         on_bad: called once for each image that does not decode, with path and reason.
         max_bad_images: more than this is a `DataError`.
+        sampling: how an epoch's images are chosen; its canonical order is the index's. None: shuffled, each once.
+        transform: of a batch's pixels, see `loader.transform`.
 
     Attributes:
         door: threads that share the loader take turns there.
@@ -71,11 +75,14 @@ class TrainLoader(NotPicklable):
         prefetch: int = 2,
         on_bad: Callable[[str, str], None] | None = None,
         max_bad_images: int | None = None,
+        sampling: Sampling | None = None,
+        transform: Transform | None = None,
     ) -> None:
-        self.index, self.recipe, self.dtype = index, recipe, dtype
+        self.index, self.recipe, self.dtype, self.transform = index, recipe, dtype, transform
         world = World.of(rank, world_size)
         self.device = find_device(device, world)
-        self.planner = Planner(index.width_N, index.height_N, recipe, world_size)
+        sampling = replace(sampling or Sampling(), canonical_N=index.canonical_N)
+        self.planner = Planner(index.width_N, index.height_N, recipe, world_size, sampling)
         self.bad = BadImages(on_bad, limit=max_bad_images)
         self._groups = own_groups(self.planner.groups, world)
         self.door = Door()
@@ -166,14 +173,16 @@ class TrainLoader(NotPicklable):
         )
 
     def _finish(self, images_NHWC: torch.Tensor, plan: BatchPlan) -> torch.Tensor:
+        if self.transform is not None:
+            images_NHWC = apply_transform(self.transform, images_NHWC, self.planner.transform_seed(plan))
         if self.dtype == torch.uint8:
             return images_NHWC.permute(0, 3, 1, 2)
         mix = plan.partner_N, plan.lam_N, plan.box_N4
-        return mix_normalize(images_NHWC, *mix, self.recipe.mean, self.recipe.std, self.dtype, self._memory())
+        return mix_normalize(images_NHWC, *mix, self.recipe.mean, self.recipe.std, self.dtype, self._memory(len(plan)))
 
-    def _memory(self) -> torch.Tensor | None:
+    def _memory(self, rows: int) -> torch.Tensor | None:
         """Memory for a batch's images: on the CPU that of a batch which nobody holds any more, on a GPU torch's own."""
-        return None if self.device.type == "cuda" else self._pool.take().permute(0, 3, 1, 2)
+        return None if self.device.type == "cuda" else self._pool.take()[:rows].permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

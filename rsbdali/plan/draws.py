@@ -24,6 +24,8 @@ class Stream(IntEnum):
     RANDAUGMENT = 4
     MIX = 5
     REPLACEMENT = 6
+    SAMPLE = 11  # of an epoch's images by weight
+    TRANSFORM = 12  # seed of a user's transform
 
 
 def generator(seed: int, stream: Stream, epoch: int, step: int, extra: int = 0) -> np.random.Generator:

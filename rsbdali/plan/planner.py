@@ -7,6 +7,7 @@ groups are slices of it.
 Shape suffixes: N rows, L RandAugment layers, 4 = (y, x, h, w) for crops and (y0, y1, x0, x1) for boxes.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
@@ -17,6 +18,7 @@ from rsbdali.errors import RecipeError
 from rsbdali.plan import sampler
 from rsbdali.plan.draws import Stream, draw_crops, draw_interpolation, draw_randaugment, generator, mix_rows
 from rsbdali.plan.randaugment import RandAugmentPolicy
+from rsbdali.plan.sampling import Sampling
 from rsbdali.recipe import Recipe
 
 KEPT = 2  # plans, and orders of epochs: batches of one step share them, and prefetching runs into the next
@@ -77,20 +79,33 @@ class Planner:
         height_N: int32, their heights.
         recipe: the recipe; seed, sizes, augmentation and mixing are read from it.
         world_size: number of ranks W.
+        sampling: how an epoch's images are chosen; None: shuffled, each once.
 
     Raises:
         RecipeError: fewer images than one global batch, or a batch that the groups do not divide.
     """
 
-    def __init__(self, width_N: np.ndarray, height_N: np.ndarray, recipe: Recipe, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        width_N: np.ndarray,
+        height_N: np.ndarray,
+        recipe: Recipe,
+        world_size: int = 1,
+        sampling: Sampling | None = None,
+    ) -> None:
         self.width_N, self.height_N, self.recipe = width_N, height_N, recipe
+        self.sampling = sampling or Sampling()
         self.n = len(width_N)
         self.groups = max(recipe.mix_groups, world_size)
         _check_division(recipe, self.groups)
         self.group_rows = recipe.global_batch_size // self.groups
         self.repeats = max(1, recipe.aug_repeats)
-        rows = sampler.rows_per_epoch(self.n, self.repeats)
+        rows = sampler.rows_per_epoch(self.sampling.length(self.n), self.repeats)
         self.steps_per_epoch = rows // recipe.global_batch_size
+        self.rows_per_epoch = self.steps_per_epoch * recipe.global_batch_size
+        if not self.sampling.drop_last:
+            self.steps_per_epoch = -(-rows // recipe.global_batch_size)
+            self.rows_per_epoch = -(-rows // self.groups) * self.groups
         if self.steps_per_epoch == 0:
             raise RecipeError(
                 f"global_batch_size={recipe.global_batch_size} is larger than an epoch of {rows} images: "
@@ -115,19 +130,30 @@ class Planner:
         """
         extra = (int(plan.position_N[row]) << 16) + attempt + 1
         rng = generator(self.recipe.seed, Stream.REPLACEMENT, plan.epoch, plan.step, extra)
-        chosen = rng.integers(self.n, size=1)
+        pool = self._order(plan.epoch) if self.sampling.is_choice else None
+        chosen = rng.integers(self.n if pool is None else len(pool), size=1)
+        chosen = self.sampling.in_canonical_order(chosen) if pool is None else pool[chosen]
         sample_N, crop_N4 = plan.sample_N.copy(), plan.crop_N4.copy()
         sample_N[row] = chosen[0]
         sizes = self.width_N[chosen], self.height_N[chosen]
         crop_N4[row] = draw_crops(rng, *sizes, self.recipe.scale, self.recipe.ratio)[0]
         return replace(plan, sample_N=sample_N, crop_N4=crop_N4)
 
+    def transform_seed(self, plan: BatchPlan) -> int:
+        """Seed of torch's generators while a user's transform runs on this mix group."""
+        rng = generator(self.recipe.seed, Stream.TRANSFORM, plan.epoch, plan.step, plan.group + 1)
+        return int(rng.integers(2**63))
+
+    def order_digest(self, epoch: int) -> str:
+        """Fingerprint of the order of an epoch, in hex."""
+        return hashlib.blake2b(self._order(epoch).astype("<i8").tobytes(), digest_size=8).hexdigest()
+
     def _order(self, epoch: int) -> np.ndarray:
         return _kept(self._orders, self._epoch_order, epoch)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         spread = 1 if self._local else self.repeats
-        return sampler.epoch_order(self.n, self.recipe.seed, epoch, spread)
+        return sampler.repeat_order(self.sampling.order(self.n, self.recipe.seed, epoch), spread)
 
     @property
     def _local(self) -> bool:
@@ -136,7 +162,8 @@ class Planner:
     def _samples(self, epoch: int, step: int) -> np.ndarray:
         rows = self.recipe.global_batch_size
         if not self._local:
-            return self._order(epoch)[step * rows : (step + 1) * rows]
+            order, stop = self._order(epoch), min((step + 1) * rows, self.rows_per_epoch)
+            return order[np.arange(step * rows, stop) % len(order)]  # only a last batch that is kept goes round
         first = step * self.groups
         by_group = [
             sampler.local_group(self._order(epoch), self.repeats, self.group_rows, first + g)
@@ -145,8 +172,8 @@ class Planner:
         return np.stack(by_group, axis=1).ravel()
 
     def _plan_batch(self, epoch: int, step: int) -> BatchPlan:
-        recipe, rows = self.recipe, self.recipe.global_batch_size
-        sample_N = self._samples(epoch, step)
+        recipe, sample_N = self.recipe, self._samples(epoch, step)
+        rows = len(sample_N)
 
         def rng(stream: Stream) -> np.random.Generator:
             return generator(recipe.seed, stream, epoch, step)
@@ -169,7 +196,7 @@ class Planner:
             op_NL=op_NL,
             arg_NL=arg_NL,
             op_interp_NL=op_interp_NL,
-            partner_N=(self.group_rows - 1 - np.arange(rows) // self.groups).astype(np.int32),
+            partner_N=(rows // self.groups - 1 - np.arange(rows) // self.groups).astype(np.int32),
             lam_N=lam_N,
             box_N4=box_N4,
         )
