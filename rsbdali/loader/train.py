@@ -24,12 +24,14 @@ from rsbdali.loader.batch import TrainBatch
 from rsbdali.loader.door import Door, NotPicklable
 from rsbdali.loader.prefetcher import Prefetcher
 from rsbdali.ops.backend import missing_compiler
+from rsbdali.ops.erasing import erase
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.augmented import Augmented
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import Executor
 from rsbdali.pipelines.host.executor import HostExecutor
 from rsbdali.pipelines.train import GraphExecutor
+from rsbdali.plan.augmentation import cpu_only, fill_color
 from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.recipe import Recipe
 
@@ -49,12 +51,15 @@ def create_executor(
     Where Triton cannot compile kernels for a GPU, `host` makes all of a batch on the CPU, and `auto` is `host`.
 
     Raises:
-        RecipeError: no such executor.
+        RecipeError: no such executor, or one that cannot do what the recipe asks for.
         DeviceError: `graph` was asked for on a GPU without kernels.
     """
     if name not in EXECUTORS:
         raise RecipeError(f"executor={name!r}: use one of {', '.join(EXECUTORS)}")
     on_gpu = device.type == "cuda"
+    by_cpu = cpu_only(recipe)
+    if by_cpu and (name in ("graph", "dali-exact") or (name == "auto" and on_gpu)):
+        raise RecipeError(f"{by_cpu} is made on the CPU only: use executor=host, which decodes there as well")
     lacking = missing_compiler() if on_gpu else None
     if lacking and name == "graph":
         raise DeviceError(f"executor=graph needs kernels on a GPU, and {lacking}: use executor=host")
@@ -64,11 +69,11 @@ def create_executor(
         name = "graph" if on_gpu and not lacking else "host"
     options: dict[str, Any] = {"rows": rows, "device": device, "num_threads": num_threads}
     if name == "host":
-        by_kernels = on_gpu and not lacking
+        by_kernels = on_gpu and not lacking and not by_cpu
         host = HostExecutor(index, recipe, **options, augment=not by_kernels)
-        return Augmented(host, device) if by_kernels else host
+        return Augmented(host, device, fill_color(recipe)) if by_kernels else host
     graph = GraphExecutor(index, recipe, **options, roi=not on_gpu, augment=name == "dali-exact")
-    return graph if name == "dali-exact" else Augmented(graph, device)
+    return graph if name == "dali-exact" else Augmented(graph, device, fill_color(recipe))
 
 
 class TrainLoader(NotPicklable):
@@ -204,7 +209,11 @@ class TrainLoader(NotPicklable):
         if self.dtype == torch.uint8:
             return images_NHWC.permute(0, 3, 1, 2)
         mix = plan.partner_N, plan.lam_N, plan.box_N4
-        return mix_normalize(images_NHWC, *mix, self.recipe.mean, self.recipe.std, self.dtype, self._memory())
+        settings = self.recipe.mean, self.recipe.std, self.dtype, self._memory()
+        images = mix_normalize(images_NHWC, *mix, *settings)
+        if self.recipe.reprob:
+            erase(images, plan.erase_NK4, plan.noise_N, self.recipe.remode)
+        return images
 
     def _memory(self) -> torch.Tensor | None:
         """Memory for a batch's images: on the CPU that of a batch which nobody holds any more, on a GPU torch's own."""
