@@ -17,7 +17,7 @@ from rsbdali.pipelines.executor import DecodedBatch, scatter
 from rsbdali.pipelines.gpu_stream import Lent
 from rsbdali.pipelines.train import train_graph
 from rsbdali.plan.planner import BatchPlan, Planner
-from rsbdali.plan.randaugment import Op
+from rsbdali.plan.randaugment import FILL_RGB, Op
 from rsbdali.recipe import Recipe
 
 GPU = torch.device("cuda", 0)
@@ -98,7 +98,7 @@ def test_a_batch_is_made_beside_the_model_and_nothing_waits(monkeypatch: pytest.
     monkeypatch.setattr(augmented, "randaugment", randaugment)
     recipe = Recipe(img_size=8, global_batch_size=4, mix_groups=1)
     plan = Planner(np.full(8, 9), np.full(8, 9), recipe).batch(0, 0)
-    executor = Augmented(Resized(cuda), GPU)
+    executor = Augmented(Resized(cuda), GPU, FILL_RGB)
     for _ in range(2):
         executor.submit(plan)
     for _ in range(2):

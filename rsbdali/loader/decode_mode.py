@@ -27,6 +27,7 @@ from rsbdali.pipelines.executor import Executor, ImageSource
 from rsbdali.pipelines.host.eval import HostEvalExecutor
 from rsbdali.pipelines.host.executor import HostExecutor
 from rsbdali.pipelines.train import GraphExecutor
+from rsbdali.plan.augmentation import cpu_only, fill_color
 from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.recipe import Recipe
 
@@ -114,6 +115,9 @@ def choose_decode(
     if lacking := missing_compiler():
         log.warning("%s, so batches are made on the CPU (decode=cpu)", lacking)
         return "cpu"
+    if by_cpu := cpu_only(recipe):
+        log.info("%s is made on the CPU only, so decode=auto takes cpu", by_cpu)
+        return "cpu"
     if torch.cuda.get_device_capability(device) in WITH_JPEG_ENGINE:
         return "gpu"
     if world.size > 1 and not dist.is_initialized():
@@ -188,13 +192,16 @@ def create_executor(
         hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine; None for DALI's own.
 
     Raises:
-        RecipeError, DeviceError: see `check_decode`.
+        RecipeError, DeviceError: see `check_decode`; also a recipe that only the CPU can make.
     """
     check_decode(decode, device)
+    by_cpu = cpu_only(recipe)
     if decode == "cpu":
-        by_kernels = device.type == "cuda" and missing_compiler() is None
+        by_kernels = device.type == "cuda" and missing_compiler() is None and not by_cpu
         host = HostExecutor(index, recipe, rows=rows, device=device, num_threads=num_threads, augment=not by_kernels)
-        return Augmented(host, device) if by_kernels else host
+        return Augmented(host, device, fill_color(recipe)) if by_kernels else host
+    if by_cpu:
+        raise RecipeError(f"{by_cpu} is made on the CPU only: use decode=cpu")
     graph = GraphExecutor(
         index,
         recipe,
@@ -205,7 +212,7 @@ def create_executor(
         augment=decode == DALI_EXACT,
         hw_decoder_load=hw_decoder_load,
     )
-    return graph if decode == DALI_EXACT else Augmented(graph, device)
+    return graph if decode == DALI_EXACT else Augmented(graph, device, fill_color(recipe))
 
 
 def create_eval_executor(

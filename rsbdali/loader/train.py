@@ -23,6 +23,7 @@ from rsbdali.loader.decode_mode import choose_decode, create_executor
 from rsbdali.loader.door import Door, NotPicklable
 from rsbdali.loader.prefetcher import Prefetcher
 from rsbdali.loader.transform import Transform, apply_transform
+from rsbdali.ops.erasing import erase
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.plan.planner import BatchPlan, Planner
@@ -178,7 +179,11 @@ class TrainLoader(NotPicklable):
         if self.dtype == torch.uint8:
             return images_NHWC.permute(0, 3, 1, 2)
         mix = plan.partner_N, plan.lam_N, plan.box_N4
-        return mix_normalize(images_NHWC, *mix, self.recipe.mean, self.recipe.std, self.dtype, self._memory(len(plan)))
+        settings = self.recipe.mean, self.recipe.std, self.dtype, self._memory(len(plan))
+        images = mix_normalize(images_NHWC, *mix, *settings)
+        if self.recipe.reprob:
+            erase(images, plan.erase_NK4, plan.noise_N, self.recipe.remode)
+        return images
 
     def _memory(self, rows: int) -> torch.Tensor | None:
         """Memory for a batch's images: on the CPU that of a batch which nobody holds any more, on a GPU torch's own."""
