@@ -209,11 +209,11 @@ def recipe_text(name: str) -> str:
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
-    path = Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else None
+    path = Path(name_or_path).expanduser() if name_or_path.endswith((".yaml", ".yml")) else None
     if path is not None:
         if not path.exists():
             raise RecipeError(f"no recipe file {name_or_path}")
-    elif name_or_path not in recipe_names():
+    elif (name_or_path := name_or_path.lower()) not in recipe_names():
         hint = _nearest(name_or_path, recipe_names())
         raise RecipeError(f"unknown recipe {name_or_path!r}{hint}; known: {', '.join(recipe_names())}, or a .yaml path")
     try:

@@ -67,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {
         "__init__",
         "errors",
+        "atomic",
         "recipe",
         "distributed",
         "runs",

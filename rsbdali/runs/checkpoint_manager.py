@@ -150,17 +150,33 @@ ALONE = World()
 
 
 def resume_from(state: RunState, identity: Identity, resume: str | None, folder: Path, world: World = ALONE) -> None:
-    """Take a run up from `resume`: a path, or 'auto' for the folder's newest whole checkpoint, if there is one.
+    """Take a run up from `resume`: a checkpoint, the newest whole one of a run's folder, or 'auto'.
+
+    'auto' is the newest whole one of `folder`, if there is one.
 
     Raises:
-        CheckpointError: the file is damaged or of another run; with 'auto', there are checkpoints and none is whole.
+        CheckpointError: the file is damaged or of another run; the folder that was named holds none; with 'auto', there
+            are checkpoints and none is whole.
     """
-    path = _newest(folder, world) if resume == "auto" else resume and Path(resume)
+    path = _chosen(resume, folder, world)
     if not path:
         return
     content = collectives.on_all_ranks(lambda: checkpoint.read_verified(path), world)
     collectives.on_all_ranks(lambda: state.restore(content, identity, path), world)
-    log.info("Goes on from %s: epoch %d, step %d", path, state.epoch + 1, state.step)
+    log.info("Goes on from %s: epoch %d, %d steps of it done", path, state.epoch + 1, state.step)
+
+
+def _chosen(resume: str | None, folder: Path, world: World) -> Path | None:
+    if not resume:
+        return None
+    if resume == "auto":
+        return _newest(folder, world)
+    if not Path(resume).is_dir():
+        return Path(resume)
+    path = _newest(Path(resume), world)
+    if path is None:
+        raise CheckpointError(f"{resume} holds no checkpoint yet: begin the run again, without --resume")
+    return path
 
 
 def _newest(folder: Path, world: World) -> Path | None:

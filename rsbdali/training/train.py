@@ -6,9 +6,10 @@ Under torchrun every process does the same; rank 0 writes and talks.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,17 +24,19 @@ from rsbdali.data.splits import load_indexes
 from rsbdali.distributed import collectives, devices, process_group
 from rsbdali.distributed.affinity import pinned
 from rsbdali.distributed.devices import resolve_device
-from rsbdali.distributed.launch import exit_code
+from rsbdali.distributed.launch import NPROC, exit_code
 from rsbdali.distributed.world import World
 from rsbdali.environment import versions
+from rsbdali.errors import LostRankError
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.loader.eval import eval_batch_size
 from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
 from rsbdali.runs.claim import claimed
-from rsbdali.runs.folder import BEST, LAST, add_bad_image, one_line
+from rsbdali.runs.folder import BEST, LAST, add_bad_image, one_line, read_args
 from rsbdali.runs.loggers import Place, require
 from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
+from rsbdali.runs.resume_command import OPTIONS, options_text, resume_command
 from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.acceleration import OFF, Acceleration
 from rsbdali.training.gpu_memory import say_memory
@@ -45,6 +48,8 @@ from rsbdali.training.progress import Reporter, Silent, make_reporter
 from rsbdali.training.save_interval import Interval
 from rsbdali.training.trainer import Outcome, Trainer
 
+# stand elsewhere (recipe, folder), or act when a run begins
+OF_THE_START = {"recipe", "output", "experiment", "resume", "initial_checkpoint", "pretrained", "prepare"}
 log = logging.getLogger(__name__)
 
 
@@ -57,7 +62,8 @@ class TrainOptions:
         data: folder with train/<class>/… and val/<class>/… (or validation).
         output: folder of all experiments.
         experiment: folder of this one below it; None: `<recipe>-<model>`, numbered.
-        resume: a checkpoint to go on from, or 'auto' for the experiment's newest whole one, if there is one.
+        resume: a checkpoint to go on from, a run's folder for its newest whole one, or 'auto' for the experiment's, if
+            there is one.
         checkpoint_every: save that often besides the ends of epochs, as '500steps' or '10m'; None: never.
         on_nan: what a loss that is not finite does: stop the run, or skip the step's update.
         initial_checkpoint: file with weights to start from.
@@ -117,12 +123,14 @@ class TrainSummary:
         outcome: epochs done, best and last evaluation, the signal that ended it, if one did.
         seconds: of the whole run, all sessions together.
         is_rank_zero: whether this process is the one that talks.
+        again: the command that goes on with it.
     """
 
     folder: Path
     outcome: Outcome
     seconds: float
     is_rank_zero: bool = True
+    again: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -136,16 +144,25 @@ class TrainSummary:
         return best if best.exists() else self.folder / LAST
 
     def lines(self) -> list[str]:
-        """Rank 0's last words: best top-1, where the checkpoint lies, how to go on after a signal."""
+        """Rank 0's last words: how to go on after a signal, best top-1, where the checkpoint lies."""
         outcome, lines = self.outcome, []
         if not self.is_rank_zero:
             return []
         if outcome.signal is not None:
-            again = f"--output {self.folder.parent} --experiment {self.folder.name} --resume auto"
-            lines.append(f"stopped by {outcome.signal.name} in epoch {outcome.epochs + 1}, saved: go on with {again}")
+            lines.append(f"stopped by {outcome.signal.name} in epoch {outcome.epochs + 1}, saved; go on with")
+            lines.append(f"  {self.again}")
+        if outcome.is_idle:
+            lines.append(f"nothing is left: all {outcome.epochs} epochs are done; more of them, at rates drawn anew, with")
+            lines.append(f"  {self.again} --epochs {2 * outcome.epochs}")
         if outcome.best_top1 is not None and outcome.best_epoch is not None:
-            lines.append(f"best top-1 {outcome.best_top1:.3f} % (epoch {outcome.best_epoch + 1})")
+            # files count epochs from 0, as timm's do
+            lines.append(f"best top-1 {outcome.best_top1:.2f} % (epoch {outcome.best_epoch + 1}, {self._best_file})")
         return [*lines, f"checkpoint {self.checkpoint}"]
+
+    @property
+    def _best_file(self) -> str:
+        name = f"checkpoint-{self.outcome.best_epoch}.pth.tar"
+        return name if (self.folder / name).exists() else BEST
 
 
 def train(options: TrainOptions) -> TrainSummary:
@@ -162,7 +179,7 @@ def train(options: TrainOptions) -> TrainSummary:
     device = resolve_device(devices.local_device(options.device, world))
     options.acceleration.check(options.recipe, device, world)
     on_all_ranks = partial(collectives.on_all_ranks, world=world)
-    with process_group.process_group(world, device, timedelta(minutes=options.rank_timeout)), ExitStack() as held:
+    with _way_back_named(options, world), process_group.process_group(world, device, timedelta(minutes=options.rank_timeout)), ExitStack() as held:
         on_all_ranks(lambda: _prepare(options, world))
         train_index, val_index = load_indexes(
             options.data, world, class_map=options.class_map, val_labels=options.val_labels
@@ -177,7 +194,20 @@ def train(options: TrainOptions) -> TrainSummary:
         ):
             outcome, seconds = _run(options, world, device, folder, loader, eval_loader, save_every)
         collectives.barrier(world)
-    return TrainSummary(folder, outcome, seconds, world.is_rank_zero)
+    again = resume_command(folder, world, launched=NPROC in os.environ)
+    return TrainSummary(folder, outcome, seconds, world.is_rank_zero, again)
+
+
+@contextmanager
+def _way_back_named(options: TrainOptions, world: World) -> Iterator[None]:
+    """Put the whole command that goes on with the run behind the news that a rank was lost."""
+    try:
+        yield
+    except LostRankError as lost:
+        if options.experiment is None:
+            raise
+        again = resume_command(options.output / options.experiment, world, launched=NPROC in os.environ)
+        raise LostRankError(f"{lost}; by hand: {again}") from lost
 
 
 def make_state(
@@ -280,6 +310,8 @@ def _run(
     files = saver = None
     sizes = {"train_images": len(loader.index), "val_images": len(eval_loader.index), "classes": len(classes)}
     facts = {**_facts(options, world, device), **sizes, "steps_per_epoch": loader.steps_per_epoch}
+    if state.updates:  # what the run began with stays what it was
+        facts |= {key: value for key, value in read_args(folder)[0].items() if key in start}
     run_log = _run_log(options, folder, state, facts) if world.is_rank_zero else RunLog((), {}, 1)
     if world.is_rank_zero:
         files = LoggedFolder(folder, run_log, epoch=state.epoch, step=state.step)
@@ -324,7 +356,17 @@ def _facts(options: TrainOptions, world: World, device: torch.device) -> dict[st
     source: dict[str, object] = {"data": Location.parse(options.data).text, "executor": options.executor}
     if options.class_map is not None:
         source["class_map"] = options.class_map.absolute()
-    return {**versions(), **source, "device": where, "processes": world.size, **started}
+    taken_up = {OPTIONS: options_text(_kept(options))}
+    return {**versions(), **source, "device": where, "processes": world.size, **started, **taken_up}
+
+
+def _kept(options: TrainOptions) -> dict[str, object]:
+    """What a run that is taken up again is started with: all options but those that only begin one."""
+    kept = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in OF_THE_START}
+    kept |= {name: path.absolute() for name, path in kept.items() if isinstance(path, Path)}
+    kept["data"] = Location.parse(options.data).text
+    kept["nproc"] = int(os.environ.get(NPROC, 1))
+    return kept
 
 
 def _run_log(options: TrainOptions, folder: Path, state: RunState, facts: Mapping[str, Any]) -> RunLog:

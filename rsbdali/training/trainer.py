@@ -74,6 +74,7 @@ class Outcome:
         best_epoch: its epoch, from 0.
         last: the last evaluation of this session.
         signal: what ended the run before its time.
+        updates: optimizer steps of this session.
     """
 
     epochs: int
@@ -81,6 +82,12 @@ class Outcome:
     best_epoch: int | None
     last: EvalResult | None
     signal: signal.Signals | None
+    updates: int = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether this session found nothing left to do."""
+        return self.updates == 0 and self.last is None and self.signal is None
 
 
 class Trainer:
@@ -153,13 +160,13 @@ class Trainer:
             RecipeError: a loss was not finite, and `on_nan` says stop.
             CheckpointError: a checkpoint could not be written.
         """
-        stopped = None
+        stopped, before = None, self.state.updates
         with self._stop, self.saver or nullcontext():  # waits for the last save while signals are still caught
             while self.state.epoch < self.recipe.epochs and stopped is None:
                 stopped = self._epoch()
         self.state.seconds = time.perf_counter() - self._began
         best = self.state.best_top1, self.state.best_epoch
-        return Outcome(self.state.epoch, *best, self._last, stopped)
+        return Outcome(self.state.epoch, *best, self._last, stopped, self.state.updates - before)
 
     def _epoch(self) -> signal.Signals | None:
         """One epoch, or what is left of it. Returns the signal that broke it off."""
