@@ -243,7 +243,7 @@ def make_sources(folder: Path) -> None:
             }
         )
         pyarrow.parquet.write_table(table, folder / "hub" / "data" / f"{split}-00000-of-00001.parquet")
-    invoke(["pack", "data", "shards", "--shards", "4"])
+    invoke(["pack", "data", "-o", "shards", "--shards", "4"])
 
 
 def invoke(words: list[str]) -> str:

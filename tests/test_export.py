@@ -226,7 +226,7 @@ def test_a_users_mistakes(trained: Path, tmp_path: Path, monkeypatch: pytest.Mon
         export(ExportOptions(checkpoint=raw, format="timm", out=tmp_path / "out", use_ema=True))
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RsbdaliError, match=r"pip install 'rsbdali\[onnx\]'"):
+    with pytest.raises(RsbdaliError, match=r"pip install "):
         export(ExportOptions(checkpoint=raw, format="onnx", out=tmp_path / "out"))
 
 

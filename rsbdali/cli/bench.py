@@ -20,7 +20,11 @@ from rsbdali.errors import RsbdaliError
 @EXECUTOR
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=5.0, help="Of a round.")
 @click.option("--rounds", type=click.IntRange(1), default=5, help="Interleaved with the peers'.")
-@click.option("--peers", show_default="none", help="Comma-separated: timm, torchvision, dali-basic, dali-exact, spdl, turboloader.")
+@click.option(
+    "--peers",
+    show_default="none",
+    help="Comma-separated: timm, torchvision, dali-basic, dali-exact, spdl, turboloader.",
+)
 @click.option("--stages", is_flag=True, help="Add the stage breakdown read → decode → … with CPU-µs per image.")
 @click.option("--against", metavar="MODEL", help="Measure this model's training step too, and say which one waits.")
 @click.option("--json", "json_path", type=PATH, help="Write the record here.")
@@ -70,10 +74,12 @@ def bench_step(recipe: str, overrides: tuple[str, ...], **rest: Any) -> None:
 def doctor(data: Path | None, json_path: str | None) -> int:
     """Say what this machine can do, what is wrong, and how to fix it."""
     from rsbdali.atomic import write_text
+    from rsbdali.progress_bar import waiting
     from rsbdali.tools.doctor.checks import examine, print_findings
     from rsbdali.tools.doctor.findings import as_json, exit_code
 
-    found = examine(data)
+    with waiting("doctor"):
+        found = examine(data)
     if json_path is None:
         return print_findings(Console(), found)
     if json_path == "-":

@@ -25,7 +25,7 @@ def complete_recipes(_ctx: click.Context, _param: click.Parameter, incomplete: s
 
 
 def complete_models(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """timm's models."""
+    """Models of timm."""
     from rsbdali.tools.model_names import model_names
 
     return [CompletionItem(name) for name in model_names() if name.startswith(incomplete)]

@@ -76,12 +76,14 @@ def make_demo(folder: Path, seed: int = 0) -> None:
 @EXECUTOR
 def preview(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
     """Draw what a recipe does to a few images, with the ops and their arguments."""
+    from rsbdali.progress_bar import waiting
     from rsbdali.recipe import Recipe
     from rsbdali.tools.preview import preview as draw
 
     if data is None:
         raise RsbdaliError("--data is missing: a folder of images by class, or one with train/")
-    path = draw(Recipe.load(recipe, parse_overrides(overrides)), data, **rest)
+    with waiting("preview"):
+        path = draw(Recipe.load(recipe, parse_overrides(overrides)), data, **rest)
     click.echo(f"wrote {path}")
 
 
@@ -105,11 +107,11 @@ def pack_command(
     FOLDER may be any data source: a folder, tar files, Parquet, a table, a URL. Run it again after a stop: whole shards
     are kept.
     """
-    from rsbdali.tools.index_summary import counting
+    from rsbdali.progress_bar import counting
     from rsbdali.tools.pack import PackOptions, pack
 
     options = PackOptions(folder, out, shards, max_size=max_size, val_labels=val_labels, workers=workers)
-    with counting(Console(stderr=True), "pack and check") as progress:
+    with counting("pack and check") as progress:
         packed = pack(options, progress)
     for split, images in packed.images.items():
         click.echo(f"{split}: {images:,} images in {packed.shards[split]:,} shards")

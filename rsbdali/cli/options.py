@@ -73,9 +73,7 @@ def out_option(default: str | None, text: str, *more: str, **settings: Any) -> C
     return click.option(*names, type=PATH, help=text, **given, **settings)
 
 
-NAME = click.argument(
-    "recipe_name", metavar="[RECIPE]", required=False, is_eager=True, shell_complete=complete_recipes
-)
+NAME = click.argument("recipe_name", metavar="[RECIPE]", required=False, is_eager=True, shell_complete=complete_recipes)
 RECIPE = click.option(
     "--recipe",
     metavar="RECIPE",

@@ -1,4 +1,4 @@
-"""Every key of a recipe as a long option: `--lr 1e-3` is `--set lr=1e-3`. Help folds them away until `--help-recipe`."""
+"""Every key of a recipe as a long option: `--lr 1e-3` is `--set lr=1e-3`. `--help-recipe` shows them."""
 
 import functools
 import types

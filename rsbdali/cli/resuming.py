@@ -35,7 +35,7 @@ def run_of(resume: str | None, output: Path, experiment: str | None, recipe: Rec
 
 def _near(folder: Path) -> str:
     runs = sorted(path.parent for path in folder.glob(f"*/{ARGS}"))
-    return f"; {len(runs)} runs lie in it, for example {runs[0]}" if runs else ""
+    return f", but {runs[0]} is one" if runs else ""
 
 
 def recipe_of(run: Path, overrides: dict[str, str]) -> Recipe:
@@ -52,7 +52,7 @@ def same_recipe(run: Path, given: Recipe) -> Recipe:
     name = read_args(run)[1].get("name")
     if name != given.name:
         raise RecipeError(
-            f"{run} is a run of {name}, not of {given.name}: leave the recipe out, and give the keys that are to change "
+            f"{run} is a run of {name}, not of {given.name}: leave the recipe out, and give the keys that shall change "
             "(--lr …); or start a new run from its weights, --initial-checkpoint"
         )
     return given

@@ -25,12 +25,14 @@ from rsbdali.cli.options import DEVICE, PATH, out_option
 def replay(out: Path | None, images: int, step: int, epoch: int | None, **rest: Any) -> None:
     """The batch of one step of a run again: names, augmentation, pictures."""
     from rsbdali.errors import RecipeError
+    from rsbdali.progress_bar import waiting
     from rsbdali.tools.replay import ReplayOptions
     from rsbdali.tools.replay import replay as again
 
     if out is not None and out.suffix.lower() != ".png":
         raise RecipeError(f"--out {out}: the picture is a PNG, so the name must end in .png")
-    found = again(ReplayOptions(step=step - 1, epoch=None if epoch is None else epoch - 1, **rest))
+    with waiting("replay"):
+        found = again(ReplayOptions(step=step - 1, epoch=None if epoch is None else epoch - 1, **rest))
     lines = found.lines()
     for line in lines[:images]:
         click.echo(line)
@@ -64,7 +66,10 @@ def report_command(runs: tuple[Path, ...], out: Path) -> None:
 )
 def export_command(**options: Any) -> None:
     """Write a checkpoint's model as safetensors, ONNX, a timm folder or a Hugging Face one."""
+    from rsbdali.progress_bar import waiting
     from rsbdali.tools.export.export import ExportOptions, export
 
-    for line in export(ExportOptions(**options)):
+    with waiting(f"export: {options['format']}"):
+        lines = export(ExportOptions(**options))
+    for line in lines:
         click.echo(line)

@@ -1,6 +1,6 @@
 """How a run is taken up again: its options, kept in `args.yaml`, and the command that a shell takes as it stands.
 
-    args.yaml    # options: {"data": "/data/imagenet", "device": "auto", …}    one line of JSON in its header
+args.yaml    # options: {"data": "/data/imagenet", "device": "auto", …}    one line of JSON in its header
 """
 
 import json

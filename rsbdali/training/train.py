@@ -8,7 +8,7 @@ Under torchrun every process does the same; rank 0 writes and talks.
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
@@ -30,6 +30,7 @@ from rsbdali.environment import versions
 from rsbdali.errors import LostRankError
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.loader.eval import eval_batch_size
+from rsbdali.progress_bar import counting
 from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
 from rsbdali.runs.claim import claimed
@@ -39,11 +40,12 @@ from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
 from rsbdali.runs.resume_command import OPTIONS, options_text, resume_command
 from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.acceleration import OFF, Acceleration
+from rsbdali.training.banner import banner
 from rsbdali.training.gpu_memory import say_memory
 from rsbdali.training.model import create_model
 from rsbdali.training.nonfinite import OnNan
 from rsbdali.training.optim import create_optimizer
-from rsbdali.training.precision import amp_dtype, kernel_policy, name_of, warn_if_emulated
+from rsbdali.training.precision import amp_dtype, kernel_policy, warn_if_emulated
 from rsbdali.training.progress import Reporter, Silent, make_reporter
 from rsbdali.training.save_interval import Interval
 from rsbdali.training.trainer import Outcome, Trainer
@@ -152,7 +154,9 @@ class TrainSummary:
             lines.append(f"stopped by {outcome.signal.name} in epoch {outcome.epochs + 1}, saved; go on with")
             lines.append(f"  {self.again}")
         if outcome.is_idle:
-            lines.append(f"nothing is left: all {outcome.epochs} epochs are done; more of them, at rates drawn anew, with")
+            lines.append(
+                f"nothing is left: all {outcome.epochs} epochs are done; more of them, at rates drawn anew, with"
+            )
             lines.append(f"  {self.again} --epochs {2 * outcome.epochs}")
         if outcome.best_top1 is not None and outcome.best_epoch is not None:
             # files count epochs from 0, as timm's do
@@ -179,11 +183,15 @@ def train(options: TrainOptions) -> TrainSummary:
     device = resolve_device(devices.local_device(options.device, world))
     options.acceleration.check(options.recipe, device, world)
     on_all_ranks = partial(collectives.on_all_ranks, world=world)
-    with _way_back_named(options, world), process_group.process_group(world, device, timedelta(minutes=options.rank_timeout)), ExitStack() as held:
+    with (
+        _way_back_named(options, world),
+        process_group.process_group(world, device, timedelta(minutes=options.rank_timeout)),
+        ExitStack() as held,
+    ):
         on_all_ranks(lambda: _prepare(options, world))
-        train_index, val_index = load_indexes(
-            options.data, world, class_map=options.class_map, val_labels=options.val_labels
-        )
+        named = {"class_map": options.class_map, "val_labels": options.val_labels}
+        with counting("index") if world.is_rank_zero else nullcontext() as advance:
+            train_index, val_index = load_indexes(options.data, world, **named, progress=advance)
         folder = collectives.broadcast_object(on_all_ranks(lambda: _folder(options, world, held)), world)
         place = world, device, folder
         with (
@@ -319,7 +327,9 @@ def _run(
         saver = CheckpointManager(folder, recipe.checkpoint_hist, state.history, first=files.sync)
         for bad in (*loader.index.bad, *eval_loader.index.bad):
             _note_bad(folder, "left out", bad.path, bad.reason)
-        _introduce(state, identity, world, device)
+        parameters = sum(p.numel() for p in state.model.parameters())
+        lines = banner(identity, parameters, (loader.index, eval_loader.index), folder, world, device)
+        _introduce(state, identity, world, device, lines, fine_tunes=any(map(bool, start.values())))
     collectives.barrier(world)
     reporter: Reporter = make_reporter(recipe, loader.steps_per_epoch, epoch=state.epoch) if files else Silent()
     dtype = amp_dtype(recipe.amp_dtype, device)
@@ -376,21 +386,14 @@ def _run_log(options: TrainOptions, folder: Path, state: RunState, facts: Mappin
     return RunLog(open_loggers(options.loggers, place), config, per_epoch)
 
 
-def _introduce(state: RunState, identity: Identity, world: World, device: torch.device) -> None:
-    recipe, parameters = identity.recipe, sum(p.numel() for p in state.model.parameters())
-    dtype = amp_dtype(recipe.amp_dtype, device)
-    log.info(
-        "%s: %s, %.1f M parameters, %d classes, %d steps of %d images an epoch, %s on %s%s",
-        recipe.name,
-        recipe.model,
-        parameters / 1e6,
-        len(identity.class_names),
-        identity.steps_per_epoch,
-        recipe.global_batch_size,
-        name_of(dtype),
-        device,
-        f", {world.size} processes" if world.size > 1 else "",
-    )
+def _introduce(
+    state: RunState, identity: Identity, world: World, device: torch.device, lines: list[str], *, fine_tunes: bool
+) -> None:
+    recipe, dtype = identity.recipe, amp_dtype(identity.recipe.amp_dtype, device)
+    for line in lines:
+        log.info("%s", line)
+    if (advice := recipe.rate_advice) and not (fine_tunes and " of the rate" in advice):  # a low one is meant there
+        log.warning("%s", advice)
     warn_if_emulated(dtype, device)
     if device.type == "cuda":
         say_memory(state, recipe, world, device, dtype)

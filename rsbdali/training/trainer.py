@@ -148,7 +148,7 @@ class Trainer:
         self._losses = LossWatch(on_nan, scale=self._scale, world=world, folder=folder, name_of=name_of)
         self._schedule = Schedule(state.optimizer, self.recipe)
         self._pace = ThroughputMeter(self.recipe, loader.steps_per_epoch)
-        self._stop, self._due = StopRequest(), Due(save_every)
+        self._stop, self._due = StopRequest(says=world.is_rank_zero), Due(save_every)
         self._lr = 0.0
         self._last: EvalResult | None = None
         self._began = time.perf_counter() - state.seconds
@@ -237,7 +237,8 @@ class Trainer:
         if self.saver is not None:
             self.saver.check()
         speed = self._pace.speed(state.epoch, state.step)
-        self.reporter.step(StepReport(state.epoch, state.step, state.mean_loss, self._lr, speed, state.best_top1))
+        loss = state.mean_loss if state.loss_steps else None
+        self.reporter.step(StepReport(state.epoch, state.step, loss, self._lr, speed, state.best_top1))
         if self.files is not None and state.step % self.recipe.log_interval == 0:
             figures = {"images_per_s": speed.images_per_s, "wait_share": speed.wait_share}
             place = {"kind": "step", "epoch": state.epoch, "step": state.step}
