@@ -6,7 +6,7 @@ The public names are imported when first used, so that `import rsbdali` costs ne
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "BatchPlan": "rsbdali.plan.planner",
@@ -20,6 +20,7 @@ _HOMES = {
     "bce_loss": "rsbdali.ops.bce",
     "create_loader": "rsbdali.integrations.create_loader",
     "mix_normalize": "rsbdali.ops.mix",
+    "train": "rsbdali.training.call",
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 

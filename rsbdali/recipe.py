@@ -6,6 +6,7 @@ out of range are refused in one line.
 
 import dataclasses
 import difflib
+import functools
 import re
 import sys
 import types
@@ -204,16 +205,24 @@ class Recipe:
         return dataclasses.replace(now, lr=scaled(then.lr, now.opt, now.global_batch_size, then.global_batch_size))
 
     @property
+    def is_reported(self) -> bool:
+        """Whether `reported` is about this model, at this size, for these epochs, and not about a changed recipe."""
+        shipped = _shipped(self.name)
+        if shipped is None:
+            return False
+        return all(getattr(self, name) == getattr(shipped, name) for name in ("model", "epochs", "img_size"))
+
+    @property
     def rate_advice(self) -> str:
         """What to say where the rate is far from the one that goes with the batch; nothing where it is not.
 
         Known is that of a recipe of the package, by this one's name, for its own optimizer.
         """
-        if self.name not in recipe_names():
+        shipped = _shipped(self.name)
+        if shipped is None or self.opt.lower() != shipped.opt.lower():
             return ""
-        shipped = Recipe.load(self.name)
         fitting = scaled(shipped.lr, self.opt, self.global_batch_size, shipped.global_batch_size)
-        far = distance(self.lr, fitting) if self.opt.lower() == shipped.opt.lower() else ""
+        far = distance(self.lr, fitting)
         return far and (
             f"lr={self.lr:g} is {far} the rate that goes with a batch of {self.global_batch_size}, {fitting:.3g} "
             f"({shipped.name}'s {shipped.lr:g} at {shipped.global_batch_size}, scaled by timm's rule): lr=auto takes it"
@@ -229,6 +238,12 @@ def recipe_names() -> list[str]:
     """Names of the recipes that the package ships (the demo is no recipe: see `demo_overrides`)."""
     files = (f.name for f in resources.files(PACKAGE).iterdir())
     return sorted(f.removesuffix(".yaml") for f in files if f.endswith(".yaml") and f != "demo.yaml")
+
+
+@functools.cache
+def _shipped(name: str) -> Recipe | None:
+    """The package's recipe of that name, as it is there."""
+    return Recipe.load(name) if name in recipe_names() else None
 
 
 def demo_overrides() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 
 from rsbdali.cli.help import command
-from rsbdali.cli.options import DATA, DEVICE, EXECUTOR, PATH, WORKERS, parse_overrides, recipe_options
+from rsbdali.cli.options import COMPILE_MODES, DATA, DEVICE, EXECUTOR, PATH, WORKERS, parse_overrides, recipe_options
 from rsbdali.errors import RsbdaliError
 
 
@@ -48,8 +48,10 @@ def bench_loader(recipe: str, overrides: tuple[str, ...], data: Path | None, **r
 @click.option("--peers", show_default="none", help="timm: its own step, eager, with and without its Mixup.")
 @click.option(
     "--torch-compile",
-    type=click.Choice(["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]),
-    help="Measure the steps through torch.compile in this mode too.",
+    metavar="MODE",
+    type=click.Choice(COMPILE_MODES[1:]),
+    show_default="not measured",
+    help=f"Measure the steps through torch.compile too: {', '.join(COMPILE_MODES[1:])}.",
 )
 @click.option("--cuda-graph", is_flag=True, help="Measure our step as CUDA graphs too.")
 @click.option("--json", "json_path", type=PATH, help="Write the record here.")

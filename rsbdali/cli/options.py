@@ -11,6 +11,7 @@ from rsbdali.cli.completion import complete_recipes
 from rsbdali.cli.recipe_keys import DEFAULT, key_options
 from rsbdali.errors import RecipeError
 
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 RECIPE_GIVEN = "rsbdali.recipe_given"  # in a context's meta: whether a recipe was named, or is the default
 
 

@@ -12,6 +12,7 @@ from rsbdali.cli.data import make_demo
 from rsbdali.cli.help import command
 from rsbdali.cli.options import (
     CLASS_MAP,
+    COMPILE_MODES,
     DATA,
     DEVICE,
     EXECUTOR,
@@ -31,7 +32,6 @@ rsbdali train a3 --data IMAGENET --nproc 4
 rsbdali train a3 --data FOLDER --model resnet18 --batch-size 64 --lr auto
 rsbdali train --resume output/a3-resnet50
 """
-COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 log = logging.getLogger(__name__)
 
 

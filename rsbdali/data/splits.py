@@ -63,7 +63,7 @@ def find_split(data_dir: str | os.PathLike[str], split: str) -> Path:
 
 
 def _nearby(data_dir: str, names: Sequence[str]) -> str:
-    """What may have been meant: a folder above or below that has the split, where a level too many or too few was given."""
+    """A folder that has the split: below, or above, where a level too many or too few was given."""
     below = sorted(entry.path for entry in os.scandir(data_dir) if entry.is_dir())[:MOST_LOOKED_AT]
     above = os.path.normpath(os.path.join(data_dir, ".."))
     for near in (above, os.path.normpath(os.path.join(above, "..")), *below):

@@ -94,7 +94,7 @@ class Planner:
         if self.steps_per_epoch == 0:
             raise RecipeError(
                 f"global_batch_size={recipe.global_batch_size} is larger than an epoch of {rows} images: "
-                f"set it to {rows} or less, for example global_batch_size={_power_of_two(rows, self.groups)} and lr=auto"
+                f"set it to {rows} or less, say global_batch_size={_power_of_two(rows, self.groups)} and lr=auto"
             )
         self.policy = RandAugmentPolicy.parse(recipe.aa)
         self._orders: dict[tuple[int, ...], np.ndarray] = {}

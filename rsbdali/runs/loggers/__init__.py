@@ -3,7 +3,8 @@
     metrics.jsonl line ─> RunLog.observe ─> Logger.log of each service        rank 0 alone
 
 `summary.csv` and `metrics.jsonl` are written in any case (`rsbdali.runs.folder`); services get the same figures, under
-the names and steps that `run_log.py` gives them. Each service's package is one that pip installs, and an extra (`pip install '.[wandb]'` in a clone).
+the names and steps that `run_log.py` gives them. Each service's package is an extra: in a clone `pip install
+'.[wandb]'`.
 """
 
 import importlib.util
