@@ -24,7 +24,7 @@ def test_bad_images_are_named_once_and_limited() -> None:
     bad.add("b", "empty")
     assert seen == [("a", "cut"), ("b", "empty")]
     assert bad.reasons == {"a": "cut", "b": "empty"}
-    with pytest.raises(DataError, match="--max-bad-images 2"):
+    with pytest.raises(DataError, match="max_bad_images=2"):
         bad.add("c", "text")
 
 

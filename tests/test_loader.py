@@ -135,7 +135,7 @@ def test_too_many_bad_images(image_tree: Callable[..., Path]) -> None:
     index = ImageIndex.load(image_tree(per_class=6, odd=("truncated",)))
     overrides = {"scale": [1.0, 1.0], "global_batch_size": 16}
     loader = train_loader(index, overrides=overrides, max_bad_images=0)
-    with pytest.raises(DataError, match="--max-bad-images 0"):
+    with pytest.raises(DataError, match="max_bad_images=0"):
         take_epochs(loader, 4)
 
 

@@ -93,16 +93,19 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "preview --data {}/data --images 1 --draws 1 --executor graph --out {}/output/../d.png",
         ["d.png"],
     ),
-    "the report is a folder": ("report {}/run-processes --output {}/data", ["{}/data", "Is a directory"]),
-    "the report is below a file": ("report {}/run-processes --output {}/file/x", ["{}/file", "File exists"]),
-    "the shards are below a file": ("pack {}/data {}/file/x --shards 1", ["{}/file/x", "Not a directory"]),
-    "the demo data is below a file": ("demo-data {}/file/x", ["{}/file/x", "Not a directory"]),
+    "the report is a folder": ("report {}/run-processes --out {}/data", ["{}/data", "Is a directory"]),
+    "the report is below a file": ("report {}/run-processes --out {}/file/x", ["{}/file", "File exists"]),
+    "the shards are below a file": ("pack {}/data -o {}/file/x --shards 1", ["{}/file/x", "Not a directory"]),
+    "the demo data is below a file": ("demo-data -o {}/file/x", ["{}/file/x", "Not a directory"]),
     "the bad list is below a file": ("index {}/data --bad-list {}/file/x", ["{}/file/x", "Not a directory"]),
     "nothing to resume": (
         "train --data {}/data --output {}/output --resume {}/gone.pth",
         ["no checkpoint {}/gone.pth"],
     ),
-    "resume from a folder": ("train --data {}/data --output {}/output --resume {}/data", ["no checkpoint {}/data"]),
+    "resume from a folder": (
+        "train --data {}/data --output {}/output --resume {}/data",
+        ["{}/data is no run's folder: it holds no args.yaml"],
+    ),
     "resume from text": ("train --data {}/data --output {}/output --resume {}/text.pth", ["{}/text.pth", "damaged"]),
     "resume behind the epoch": (
         "train --data {}/data --output {}/output --resume {}/behind.pth",
@@ -131,10 +134,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "a report of binary settings": ("report {}/run-binary", ["{}/run-binary/args.yaml"]),
     "a report of settings in a list": ("report {}/run-list", ["{}/run-list/args.yaml holds no settings"]),
     "a replay of damaged facts": (
-        "replay --run {}/run-processes --step 0",
+        "replay --run {}/run-processes --step 1",
         ["args.yaml is damaged: processes: many"],
     ),
-    "a replay of no run": ("replay --run {}/data --step 0", ["{}/data", "no args.yaml"]),
+    "a replay of no run": ("replay --run {}/data --step 1", ["{}/data", "no args.yaml"]),
     "a table of binary data": ("index {}/empty.pth", ["{}/empty.pth"]),
 }
 

@@ -119,7 +119,7 @@ class Planner:
         if self.steps_per_epoch == 0:
             raise RecipeError(
                 f"global_batch_size={recipe.global_batch_size} is larger than an epoch of {rows} images: "
-                f"set it to {rows} or less, for example --set global_batch_size={_power_of_two(rows, self.groups)}"
+                f"set it to {rows} or less, say global_batch_size={_power_of_two(rows, self.groups)} and lr=auto"
             )
         self.policy = parse_policy(recipe.aa)
         self._orders: dict[tuple[int, ...], np.ndarray] = {}
@@ -244,7 +244,7 @@ def _check_division(recipe: Recipe, groups: int) -> None:
     if recipe.global_batch_size % groups:
         raise RecipeError(
             f"global_batch_size={recipe.global_batch_size} is no multiple of the {groups} mix groups: "
-            "change it, or set mix_groups"
+            f"take {recipe.global_batch_size // groups * groups or groups}, or set mix_groups"
         )
 
 

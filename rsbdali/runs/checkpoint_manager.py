@@ -168,12 +168,15 @@ class Saved:
 
 
 def find_saved(resume: str | None, folder: Path, world: World = ALONE) -> Saved | None:
-    """Read what `resume` names: a path, or 'auto' for the folder's newest valid checkpoint, if there is one.
+    """Read what `resume` names: a checkpoint, the newest valid one of a run's folder, or 'auto'.
+
+    'auto' is the newest valid one of `folder`, if there is one.
 
     Raises:
-        CheckpointError: the file is damaged; with 'auto', there are checkpoints and none is valid.
+        CheckpointError: the file is damaged; the folder that was named holds none; with 'auto', there are checkpoints
+            and none is valid.
     """
-    path = _newest(folder, world) if resume == "auto" else resume and Path(resume)
+    path = _chosen(resume, folder, world)
     return Saved(path, collectives.on_all_ranks(lambda: read_verified(path), world)) if path else None
 
 
@@ -187,7 +190,20 @@ def resume_from(saved: Saved | None, state: RunState, identity: Identity, world:
         return
     collectives.on_all_ranks(lambda: state.restore(saved.content, identity, saved.path), world)
     saved.content = {}
-    log.info("Goes on from %s: epoch %d, step %d", saved.path, state.epoch + 1, state.step)
+    log.info("Goes on from %s: epoch %d, %d steps of it done", saved.path, state.epoch + 1, state.step)
+
+
+def _chosen(resume: str | None, folder: Path, world: World) -> Path | None:
+    if not resume:
+        return None
+    if resume == "auto":
+        return _newest(folder, world)
+    if not Path(resume).is_dir():
+        return Path(resume)
+    path = _newest(Path(resume), world)
+    if path is None:
+        raise CheckpointError(f"{resume} holds no checkpoint yet: begin the run again, without --resume")
+    return path
 
 
 def _newest(folder: Path, world: World) -> Path | None:

@@ -5,9 +5,11 @@ and by the executor that the run had, its pixels are those of the run, bit for b
 disk since, or has rotted since, shows as it is now.
 """
 
+import csv
 import dataclasses
 from contextlib import closing
 from dataclasses import dataclass
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rsbdali.atomic import naming
+from rsbdali.atomic import naming, write_text
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import resolve_device
@@ -79,15 +81,43 @@ class Replay:
     batches: list[TrainBatch]
 
     def lines(self) -> list[str]:
-        """One line a row: mix group, row in it, image, crop, what was done to it, what it was mixed with."""
-        return [self._line(batch, row) for batch in self.batches for row in range(len(batch.plan))]
+        """One line a row, as they are drawn: mix group, row in it, image, crop, what was done to it, and mixed in."""
+        return [self._line(*place) for place in self._places()]
+
+    def write_csv(self, path: Path) -> Path:
+        """Write all rows as a table: group, row, image, crop (y, x, h, w), augmentation, mixing, partner.
+
+        Args:
+            path: a .csv file; names that are no text are written with escapes.
+        """
+        table = StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(("group", "row", "image", "y", "x", "h", "w", "augmentation", "mixing", "partner"))
+        for batch, row in self._places():
+            name, partner = self._names(batch, row)
+            plan = batch.plan
+            done = ", ".join(describe(plan, row))
+            crop = plan.crop_N4[row].tolist()
+            writer.writerow((batch.group, row, name, *crop, done, describe_mix(plan, row), partner))
+        write_text(path, table.getvalue())
+        return path
+
+    def _places(self) -> list[tuple[TrainBatch, int]]:
+        """The rows, taken in turn from the mix groups."""
+        return [(batch, row) for row in range(len(self.batches[0].plan)) for batch in self.batches]
+
+    def _names(self, batch: TrainBatch, row: int) -> tuple[str, str]:
+        """The row's image, and the one that is mixed in, if one is."""
+        plan = batch.plan
+        name, partner = (self.index.path(int(plan.sample_N[i])) for i in (row, plan.partner_N[row]))
+        return name, partner if plan.lam_N[row] < 1 else ""
 
     def _line(self, batch: TrainBatch, row: int) -> str:
         plan = batch.plan
         y, x, h, w = plan.crop_N4[row].tolist()
         done = ", ".join(describe(plan, row))
-        name, partner = (self.index.path(int(plan.sample_N[i])) for i in (row, plan.partner_N[row]))
-        mixed = f"{describe_mix(plan, row)} with {partner}" if plan.lam_N[row] < 1 else describe_mix(plan, row)
+        name, partner = self._names(batch, row)
+        mixed = describe_mix(plan, row) + (f" with {partner}" if partner else "")
         return f"group {batch.group} row {row}: {name}  crop {h} x {w} at ({y}, {x}), {done}; {mixed}"
 
     def draw(self, out: Path, images: int) -> Path:
@@ -97,7 +127,7 @@ class Replay:
             out: a .png file.
             images: rows to draw, taken in turn from the mix groups.
         """
-        places = [(batch, row) for row in range(len(self.batches[0].plan)) for batch in self.batches][:images]
+        places = self._places()[:images]
         layout = Layout.of_tiles(self.recipe, len(places), DRAWS)
         canvas = Image.new("RGB", layout.size, PAPER)
         write_title(canvas, f"{self.recipe.name}: epoch {self.epoch + 1}, step {self.step + 1}", self.recipe)
@@ -172,9 +202,9 @@ def _place(options: ReplayOptions, recipe: Recipe, steps: int) -> tuple[int, int
         epoch, step = divmod(step, steps)
     if not (0 <= step < steps and 0 <= epoch < recipe.epochs):
         raise RecipeError(
-            f"the run has no step {options.step}"
-            + (f" in epoch {epoch}" if options.epoch is not None else "")
-            + f": it has {recipe.epochs} epochs of {steps} steps, both counted from 0"
+            f"the run has no step {options.step + 1}"
+            + (f" in epoch {epoch + 1}" if options.epoch is not None else "")
+            + f": it has {recipe.epochs} epochs of {steps} steps"
         )
     return epoch, step
 

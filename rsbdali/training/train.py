@@ -6,9 +6,10 @@ Under torchrun every process does the same; rank 0 writes and talks.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,30 +24,36 @@ from rsbdali.data.splits import load_indexes
 from rsbdali.distributed import collectives, devices, process_group
 from rsbdali.distributed.affinity import pinned
 from rsbdali.distributed.devices import default_threads, resolve_device
-from rsbdali.distributed.launch import exit_code
+from rsbdali.distributed.launch import NPROC, exit_code
 from rsbdali.distributed.shares import uneven_shares
 from rsbdali.distributed.world import World
 from rsbdali.environment import versions
+from rsbdali.errors import LostRankError
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.loader.decode_mode import choose_decode, resumed_decode
 from rsbdali.loader.eval import eval_batch_size
+from rsbdali.progress_bar import counting
 from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import CheckpointManager, Saved, find_saved, resume_from
 from rsbdali.runs.claim import claimed
-from rsbdali.runs.folder import BEST, LAST, add_bad_image, one_line
+from rsbdali.runs.folder import BEST, LAST, add_bad_image, one_line, read_args
 from rsbdali.runs.loggers import Place, require
 from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
+from rsbdali.runs.resume_command import OPTIONS, options_text, resume_command
 from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.acceleration import OFF, Acceleration
+from rsbdali.training.banner import banner
 from rsbdali.training.gpu_memory import say_memory
 from rsbdali.training.model import create_model
 from rsbdali.training.nonfinite import OnNan
 from rsbdali.training.optim import create_optimizer
-from rsbdali.training.precision import amp_dtype, kernel_policy, name_of, warn_if_emulated
+from rsbdali.training.precision import amp_dtype, kernel_policy, warn_if_emulated
 from rsbdali.training.progress import Reporter, Silent, make_reporter
 from rsbdali.training.save_interval import Interval
 from rsbdali.training.trainer import Outcome, Trainer
 
+# stand elsewhere (recipe, folder), or act when a run begins
+OF_THE_START = {"recipe", "output", "experiment", "resume", "initial_checkpoint", "pretrained", "prepare"}
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +66,8 @@ class TrainOptions:
         data: folder with train/<class>/… and val/<class>/… (or validation).
         output: folder of all experiments.
         experiment: folder of this one below it; None: `<recipe>-<model>`, numbered.
-        resume: a checkpoint to go on from, or 'auto' for the experiment's newest whole one, if there is one.
+        resume: a checkpoint to go on from, a run's folder for its newest whole one, or 'auto' for the experiment's, if
+            there is one.
         checkpoint_every: save that often besides the ends of epochs, as '500steps' or '10m'; None: never.
         on_nan: what a loss that is not finite does: stop the run, or skip the step's update.
         initial_checkpoint: file with weights to start from.
@@ -121,12 +129,14 @@ class TrainSummary:
         outcome: epochs done, best and last evaluation, the signal that ended it, if one did.
         seconds: of the whole run, all sessions together.
         is_rank_zero: whether this process is the one that talks.
+        again: the command that goes on with it.
     """
 
     folder: Path
     outcome: Outcome
     seconds: float
     is_rank_zero: bool = True
+    again: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -140,16 +150,27 @@ class TrainSummary:
         return best if best.exists() else self.folder / LAST
 
     def lines(self) -> list[str]:
-        """Rank 0's last words: best top-1, where the checkpoint lies, how to go on after a signal."""
+        """Rank 0's last words: how to go on after a signal, best top-1, where the checkpoint lies."""
         outcome, lines = self.outcome, []
         if not self.is_rank_zero:
             return []
         if outcome.signal is not None:
-            again = f"--output {self.folder.parent} --experiment {self.folder.name} --resume auto"
-            lines.append(f"stopped by {outcome.signal.name} in epoch {outcome.epochs + 1}, saved: go on with {again}")
+            lines.append(f"stopped by {outcome.signal.name} in epoch {outcome.epochs + 1}, saved; go on with")
+            lines.append(f"  {self.again}")
+        if outcome.is_idle:
+            lines.append(
+                f"nothing is left: all {outcome.epochs} epochs are done; more of them, at rates drawn anew, with"
+            )
+            lines.append(f"  {self.again} --epochs {2 * outcome.epochs}")
         if outcome.best_top1 is not None and outcome.best_epoch is not None:
-            lines.append(f"best top-1 {outcome.best_top1:.3f} % (epoch {outcome.best_epoch + 1})")
+            # files count epochs from 0, as timm's do
+            lines.append(f"best top-1 {outcome.best_top1:.2f} % (epoch {outcome.best_epoch + 1}, {self._best_file})")
         return [*lines, f"checkpoint {self.checkpoint}"]
+
+    @property
+    def _best_file(self) -> str:
+        name = f"checkpoint-{self.outcome.best_epoch}.pth.tar"
+        return name if (self.folder / name).exists() else BEST
 
 
 def train(options: TrainOptions) -> TrainSummary:
@@ -166,11 +187,15 @@ def train(options: TrainOptions) -> TrainSummary:
     device = resolve_device(devices.local_device(options.device, world))
     options.acceleration.check(options.recipe, device, world)
     on_all_ranks = partial(collectives.on_all_ranks, world=world)
-    with process_group.process_group(world, device, timedelta(minutes=options.rank_timeout)), ExitStack() as held:
+    with (
+        _way_back_named(options, world),
+        process_group.process_group(world, device, timedelta(minutes=options.rank_timeout)),
+        ExitStack() as held,
+    ):
         on_all_ranks(lambda: _prepare(options, world))
-        train_index, val_index = load_indexes(
-            options.data, world, class_map=options.class_map, val_labels=options.val_labels
-        )
+        named = {"class_map": options.class_map, "val_labels": options.val_labels}
+        with counting("index") if world.is_rank_zero else nullcontext() as advance:
+            train_index, val_index = load_indexes(options.data, world, **named, progress=advance)
         folder = collectives.broadcast_object(on_all_ranks(lambda: _folder(options, world, held)), world)
         saved = find_saved(options.resume, folder, world)
         place = world, device, folder
@@ -183,7 +208,20 @@ def train(options: TrainOptions) -> TrainSummary:
             ):
                 outcome, seconds = _run(chosen, world, device, folder, loader, eval_loader, save_every, saved)
         collectives.barrier(world)
-    return TrainSummary(folder, outcome, seconds, world.is_rank_zero)
+    again = resume_command(folder, world, launched=NPROC in os.environ)
+    return TrainSummary(folder, outcome, seconds, world.is_rank_zero, again)
+
+
+@contextmanager
+def _way_back_named(options: TrainOptions, world: World) -> Iterator[None]:
+    """Put the whole command that goes on with the run behind the news that a rank was lost."""
+    try:
+        yield
+    except LostRankError as lost:
+        if options.experiment is None:
+            raise
+        again = resume_command(options.output / options.experiment, world, launched=NPROC in os.environ)
+        raise LostRankError(f"{lost}; by hand: {again}") from lost
 
 
 def make_state(
@@ -310,6 +348,8 @@ def _run(
     files = saver = None
     sizes = {"train_images": len(loader.index), "val_images": len(eval_loader.index), "classes": len(classes)}
     facts = {**_facts(options, world, device), **sizes, "steps_per_epoch": loader.steps_per_epoch}
+    if state.updates:  # what the run began with stays what it was
+        facts |= {key: value for key, value in read_args(folder)[0].items() if key in start}
     run_log = _run_log(options, folder, state, facts) if world.is_rank_zero else RunLog((), {}, 1)
     if world.is_rank_zero:
         files = LoggedFolder(folder, run_log, epoch=state.epoch, step=state.step)
@@ -317,7 +357,9 @@ def _run(
         saver = CheckpointManager(folder, recipe.checkpoint_hist, state.history, first=files.sync)
         for bad in (*loader.index.bad, *eval_loader.index.bad):
             _note_bad(folder, "left out", bad.path, bad.reason)
-        _introduce(state, identity, world, device)
+        parameters = sum(p.numel() for p in state.model.parameters())
+        lines = banner(identity, parameters, (loader.index, eval_loader.index), folder, world, device)
+        _introduce(state, identity, world, device, lines, fine_tunes=any(map(bool, start.values())))
     collectives.barrier(world)
     reporter: Reporter = make_reporter(recipe, loader.steps_per_epoch, epoch=state.epoch) if files else Silent()
     dtype = amp_dtype(recipe.amp_dtype, device)
@@ -356,7 +398,17 @@ def _facts(options: TrainOptions, world: World, device: torch.device) -> dict[st
         source["hw_decoder_load"] = options.hw_decoder_load
     if options.class_map is not None:
         source["class_map"] = options.class_map.absolute()
-    return {**versions(), **source, "device": where, "processes": world.size, **started}
+    taken_up = {OPTIONS: options_text(_kept(options))}
+    return {**versions(), **source, "device": where, "processes": world.size, **started, **taken_up}
+
+
+def _kept(options: TrainOptions) -> dict[str, object]:
+    """What a run that is taken up again is started with: all options but those that only begin one."""
+    kept = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in OF_THE_START}
+    kept |= {name: path.absolute() for name, path in kept.items() if isinstance(path, Path)}
+    kept["data"] = Location.parse(options.data).text
+    kept["nproc"] = int(os.environ.get(NPROC, 1))
+    return kept
 
 
 def _run_log(options: TrainOptions, folder: Path, state: RunState, facts: Mapping[str, Any]) -> RunLog:
@@ -366,23 +418,16 @@ def _run_log(options: TrainOptions, folder: Path, state: RunState, facts: Mappin
     return RunLog(open_loggers(options.loggers, place), config, per_epoch)
 
 
-def _introduce(state: RunState, identity: Identity, world: World, device: torch.device) -> None:
-    recipe, parameters = identity.recipe, sum(p.numel() for p in state.model.parameters())
-    dtype = amp_dtype(recipe.amp_dtype, device)
-    log.info(
-        "%s: %s, %.1f M parameters, %d classes, %d steps of %d images an epoch, %s on %s%s",
-        recipe.name,
-        recipe.model,
-        parameters / 1e6,
-        len(identity.class_names),
-        identity.steps_per_epoch,
-        recipe.global_batch_size,
-        name_of(dtype),
-        device,
-        f", {world.size} processes" if world.size > 1 else "",
-    )
+def _introduce(
+    state: RunState, identity: Identity, world: World, device: torch.device, lines: list[str], *, fine_tunes: bool
+) -> None:
+    recipe, dtype = identity.recipe, amp_dtype(identity.recipe.amp_dtype, device)
+    for line in lines:
+        log.info("%s", line)
     if (shares := uneven_shares(identity.mix_groups, world.size)) is not None:
         log.warning("%s (docs/CLUSTERS.md)", shares)
+    if (advice := recipe.rate_advice) and not (fine_tunes and " of the rate" in advice):  # a low one is meant there
+        log.warning("%s", advice)
     warn_if_emulated(dtype, device)
     if device.type == "cuda":
         say_memory(state, recipe, world, device, dtype)

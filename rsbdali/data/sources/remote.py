@@ -76,7 +76,7 @@ class RemoteStorage:
 
             self._fs, root = fsspec.core.url_to_fs(base)
         except ImportError as error:
-            hint = "pip install 'rsbdali[s3]'" if scheme == "s3" else f"the fsspec package for {scheme}://"
+            hint = "pip install fsspec s3fs" if scheme == "s3" else f"the fsspec package for {scheme}://"
             raise DataError(f"{base}: {error}: needs {hint}") from error
         except ValueError as error:
             raise DataError(f"{base}: {error}") from error

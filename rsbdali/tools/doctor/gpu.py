@@ -97,7 +97,7 @@ def judge_architecture(name: str, topic: str, capability: tuple[int, int], arch_
     text = f"{name}: this torch ({torch.__version__}) has no code for it, only for {', '.join(arch_list)}"
     if capability < (7, 5):
         fits = capability == (7, 0)
-        fix = "from a clone: pip install '.[v100]' (torch below 2.11, whose builds hold sm_70)" if fits else ""
+        fix = "pip install 'torch>=2.7.1,<2.11' (whose builds hold sm_70)" if fits else ""
         return Finding(Level.FATAL, topic, text, fix or "this GPU is too old for any torch that rsbdali runs with")
     return Finding(Level.FATAL, topic, text, "pip install --upgrade torch")
 
