@@ -455,7 +455,7 @@ def test_harmless_arguments(make: Callable[..., TupleLoader]) -> None:
 
 
 def test_other_mistakes(make: Callable[..., TupleLoader], tree: Path) -> None:
-    with pytest.raises(RecipeError, match="no argument 'color_jitter', did you mean 'color_jitter'"):
+    with pytest.raises(RecipeError, match="no argument 'color_jiter', did you mean 'color_jitter'"):
         make(color_jiter=0.4)
     with pytest.raises(DataError, match="batch_size=10 on 2 ranks is more than an epoch of 18 images"):
         make(rows=10, rank=0, world_size=2)

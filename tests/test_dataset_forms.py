@@ -232,8 +232,7 @@ def test_headers_are_cached_where_the_data_says_what_it_is(tree: Path) -> None:
     assert changed.reads == 18
     pairs = shuffled(tree)
     before = ImageIndex.from_dataset(pairs)
-    path, name = pairs[4]
-    path.write_bytes(pairs[0][0].read_bytes())
+    pairs[4][0].write_bytes(pairs[0][0].read_bytes())
     after = ImageIndex.from_dataset(pairs)
     assert (after.width_N[4], after.height_N[4]) == (before.width_N[0], before.height_N[0])
 

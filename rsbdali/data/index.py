@@ -247,7 +247,7 @@ class ImageIndex:
     def from_lists(
         cls,
         paths: Sequence[str | os.PathLike[str]],
-        labels: "Sequence[Label] | np.ndarray | None",
+        labels: Sequence[Label] | np.ndarray | None,
         *,
         classes: Sequence[str] | None = None,
         root: str | os.PathLike[str] | None = None,

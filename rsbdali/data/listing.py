@@ -79,7 +79,7 @@ def _listing(data: Any) -> Listing:
 
 def files_listing(
     paths: Sequence[str | os.PathLike[str]],
-    labels: Sequence[Label] | None,
+    labels: Sequence[Label] | np.ndarray | None,
     *,
     classes: Sequence[str] | None = None,
     root: str | os.PathLike[str] | None = None,
@@ -147,7 +147,8 @@ def _common_folder(names: list[str]) -> tuple[str, list[str]]:
     """The folder that holds all files, and their paths below it."""
     here = os.getcwd()
     paths = [os.path.join(here, name) for name in names]
-    folder = os.path.commonprefix([min(paths), max(paths)]).rpartition("/")[0] or "/"
+    # in the order of text all others lie between these two, and begin as both do
+    folder = os.path.commonpath([os.path.dirname(min(paths)), os.path.dirname(max(paths))])
     return _below(folder, paths)
 
 
@@ -236,7 +237,7 @@ def _label_column(dataset: Any, kinds: Mapping[str, str]) -> str:
 
 
 def _of_folder_dataset(dataset: Any) -> Listing:
-    """Torchvision's `ImageFolder`, timm's `ImageDataset` over a folder: their files and their class numbers."""
+    """Files and class numbers of torchvision's `ImageFolder`, and of timm's `ImageDataset` over a folder."""
     samples, class_to_idx, root = _folder_samples(dataset)
     if getattr(dataset, "target_transform", None) is not None:
         raise DataError("dataset.target_transform cannot be honored: labels are class numbers here")

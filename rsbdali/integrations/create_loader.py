@@ -6,7 +6,7 @@ The data becomes an `ImageIndex` (`datasets`), timm's arguments a `Recipe` (`tim
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Unpack
 
 import torch
@@ -146,32 +146,32 @@ def create_loader(
     settings = _recipe(recipe, arguments, is_training)
     randaugment = RandAugmentPolicy.parse(settings.aa) is not None
     refuse(others, is_training=is_training, randaugment=randaugment, honored=create_loader.__annotations__)
-    mix = replace(_mix_of(collate_fn, is_training), **({} if num_classes is None else {"num_classes": num_classes}))
+    mix = _mix_of(collate_fn, is_training, num_classes)
     settings = _with_targets(settings, mix, smoothing, is_plain=output == "uint8" or not use_prefetcher)
     settings = settings if seed is None else settings.with_overrides({"seed": seed})
-    dtype = _dtype(output, img_dtype, use_prefetcher)
+    order: dict[str, Any] = {"shuffle": shuffle, "drop_last": drop_last, "weights": weights, "sampler": sampler}
+    if not is_training:
+        refuse_in_evaluation(**order, transform=transform, smoothing=smoothing)
+    rows, dtype = _rows(batch_size, recipe), _dtype(output, img_dtype, use_prefetcher)
     world = find_world(distributed, rank, world_size)
     place = find_device(device if use_prefetcher else "cpu", world)
     with as_current(place):
         data = open_index(dataset, is_training=is_training, world=meeting(world))
-    where = {"rank": world.rank, "world_size": world.size, "device": place}
-    where |= {"decode": decode, "hw_decoder_load": hw_decoder_load}
-    work = {"num_threads": _threads(num_workers), "dtype": dtype, "prefetch": prefetch, "on_bad": on_bad}
-    given = None if isinstance(dataset, str | os.PathLike) else dataset
-    pairs = {"channels_last": channels_last, "dataset": given, "return_index": return_index, "item_N": data.item_N}
-    order = {"shuffle": shuffle, "drop_last": drop_last, "weights": weights, "sampler": sampler}
-    rows = _rows(batch_size, recipe)
+    pairs: dict[str, Any] = {"channels_last": channels_last, "dataset": _object(dataset)}
+    pairs |= {"return_index": return_index, "item_N": data.item_N}
+    work: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "device": place, "dtype": dtype}
+    work |= {"decode": decode, "hw_decoder_load": hw_decoder_load}
+    work |= {"num_threads": _threads(num_workers), "prefetch": prefetch, "on_bad": on_bad}
     if not is_training:
-        refuse_in_evaluation(**order, transform=transform, smoothing=smoothing)
-        rows = rows or DEFAULT_EVAL_ROWS
-        return TupleLoader(EvalLoader(data.index, settings, batch_size=rows, pad=pad_eval, **where, **work), **pairs)
+        work |= {"batch_size": rows or DEFAULT_EVAL_ROWS, "pad": pad_eval}
+        return TupleLoader(EvalLoader(data.index, settings, **work), **pairs)
     sampling = sampling_of(data, **order, repeats=settings.aug_repeats)
     settings = _per_rank(settings, rows, world, sampling, len(data.index))
-    bad = {"max_bad_images": max_bad_images}
-    training = TrainLoader(data.index, settings, sampling=sampling, transform=transform, **bad, **where, **work)
+    work |= {"max_bad_images": max_bad_images, "transform": transform}
+    training = TrainLoader(data.index, settings, sampling=sampling, **work)
     training.mixup_enabled &= mix.enabled
-    classes = _soft_classes(settings, mix, data.index)
-    return TupleLoader(training, num_classes=classes, smoothing=settings.smoothing, **pairs)
+    soft = _soft_classes(settings, mix, data.index)
+    return TupleLoader(training, num_classes=soft, smoothing=settings.smoothing, **pairs)
 
 
 @dataclass(frozen=True)
@@ -201,16 +201,17 @@ def _with_targets(recipe: Recipe, mix: _Mix, smoothing: float | None, *, is_plai
     return recipe.with_overrides({**mix.overrides, **smoothed})
 
 
-def _mix_of(collate_fn: Callable[..., Any] | None, is_training: bool) -> _Mix:
-    """The settings of timm's `FastCollateMixup` as recipe keys."""
+def _mix_of(collate_fn: Callable[..., Any] | None, is_training: bool, num_classes: int | None) -> _Mix:
+    """The settings of timm's `FastCollateMixup` as recipe keys; a number of classes that is given goes first."""
+    nothing = _Mix({}, num_classes)
     if collate_fn is None:
-        return _Mix({})
+        return nothing
     from timm.data import FastCollateMixup
     from timm.data.loader import fast_collate
     from torch.utils.data import default_collate
 
     if collate_fn in (fast_collate, default_collate):
-        return _Mix({})
+        return nothing
     if not isinstance(collate_fn, FastCollateMixup):
         name = getattr(collate_fn, "__name__", type(collate_fn).__name__)
         raise RecipeError(f"collate_fn={name} cannot be honored: only timm's FastCollateMixup is translated")
@@ -229,7 +230,8 @@ def _mix_of(collate_fn: Callable[..., Any] | None, is_training: bool) -> _Mix:
         "smoothing": collate_fn.label_smoothing,
         "mixup_off_epoch": 0,
     }
-    return _Mix(overrides, collate_fn.num_classes, collate_fn.mixup_enabled)
+    classes = collate_fn.num_classes if num_classes is None else num_classes
+    return _Mix(overrides, classes, collate_fn.mixup_enabled)
 
 
 def _is_mixing(recipe: Recipe) -> bool:
@@ -254,6 +256,11 @@ def _dtype(output: str, img_dtype: torch.dtype | None, use_prefetcher: bool) -> 
         raise RecipeError(f"img_dtype={img_dtype!r}: expected a float type of torch (output='uint8' gives the pixels)")
     # timm converts in the prefetcher, so without it images are float32 whatever img_dtype says
     return torch.float32 if img_dtype is None or not use_prefetcher else img_dtype
+
+
+def _object(dataset: Any) -> Any:
+    """What a loader gives as its `dataset`: the object that it was made of, None for a location."""
+    return None if isinstance(dataset, str | os.PathLike) else dataset
 
 
 def _threads(num_workers: int | None) -> int | None:

@@ -1,7 +1,8 @@
 """What a user gives as data, as an `ImageIndex`: a location, an index, or a dataset object (`rsbdali.data.listing`)."""
 
 import os
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from rsbdali.distributed.collectives import on_all_ranks, rank_zero_first
 from rsbdali.distributed.world import World
 
 
-class OpenedData(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class OpenedData:
     """The images of what a user gave.
 
     Attributes:

@@ -75,13 +75,14 @@ def sampling_of(
         raise RecipeError("weights= draws in random order: leave out shuffle=False")
     if drop_last is False and repeats > 1:
         raise RecipeError("drop_last=False cannot be honored with num_aug_repeats: its epochs are cut to whole batches")
-    plain = {"shuffle": shuffle is not False, "drop_last": drop_last is not False}
-    if weights is not None:
-        return Sampling(**plain, weight_N=_weights(weights, data))
-    if sampler is not None:
-        own = OwnOrder(sampler, data)
-        return Sampling(**plain, own_order=own, own_length=len(own(0)))
-    return Sampling(**plain)
+    own = None if sampler is None else OwnOrder(sampler, data)
+    return Sampling(
+        shuffle=shuffle is not False,
+        drop_last=drop_last is not False,
+        weight_N=None if weights is None else _weights(weights, data),
+        own_order=own,
+        own_length=0 if own is None else len(own(0)),
+    )
 
 
 def _weights(weights: Weights, data: OpenedData) -> np.ndarray:

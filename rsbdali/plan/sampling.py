@@ -81,7 +81,7 @@ class Sampling:
         return self.weight_N[self.canonical_N] if len(self.canonical_N) else self.weight_N
 
     def _drawn(self, n: int, seed: int, epoch: int) -> np.ndarray:
-        """N places of the canonical order, by inversion of the distribution function of the weights."""
+        """Draw n places of the canonical order, by inversion of the distribution function of the weights."""
         share_N = np.cumsum(self._canonical_weights())
         u_N = generator(seed, Stream.SAMPLE, epoch, 0).random(n) * share_N[-1]
         # a product that rounds up to the sum would be a place too far
