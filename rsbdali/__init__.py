@@ -16,8 +16,10 @@ if TYPE_CHECKING:  # as importlib finds them below; type checkers and editors fo
     from rsbdali.ops.mix import mix_normalize
     from rsbdali.plan.planner import BatchPlan, Planner
     from rsbdali.recipe import Recipe
+    from rsbdali.tools.watch.watched import watch
+    from rsbdali.training.call import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "BatchPlan": "rsbdali.plan.planner",
@@ -31,6 +33,8 @@ _HOMES = {
     "bce_loss": "rsbdali.ops.bce",
     "create_loader": "rsbdali.integrations.create_loader",
     "mix_normalize": "rsbdali.ops.mix",
+    "train": "rsbdali.training.call",
+    "watch": "rsbdali.tools.watch.watched",
 }
 __all__ = [
     "BatchPlan",
@@ -45,6 +49,8 @@ __all__ = [
     "bce_loss",
     "create_loader",
     "mix_normalize",
+    "train",
+    "watch",
 ]
 
 

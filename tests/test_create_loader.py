@@ -330,7 +330,7 @@ def test_states_of_other_images(
         assert len(list(changed)) == len(changed)
         assert caplog.text.count(f"behind an epoch of other images: 18 then, {count} now") == 2
     caplog.clear()
-    make(executor="graph").load_state_dict(within)
+    make(decode="graph").load_state_dict(within)
     assert "come from the graph executor on cpu, decoding regions, and came from the host executor" in caplog.text
 
 

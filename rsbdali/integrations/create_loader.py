@@ -25,6 +25,7 @@ from rsbdali.integrations.timm_arguments import (
     with_arguments,
 )
 from rsbdali.integrations.tuple_loader import TupleLoader
+from rsbdali.loader.decode_mode import DecodeMode
 from rsbdali.loader.eval import EvalLoader
 from rsbdali.loader.train import TrainLoader
 from rsbdali.loader.transform import Transform
@@ -73,7 +74,8 @@ def create_loader(
     output: Literal["float", "uint8"] = "float",
     pad_eval: bool = True,
     seed: int | None = None,
-    executor: Literal["auto", "graph", "host", "dali-exact"] = "auto",
+    decode: DecodeMode = "auto",
+    hw_decoder_load: float | None = None,
     prefetch: int = 2,
     max_bad_images: int | None = None,
     on_bad: Callable[[str, str], None] | None = None,
@@ -127,7 +129,9 @@ def create_loader(
         pad_eval: give ranks equal numbers of images, so that a few come twice, as in timm. False: each exactly once; a
             rank whose images run out yields an empty batch.
         seed: of all draws, the same on all ranks; None: the recipe's, 0 without one.
-        executor: auto, graph or host.
+        decode: where images are decoded: gpu (whole images), gpu-roi (the crop's region), cpu, or auto. Modes differ in
+            pixels.
+        hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine, 0 to 1; None: DALI's own, 0.65.
         prefetch: batches in flight.
         max_bad_images: more training images that do not decode are a `DataError`.
         on_bad: called once for each image that does not decode, with path and reason; by default a warning is logged.
@@ -156,13 +160,14 @@ def create_loader(
     pairs: dict[str, Any] = {"channels_last": channels_last, "dataset": _object(dataset)}
     pairs |= {"return_index": return_index, "item_N": data.item_N}
     work: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "device": place, "dtype": dtype}
+    work |= {"decode": decode, "hw_decoder_load": hw_decoder_load}
     work |= {"num_threads": _threads(num_workers), "prefetch": prefetch, "on_bad": on_bad}
     if not is_training:
         work |= {"batch_size": rows or DEFAULT_EVAL_ROWS, "pad": pad_eval}
         return TupleLoader(EvalLoader(data.index, settings, **work), **pairs)
     sampling = sampling_of(data, **order, repeats=settings.aug_repeats)
     settings = _per_rank(settings, rows, world, sampling, len(data.index))
-    work |= {"executor": executor, "max_bad_images": max_bad_images, "transform": transform}
+    work |= {"max_bad_images": max_bad_images, "transform": transform}
     training = TrainLoader(data.index, settings, sampling=sampling, **work)
     training.mixup_enabled &= mix.enabled
     soft = _soft_classes(settings, mix, data.index)
@@ -273,8 +278,20 @@ def _rows(batch_size: int | None, recipe: str | Recipe | None) -> int | None:
 def _per_rank(recipe: Recipe, rows: int | None, world: World, sampling: Sampling, images: int) -> Recipe:
     """`rows` for each rank with a λ of its own; without them the recipe's own global batch."""
     if rows is None:
+        _check_equal_shares(recipe.mix_groups, world.size)
         return recipe
     available = rows_per_epoch(sampling.length(images), max(1, recipe.aug_repeats))
     if rows * world.size > available and sampling.drop_last:
         raise DataError(f"batch_size={rows} on {world.size} ranks is more than an epoch of {available} images")
     return recipe.with_overrides({"global_batch_size": rows * world.size, "mix_groups": world.size})
+
+
+def _check_equal_shares(groups: int, ranks: int) -> None:
+    """Refuse ranks that would get unequal numbers of batches: the trainers that this loader is for would wait forever."""
+    if groups > ranks and groups % ranks:
+        allowed = ", ".join(str(number) for number in range(1, groups + 1) if groups % number == 0)
+        raise RecipeError(
+            f"mix_groups={groups} on {ranks} processes: create_loader (and so timm's scripts, Lightning and Accelerate) "
+            f"gives every process as many batches, which takes {allowed} processes, batch_size, or other mix_groups; "
+            "`rsbdali train` and TrainLoader go with any number"
+        )

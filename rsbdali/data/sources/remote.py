@@ -19,7 +19,7 @@ from rsbdali.errors import DataError, SourceError, UnreadableImage
 RETRY_WAITS_S = (0.1, 0.5, 2.0)  # between tries, on top of what the store's own client does
 # what tells a changed object; blob_id is the hub's
 STAMPS = ("ETag", "etag", "blob_id", "LastModified", "mtime", "updated", "created")
-PACKAGES = {"s3": "pip install 'rsbdali[s3]'", "hf": "pip install huggingface_hub"}
+PACKAGES = {"s3": "pip install fsspec s3fs", "hf": "pip install huggingface_hub"}
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
