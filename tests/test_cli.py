@@ -32,7 +32,8 @@ SURFACE = {
     "report": "--output RUNS",
     "train": "--affinity --checkpoint-every --class-map --cuda-graph --data --demo --deterministic --device "
     "--executor --experiment --initial-checkpoint --log --max-bad-images --nproc --on-nan --output "
-    "--pretrained --rank-timeout --recipe --resume --set --torch-compile --val-labels --workers",
+    "--pretrained --rank-timeout --recipe --resume --set --torch-compile --tuned --val-labels --workers",
+    "tune": "--against --allow-pixels --batch-size --data --device --minutes --recipe --set",
     "validate": "--batch-size --checkpoint --class-map --data --device --model --pretrained --recipe --set "
     "--val-labels --workers",
 }

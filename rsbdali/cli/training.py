@@ -31,6 +31,7 @@ from rsbdali.errors import RsbdaliError
 @DEVICE
 @WORKERS
 @EXECUTOR
+@click.option("--tuned", is_flag=True, help="Run the loader as `rsbdali tune` found best on this machine.")
 @click.option("--deterministic", is_flag=True, help="Bitwise repeatable steps, slower on a GPU.")
 @click.option(
     "--torch-compile",

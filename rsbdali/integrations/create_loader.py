@@ -4,6 +4,7 @@ The data becomes an `ImageIndex` (`loader_data`), timm's arguments a `Recipe` (`
 `EvalLoader` is made of the two, and a `TupleLoader` gives its batches as pairs.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.distributed.devices import as_current, find_device, find_world, meeting
+from rsbdali.distributed.devices import as_current, default_threads, find_device, find_world, meeting
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError, RecipeError
 from rsbdali.integrations.datasets import open_index
@@ -20,12 +21,16 @@ from rsbdali.integrations.timm_arguments import TIMM_DEFAULTS, refuse, with_argu
 from rsbdali.integrations.tuple_loader import TupleLoader
 from rsbdali.loader.eval import EvalLoader
 from rsbdali.loader.train import TrainLoader
+from rsbdali.loader.tuned import find as find_tuned
 from rsbdali.plan.randaugment import RandAugmentPolicy
 from rsbdali.plan.sampler import rows_per_epoch
 from rsbdali.recipe import Recipe
 
 DEFAULT_EVAL_ROWS = 256
+DEFAULT_PREFETCH = 2
 OUTPUTS = ("float", "uint8")
+
+log = logging.getLogger(__name__)
 
 
 def create_loader(
@@ -58,7 +63,8 @@ def create_loader(
     pad_eval: bool = True,
     seed: int | None = None,
     executor: str = "auto",
-    prefetch: int = 2,
+    prefetch: int | None = None,
+    tuned: bool = False,
     max_bad_images: int | None = None,
     on_bad: Callable[[str, str], None] | None = None,
     **others: Any,
@@ -100,7 +106,9 @@ def create_loader(
             rank whose images run out yields an empty batch.
         seed: of all draws, the same on all ranks; None: the recipe's, 0 without one.
         executor: auto, graph or host.
-        prefetch: batches in flight.
+        prefetch: batches in flight; None: 2, or as tuned.
+        tuned: run a training loader as `rsbdali tune` found best on this machine for the recipe's image size, but for
+            `num_workers`, `prefetch` and `executor` where they are given.
         max_bad_images: more training images that do not decode are a `DataError`.
         on_bad: called once for each image that does not decode, with path and reason; by default a warning is logged.
         **others: timm's other arguments, with values that change nothing here.
@@ -109,6 +117,7 @@ def create_loader(
         RecipeError: an argument that cannot be honored, by its name.
         DataError: the data is missing or not what it has to be.
         DeviceError: there is no such device.
+        RsbdaliError: `tuned`, and nothing is tuned on this machine.
     """
     timm_names = {
         "input_size": input_size,
@@ -141,7 +150,7 @@ def create_loader(
         "device": place,
         "num_threads": _threads(num_workers),
         "dtype": dtype,
-        "prefetch": prefetch,
+        "prefetch": prefetch or DEFAULT_PREFETCH,
         "on_bad": on_bad,
     }
     given = None if isinstance(dataset, str | os.PathLike) else dataset
@@ -150,7 +159,12 @@ def create_loader(
         evaluation = EvalLoader(index, settings, batch_size=rows, pad=pad_eval, **common)
         return TupleLoader(evaluation, channels_last=channels_last, dataset=given)
     settings = _per_rank(settings, _rows(batch_size, recipe), world, index)
-    training = TrainLoader(index, settings, executor=executor, max_bad_images=max_bad_images, **common)
+    common["executor"] = executor
+    if tuned:
+        common |= _tuned(
+            settings, place, world, given={"num_threads": num_workers, "prefetch": prefetch}, name=executor
+        )
+    training = TrainLoader(index, settings, max_bad_images=max_bad_images, **common)
     training.mixup_enabled &= mix.enabled
     return TupleLoader(
         training,
@@ -240,6 +254,19 @@ def _dtype(output: str, img_dtype: torch.dtype | None, use_prefetcher: bool) -> 
         raise RecipeError(f"img_dtype={img_dtype!r}: expected a float type of torch (output='uint8' gives the pixels)")
     # timm converts in the prefetcher, so without it images are float32 whatever img_dtype says
     return torch.float32 if img_dtype is None or not use_prefetcher else img_dtype
+
+
+def _tuned(
+    recipe: Recipe, device: torch.device, world: World, *, given: dict[str, int | None], name: str
+) -> dict[str, Any]:
+    """Arguments of a `TrainLoader` as tuned for this machine; what was `given` stays, and so does a named executor."""
+    found = find_tuned(recipe, device)
+    # tuned is one process with all cores: several share them
+    threads = found.threads if world.size == 1 else min(found.threads, default_threads(world))
+    arguments = {"num_threads": threads, "prefetch": found.prefetch}
+    chosen = {key: value for key, value in arguments.items() if given[key] is None}
+    log.info("loader tuned for this machine: %s", found)
+    return {**chosen, "chunk": found.chunk, "executor": found.executor if name == "auto" else name}
 
 
 def _threads(num_workers: int | None) -> int | None:

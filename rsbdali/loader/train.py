@@ -38,7 +38,14 @@ log = logging.getLogger(__name__)
 
 
 def create_executor(
-    name: str, index: ImageIndex, recipe: Recipe, *, rows: int, device: torch.device, num_threads: int
+    name: str,
+    index: ImageIndex,
+    recipe: Recipe,
+    *,
+    rows: int,
+    device: torch.device,
+    num_threads: int,
+    chunk: int | None = None,
 ) -> Executor:
     """The executor by name.
 
@@ -65,7 +72,7 @@ def create_executor(
     options: dict[str, Any] = {"rows": rows, "device": device, "num_threads": num_threads}
     if name == "host":
         by_kernels = on_gpu and not lacking
-        host = HostExecutor(index, recipe, **options, augment=not by_kernels)
+        host = HostExecutor(index, recipe, **options, augment=not by_kernels, chunk=chunk)
         return Augmented(host, device) if by_kernels else host
     graph = GraphExecutor(index, recipe, **options, roi=not on_gpu, augment=name == "dali-exact")
     return graph if name == "dali-exact" else Augmented(graph, device)
@@ -87,6 +94,7 @@ class TrainLoader(NotPicklable):
         num_threads: CPU threads; default `default_threads`, a share of the cores.
         dtype: of the images; uint8 leaves them neither mixed nor normalized.
         prefetch: batches in flight.
+        chunk: most images that the host executor gives DALI at a time, at most 31; None: 31. Changes no pixel.
         on_bad: called once for each image that does not decode, with path and reason.
         max_bad_images: more than this is a `DataError`.
 
@@ -108,6 +116,7 @@ class TrainLoader(NotPicklable):
         num_threads: int | None = None,
         dtype: torch.dtype = torch.float32,
         prefetch: int = 2,
+        chunk: int | None = None,
         on_bad: Callable[[str, str], None] | None = None,
         max_bad_images: int | None = None,
     ) -> None:
@@ -130,6 +139,7 @@ class TrainLoader(NotPicklable):
             rows=self.planner.group_rows,
             device=self.device,
             num_threads=self.num_threads,
+            chunk=chunk,
         )
         self._prefetcher: Prefetcher[BatchPlan] = Prefetcher(
             open_executor, make=_BatchPlans(self.planner, self._groups).plan, prefetch_depth=prefetch

@@ -1,7 +1,7 @@
 """What rsbdali writes into a checkpoint beside timm's keys, and its reading: checked, since anybody may write one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Record:
         images: number of training images; 0 in checkpoints of earlier versions.
         digest: of their paths, labels and sizes; empty likewise.
         pixels: what made them of the files; empty likewise.
+        tuned: the loader's settings, where they were tuned.
     """
 
     recipe: Mapping[str, Any]
@@ -54,6 +55,7 @@ class Record:
     images: int = 0
     digest: str = ""
     pixels: str = ""
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, for the file."""
@@ -72,6 +74,7 @@ class Record:
             "history": dict(self.history),
             "data": {"images": self.images, "digest": self.digest},
             "pixels": self.pixels,
+            "tuned": dict(self.tuned),
         }
 
 
@@ -86,7 +89,7 @@ def read_record(content: Mapping[str, Any], path: Path | str) -> Record | None:
     ours = content[OURS]
     if not isinstance(ours, Mapping):
         raise CheckpointError(f"{path} is damaged: its `{OURS}` is no record of a run")
-    top = _Entries({"data": {"images": 0, "digest": ""}, "pixels": "", **ours}, path)
+    top = _Entries({"data": {"images": 0, "digest": ""}, "pixels": "", "tuned": {}, **ours}, path)
     data = _Entries(top.get("data", _is_mapping, "entries"), path, "data.")
     position, best = (_Entries(top.get(key, _is_mapping, "entries"), path, f"{key}.") for key in ("position", "best"))
     record = Record(
@@ -107,6 +110,7 @@ def read_record(content: Mapping[str, Any], path: Path | str) -> Record | None:
         images=data.count("images"),
         digest=data.get("digest", _is_text, "a text"),
         pixels=top.get("pixels", _is_text, "a text"),
+        tuned=dict(top.get("tuned", _is_plain_mapping, "settings")),
     )
     if record.step > record.steps_per_epoch:
         raise CheckpointError(f"{path} is damaged: step {record.step} of an epoch of {record.steps_per_epoch} steps")

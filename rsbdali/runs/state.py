@@ -39,6 +39,7 @@ class Identity:
         images: number of training images.
         digest: a fingerprint of them (`ImageIndex.digest`); empty to ask nothing of them.
         pixels: what makes their pixels; empty likewise.
+        tuned: the loader's settings as plain values, where they are tuned; only recorded.
     """
 
     recipe: Recipe
@@ -48,6 +49,7 @@ class Identity:
     images: int = 0
     digest: str = ""
     pixels: str = ""
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -124,6 +126,7 @@ class RunState:
             images=identity.images,
             digest=identity.digest,
             pixels=identity.pixels,
+            tuned=identity.tuned,
             **{name: getattr(self, name) for name in RECORDED},
         )
 

@@ -8,7 +8,7 @@ Under torchrun every process does the same; rank 0 writes and talks.
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from rsbdali.distributed.world import World
 from rsbdali.environment import versions
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.loader.eval import eval_batch_size
+from rsbdali.loader.tuned import LoaderSettings
 from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
 from rsbdali.runs.claim import claimed
@@ -37,6 +38,7 @@ from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
 from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.acceleration import OFF, Acceleration
 from rsbdali.training.gpu_memory import say_memory
+from rsbdali.training.loader_settings import fact, settings_on_all_ranks, tuned_threads
 from rsbdali.training.model import create_model
 from rsbdali.training.nonfinite import OnNan
 from rsbdali.training.optim import create_optimizer
@@ -65,6 +67,7 @@ class TrainOptions:
         device: auto, cpu, cuda or cuda:N.
         workers: CPU threads of the loader; None: all cores of this rank's share.
         executor: auto, graph or host.
+        tuned: take the loader's settings that `rsbdali tune` keeps for this machine, but for those given here.
         deterministic: bitwise repeatable steps.
         torch_compile: mode of torch.compile, or off (`rsbdali.training.acceleration`).
         cuda_graph: capture the step and replay it.
@@ -90,6 +93,7 @@ class TrainOptions:
     device: str = "auto"
     workers: int | None = None
     executor: str = "auto"
+    tuned: bool = False
     deterministic: bool = False
     torch_compile: str = OFF
     cuda_graph: bool = False
@@ -168,14 +172,15 @@ def train(options: TrainOptions) -> TrainSummary:
             options.data, world, class_map=options.class_map, val_labels=options.val_labels
         )
         folder = collectives.broadcast_object(on_all_ranks(lambda: _folder(options, world, held)), world)
+        options, chosen = _with_tuned(options, world, device, folder)
         place = world, device, folder
         with (
             pinned(world, device, enabled=options.affinity) as threads,
-            closing(on_all_ranks(lambda: _train_loader(options, train_index, *place, threads))) as loader,
+            closing(on_all_ranks(lambda: _train_loader(options, train_index, *place, threads, chosen))) as loader,
             closing(on_all_ranks(lambda: _eval_loader(options, val_index, *place, threads))) as eval_loader,
             kernel_policy(device, deterministic=options.deterministic),
         ):
-            outcome, seconds = _run(options, world, device, folder, loader, eval_loader, save_every)
+            outcome, seconds = _run(options, world, device, folder, loader, eval_loader, save_every, chosen)
         collectives.barrier(world)
     return TrainSummary(folder, outcome, seconds, world.is_rank_zero)
 
@@ -211,6 +216,17 @@ def _folder(options: TrainOptions, world: World, held: ExitStack) -> Path:
     return held.enter_context(claimed(options.output, options.experiment, options.recipe, resume=options.resume))
 
 
+def _with_tuned(
+    options: TrainOptions, world: World, device: torch.device, folder: Path
+) -> tuple[TrainOptions, LoaderSettings | None]:
+    """Rank 0's choice of the loader's settings, on every rank; what makes pixels goes into the options."""
+    how = {"use_tuned": options.tuned, "resume": options.resume, "folder": folder}
+    chosen = settings_on_all_ranks(options.recipe, device, world, **how)
+    if chosen is None or options.executor != "auto":
+        return options, chosen
+    return replace(options, executor=chosen.executor), chosen
+
+
 def _train_loader(
     options: TrainOptions,
     index: ImageIndex,
@@ -218,7 +234,9 @@ def _train_loader(
     device: torch.device,
     folder: Path,
     threads: int | None,
+    chosen: LoaderSettings | None,
 ) -> TrainLoader:
+    ahead = {} if chosen is None else {"prefetch": chosen.prefetch, "chunk": chosen.chunk}
     return TrainLoader(
         index,
         options.recipe,
@@ -226,7 +244,8 @@ def _train_loader(
         world_size=world.size,
         device=device,
         executor=options.executor,
-        num_threads=options.workers or threads,
+        num_threads=options.workers or tuned_threads(chosen, world, threads),
+        **ahead,
         dtype=amp_dtype(options.recipe.amp_dtype, device),
         on_bad=partial(_note_bad, folder, "does not decode, another takes its place"),
         max_bad_images=options.max_bad_images,
@@ -262,6 +281,7 @@ def _run(
     loader: TrainLoader,
     eval_loader: EvalLoader,
     save_every: Interval | None,
+    chosen: LoaderSettings | None,
 ) -> tuple[Outcome, float]:
     recipe, classes = options.recipe, loader.index.classes
     start = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
@@ -274,12 +294,13 @@ def _run(
         images=len(loader.index),
         digest=loader.index.digest,
         pixels=loader.pixels,
+        tuned={} if chosen is None else chosen.to_dict(),
     )
     resume_from(state, identity, options.resume, folder, world)
     collectives.barrier(world)  # nobody writes before everybody has read
     files = saver = None
     sizes = {"train_images": len(loader.index), "val_images": len(eval_loader.index), "classes": len(classes)}
-    facts = {**_facts(options, world, device), **sizes, "steps_per_epoch": loader.steps_per_epoch}
+    facts = {**_facts(options, world, device), **fact(chosen), **sizes, "steps_per_epoch": loader.steps_per_epoch}
     run_log = _run_log(options, folder, state, facts) if world.is_rank_zero else RunLog((), {}, 1)
     if world.is_rank_zero:
         files = LoggedFolder(folder, run_log, epoch=state.epoch, step=state.step)
