@@ -17,7 +17,6 @@ from rsbdali.bench.race.halving import LEAST_FINAL, Halving, is_shown, search
 from rsbdali.bench.race.knobs import default_settings, executors, grid, knobs, spec_of
 from rsbdali.bench.tune import Tuned, TuneOptions, lines, score
 from rsbdali.distributed.world import World
-from rsbdali.environment import machine_record
 from rsbdali.errors import RsbdaliError
 from rsbdali.loader import tuned
 from rsbdali.loader.tuned import LoaderSettings
@@ -262,7 +261,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TuneOptions:
         monkeypatch.setattr(module, "Bench", FakeBench)
         monkeypatch.setattr(module, "make_spec", lambda *_: spec)
         monkeypatch.setattr(module, "default_threads", lambda: 2)
-    monkeypatch.setattr(tune, "machine_record", dict)
+        monkeypatch.setattr(module, "machine_record", dict)
     return TuneOptions(data=tmp_path, recipe=A3, device="cpu", minutes=1e-4)
 
 
@@ -318,4 +317,3 @@ def test_regret_is_measured_side_by_side(planted: TuneOptions) -> None:
     assert "median of 3 searches, at most 5%" in text
     record = tune_regret.record(regret, planted, "clock")
     assert json.loads(json.dumps(record))["best"]["threads"] == 3
-    assert record["machine"].keys() == machine_record().keys()

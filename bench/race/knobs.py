@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from rsbdali.bench.race.feeds import PREFETCH, FeedSpec
 from rsbdali.loader.tuned import LoaderSettings
@@ -24,7 +25,7 @@ class Knob:
 
     name: str
     meaning: str
-    values: tuple[object, ...]
+    values: tuple[Any, ...]
     changes_pixels: bool = False
 
     def __str__(self) -> str:
