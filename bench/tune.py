@@ -48,7 +48,7 @@ class TuneOptions:
         batch_size: images a batch.
         device: `cpu`, `cuda`, or `auto`.
         minutes: for the search.
-        allow_pixels: try the other executor too, whose pixels differ.
+        allow_pixels: search the decode mode too, which changes pixels a little.
         against: a timm model whose training step is measured as well; None for none.
         round_s: seconds of a round.
     """
@@ -168,7 +168,7 @@ def run_search(bench: Bench, spec: FeedSpec, options: TuneOptions, say: Say) -> 
     for knob in knobs(cores, spec.device, allow_pixels=options.allow_pixels):
         say(str(knob))
     if not options.allow_pixels:
-        say("executor (changes pixels): as it is, --allow-pixels tries the other one")
+        say("decode (where images are decoded; changes pixels): as it is, --allow-pixels searches it")
     candidates = grid(cores, spec.device, spec.batch_size, allow_pixels=options.allow_pixels)
     say(f"{len(candidates)} settings, {options.minutes:g} minutes")
     measure = partial(bench.measure, seconds=options.round_s)

@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--round-s", type=float, default=ROUND_S, help="seconds of a round")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--allow-pixels", action="store_true", help="the other executor too")
+    parser.add_argument("--allow-pixels", action="store_true", help="the decode mode too")
     parser.add_argument("--by", choices=("cpu", "clock"), default="cpu")
     parser.add_argument("--json", type=Path, help="write the record here")
     chosen = vars(parser.parse_args())

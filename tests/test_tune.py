@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,14 @@ from rsbdali.bench import tune, tune_regret
 from rsbdali.bench.measure.meter import Round
 from rsbdali.bench.race.feeds import FeedSpec
 from rsbdali.bench.race.halving import LEAST_FINAL, Halving, is_shown, search
-from rsbdali.bench.race.knobs import default_settings, executors, grid, knobs, spec_of
+from rsbdali.bench.race.knobs import decode_modes, default_settings, grid, knobs, spec_of
 from rsbdali.bench.tune import Tuned, TuneOptions, lines, score
 from rsbdali.distributed.world import World
-from rsbdali.errors import RsbdaliError
+from rsbdali.errors import CheckpointError, RsbdaliError
 from rsbdali.loader import tuned
 from rsbdali.loader.tuned import LoaderSettings
 from rsbdali.recipe import Recipe
-from rsbdali.training.loader_settings import fact, settings_of_run, tuned_threads
+from rsbdali.training.loader_settings import tuned_settings, tuned_threads
 
 CPU = torch.device("cpu")
 A3 = Recipe.load("a3")
@@ -107,7 +108,7 @@ def test_the_grid_holds_the_default_first_and_no_two_alike() -> None:
     assert found[0] == default_settings(8) == LoaderSettings(threads=8, chunk=31, prefetch=2)
     assert len(set(found)) == len(found)
     assert {each.threads for each in found} == {4, 6, 8, 12}
-    assert {each.executor for each in found} == {"auto"}
+    assert {each.decode for each in found} == {"auto"}
     # 12 threads share 128 images: none gets 16
     assert {each.chunk for each in found if each.threads == 12} == {4, 8, 31}
     assert {each.threads for each in grid(1, "cpu", 128, allow_pixels=False)} == {1, 2}
@@ -115,19 +116,21 @@ def test_the_grid_holds_the_default_first_and_no_two_alike() -> None:
 
 def test_pixels_change_only_where_the_user_lets_them() -> None:
     assert [knob.changes_pixels for knob in knobs(2, "cpu", allow_pixels=False)] == [False] * 3
-    marked = {knob.name: str(knob) for knob in knobs(2, "cpu", allow_pixels=True)}
+    marked = {knob.name: str(knob) for knob in knobs(2, "cuda:0", allow_pixels=True)}
     assert "speed only" in marked["threads"]
-    assert "changes pixels): auto, graph" in marked["executor"]
-    assert executors("cuda:0") == ("auto", "host")
-    assert {each.executor for each in grid(2, "cuda", 64, allow_pixels=True)} == {"auto", "host"}
-    # calls to DALI have chunks in the host executor alone
-    assert {each.chunk for each in grid(2, "cuda", 64, allow_pixels=True) if each.executor == "auto"} == {31}
+    assert "changes pixels): gpu, cpu" in marked["decode"]
+    assert decode_modes("cpu") == ("auto",)
+    on_gpu = grid(2, "cuda", 64, allow_pixels=True)
+    assert {each.decode for each in on_gpu} == {"auto", "gpu", "cpu"}  # auto: the default
+    # calls to DALI have chunks where the CPU decodes
+    assert {each.chunk for each in on_gpu if each.decode != "cpu"} == {31}
+    assert {each.chunk for each in on_gpu if each.decode == "cpu"} == {4, 8, 16, 31}
 
 
 def test_a_spec_takes_the_settings() -> None:
     spec = FeedSpec(kind="rsbdali", root="", cache_dir="", recipe={}, batch_size=4, workers=1, device="cpu")
-    found = spec_of(spec, dataclasses.replace(SOME, executor="host"))
-    assert (found.workers, found.chunk, found.prefetch, found.executor) == (3, 8, 4, "host")
+    found = spec_of(spec, dataclasses.replace(SOME, decode="cpu"))
+    assert (found.workers, found.chunk, found.prefetch, found.decode) == (3, 8, 4, "cpu")
 
 
 def a_round(rate: float, cpu_us: float, cores: int = 2) -> Round:
@@ -159,10 +162,10 @@ def test_settings_are_kept_for_a_machine_and_a_size(cache_home: Path) -> None:
     assert tuned.find(A3.with_overrides({"lr": 1.0, "model": "resnet18"}), CPU) == SOME
     with pytest.raises(RsbdaliError, match="nothing is tuned here for a3 at 128 × 128 px"):
         tuned.find(A3.with_overrides({"img_size": 128}), CPU)
-    other = dataclasses.replace(SOME, threads=1, executor="graph")
+    other = dataclasses.replace(SOME, threads=1, decode="cpu")
     tuned.keep(other, tuned.machine_key(A3, CPU), {})
     assert tuned.find(A3, CPU) == other
-    assert str(other) == "1 thread, 8 images a call, 4 batches ahead, executor graph"
+    assert str(other) == "1 thread, 8 images a call, 4 batches ahead, decode cpu"
 
 
 @pytest.mark.parametrize(
@@ -172,10 +175,10 @@ def test_settings_are_kept_for_a_machine_and_a_size(cache_home: Path) -> None:
         ("[]", "holds no settings"),
         ("{}", "holds no settings"),
         ('{"settings": {"threads": 1, "chunk": 4, "prefetch": 2}}', "holds no settings"),
-        ('{"settings": {"threads": 0, "chunk": 4, "prefetch": 2, "executor": "auto"}}', "has threads 0"),
-        ('{"settings": {"threads": 1, "chunk": 32, "prefetch": 2, "executor": "auto"}}', "has chunk 32"),
-        ('{"settings": {"threads": 1, "chunk": 4, "prefetch": true, "executor": "auto"}}', "has prefetch True"),
-        ('{"settings": {"threads": 1, "chunk": 4, "prefetch": 2, "executor": 3}}', "holds no settings"),
+        ('{"settings": {"threads": 0, "chunk": 4, "prefetch": 2, "decode": "auto"}}', "has threads 0"),
+        ('{"settings": {"threads": 1, "chunk": 32, "prefetch": 2, "decode": "auto"}}', "has chunk 32"),
+        ('{"settings": {"threads": 1, "chunk": 4, "prefetch": true, "decode": "auto"}}', "has prefetch True"),
+        ('{"settings": {"threads": 1, "chunk": 4, "prefetch": 2, "decode": 3}}', "holds no settings"),
     ],
 )
 def test_a_damaged_file_is_named(text: str, words: str) -> None:
@@ -185,46 +188,33 @@ def test_a_damaged_file_is_named(text: str, words: str) -> None:
         tuned.find(A3, CPU)
 
 
-def a_run(folder: Path, settings: LoaderSettings | None) -> Path:
-    folder.mkdir()
-    facts = "".join(f"# {key}: {value}\n" for key, value in fact(settings).items())
-    (folder / "args.yaml").write_text(f"# data: /d\n{facts}epochs: 1\n")
-    return folder
+def chosen(recorded: Mapping[str, Any] | None, *, use_tuned: bool = False) -> LoaderSettings | None:
+    return tuned_settings(A3, CPU, World(), use_tuned=use_tuned, recorded=recorded, path=Path("last.pth.tar"))
 
 
-def chosen(folder: Path, resume: str | None, *, use_tuned: bool) -> LoaderSettings | None:
-    return settings_of_run(A3, CPU, use_tuned=use_tuned, resume=resume, folder=folder)
-
-
-def test_a_resumed_run_keeps_what_it_was_begun_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resumed_run_keeps_what_it_was_begun_with(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "rsbdali")
-    begun = dataclasses.replace(SOME, executor="graph")
-    run, plain = a_run(tmp_path / "run", begun), a_run(tmp_path / "plain", None)
-    assert chosen(run, "auto", use_tuned=False) == begun
-    assert chosen(tmp_path / "new", str(run / "last.pth.tar"), use_tuned=False) == begun
-    assert "loader tuned for the run that goes on: 3 threads, 8 images a call" in caplog.text
-    assert chosen(run, None, use_tuned=False) is None
-    assert chosen(plain, "auto", use_tuned=False) is None
-    assert chosen(tmp_path / "none", "auto", use_tuned=False) is None
+    begun = dataclasses.replace(SOME, decode="cpu")
+    assert chosen(begun.to_dict()) == begun
+    assert chosen(begun.to_dict(), use_tuned=True) == begun  # also on another machine, where nothing is tuned
+    assert "loader tuned for the run that goes on: 3 threads, 8 images a call, 4 batches ahead" in caplog.text
+    assert chosen({}) is None
+    assert chosen(None) is None
 
 
-def test_another_machine_tunes_the_speed_of_a_resumed_run_and_not_its_pixels(tmp_path: Path) -> None:
+def test_a_run_takes_what_is_tuned_for_this_machine(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "rsbdali")
     with pytest.raises(RsbdaliError, match="nothing is tuned here"):
-        chosen(tmp_path, None, use_tuned=True)
-    here = LoaderSettings(threads=7, chunk=4, prefetch=1, executor="host")
-    tuned.keep(here, tuned.machine_key(A3, CPU), {})
-    assert chosen(tmp_path / "new", "auto", use_tuned=True) == here
-    run = a_run(tmp_path / "run", dataclasses.replace(SOME, executor="graph"))
-    assert chosen(run, "auto", use_tuned=True) == dataclasses.replace(here, executor="graph")
-    plain = a_run(tmp_path / "plain", None)
-    assert chosen(plain, "auto", use_tuned=True) == dataclasses.replace(here, executor="auto")
+        chosen(None, use_tuned=True)
+    tuned.keep(SOME, tuned.machine_key(A3, CPU), {})
+    assert chosen(None, use_tuned=True) == chosen({}, use_tuned=True) == SOME
+    assert "loader tuned for this machine: 3 threads" in caplog.text
+    assert chosen(None) is None
 
 
-@pytest.mark.parametrize("text", ['# tuned: {"threads": 0}\nepochs: 1\n', "# tuned: {\nepochs: 1\n", "a: [\n"])
-def test_a_damaged_record_of_a_run_is_said(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "args.yaml").write_text(text)
-    assert chosen(tmp_path, "auto", use_tuned=False) is None
-    assert "whether its loader was tuned is not known" in caplog.text
+def test_damaged_settings_in_a_checkpoint_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"last\.pth\.tar is damaged: its rsbdali\.tuned has threads 0"):
+        chosen(SOME.to_dict() | {"threads": 0})
 
 
 def test_ranks_that_share_the_cores_do_not_go_beyond_their_share() -> None:
@@ -274,7 +264,7 @@ def test_tune_keeps_the_winner_and_says_how_sure_it_is(planted: TuneOptions) -> 
     measured = json.loads(result.file.read_text())["measured"]
     assert measured["by_default"] == pytest.approx(340 / 220, rel=0.02)
     assert any("speed only): 1, 2, 3" in line for line in said)
-    assert any("executor (changes pixels): as it is" in line for line in said)
+    assert any("changes pixels): as it is" in line for line in said)
     text = "\n".join(lines(result, planted))
     assert "fastest: 3 threads" in text
     assert "× the defaults (1.5" in text

@@ -88,7 +88,7 @@ def test_a_process_switches_its_feed(image_tree: Tree, tmp_path: Path) -> None:
     requests = [
         spec,
         round_,
-        {"do": "switch", "spec": {**spec, "prefetch": 1, "chunk": 2, "executor": "graph"}},
+        {"do": "switch", "spec": {**spec, "prefetch": 1, "chunk": 2, "decode": "graph"}},
         round_,
     ]
     threads, answers = torch.get_num_threads(), io.StringIO()
@@ -110,11 +110,11 @@ def test_create_loader_takes_what_is_tuned_and_says_so(
     root = image_tree()
     arguments: dict[str, Any] = {"recipe": SMALL, "is_training": True, "device": "cpu", "tuned": True}
     create_loader(root, **arguments).close()
-    create_loader(root, num_workers=2, prefetch=1, executor="graph", **arguments).close()
+    create_loader(root, num_workers=2, prefetch=1, decode="cpu", **arguments).close()
     create_loader(root, **{**arguments, "tuned": False}).close()
-    names = "num_threads", "prefetch", "chunk", "executor"
+    names = "num_threads", "prefetch", "chunk", "decode"
     found = [tuple(each.get(name) for name in names) for each in made]
-    assert found == [(1, 4, 3, "auto"), (2, 1, 3, "graph"), (None, 2, None, "auto")]
+    assert found == [(1, 4, 3, "auto"), (2, 1, 3, "cpu"), (None, 2, None, "auto")]
     assert caplog.text.count("loader tuned for this machine: 1 thread, 3 images a call, 4 batches ahead") == 2
     kept.unlink()
     with pytest.raises(RsbdaliError, match="nothing is tuned here for a3 at 32 × 32 px"):
@@ -135,7 +135,7 @@ def test_a_run_takes_what_is_tuned_and_records_it_and_its_resume_takes_it(
     training.train(TrainOptions(**options, tuned=True))
     content = torch.load(tmp_path / "out/run/last.pth.tar", weights_only=True)
     assert content["rsbdali"]["tuned"] == FOUND.to_dict()
-    fact = f"# tuned: {json.dumps(FOUND.to_dict())}\n"
+    fact = f"# tuned: {FOUND}\n"
     assert fact in (tmp_path / "out/run/args.yaml").read_text()
     kept.unlink()
     training.train(TrainOptions(**{**options, "recipe": SMALL}, resume="auto"))

@@ -39,15 +39,19 @@ def knobs(cores: int, device: str, *, allow_pixels: bool) -> tuple[Knob, ...]:
     threads = {max(1, cores // 2), max(1, 3 * cores // 4), cores, cores + max(1, cores // 2)}
     return (
         Knob("threads", "CPU threads", tuple(sorted(threads))),
-        Knob("chunk", "images a call of the host executor", CHUNKS),
+        Knob("chunk", "images a call to DALI of decode=cpu", CHUNKS),
         Knob("prefetch", "batches in flight", PREFETCHES),
-        *([Knob("executor", "what decodes", executors(device), changes_pixels=True)] if allow_pixels else []),
+        *(
+            [Knob("decode", "where images are decoded", decode_modes(device), changes_pixels=True)]
+            if allow_pixels
+            else []
+        ),
     )
 
 
-def executors(device: str) -> tuple[str, ...]:
-    """What may make pixels: as it is, and the other way."""
-    return ("auto", "host" if device.startswith("cuda") else "graph")
+def decode_modes(device: str) -> tuple[str, ...]:
+    """Where images may be decoded; not by regions on a GPU, where nvImageCodec 0.9 breaks."""
+    return ("gpu", "cpu") if device.startswith("cuda") else ("auto",)
 
 
 def default_settings(cores: int) -> LoaderSettings:
@@ -62,7 +66,7 @@ def grid(cores: int, device: str, rows: int, *, allow_pixels: bool) -> list[Load
         cores: that this process may use.
         device: `cpu` or `cuda`.
         rows: of a batch: no call has more images than a thread's share of them.
-        allow_pixels: the executor as well.
+        allow_pixels: the decode mode as well.
     """
     searched = knobs(cores, device, allow_pixels=allow_pixels)
     names, values = [knob.name for knob in searched], product(*(knob.values for knob in searched))
@@ -73,7 +77,7 @@ def grid(cores: int, device: str, rows: int, *, allow_pixels: bool) -> list[Load
 def _distinct(settings: list[LoaderSettings], device: str, rows: int) -> Iterator[LoaderSettings]:
     """With the largest chunk of those that do the same."""
     for each in settings:
-        is_host = each.executor == "host" or (each.executor == "auto" and not device.startswith("cuda"))
+        is_host = each.decode == "cpu" or not device.startswith("cuda")
         share = -(-rows // each.threads)
         yield each if is_host and each.chunk < min(MOST_CHUNK, share) else replace(each, chunk=MOST_CHUNK)
 
@@ -85,5 +89,5 @@ def spec_of(spec: FeedSpec, settings: LoaderSettings) -> FeedSpec:
         workers=settings.threads,
         prefetch=settings.prefetch,
         chunk=settings.chunk,
-        executor=settings.executor,
+        decode=settings.decode,
     )

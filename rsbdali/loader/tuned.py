@@ -1,7 +1,7 @@
 """The settings of a loader that `rsbdali tune` found best on this machine: kept in the cache folder, found again.
 
 One JSON file for each machine, device and size of a recipe's images: a home folder may be many machines'. None of the
-settings changes a batch, but for `executor`, which is "auto" unless the user let pixels change.
+settings changes a batch, but for `decode`, which is "auto" unless the user let pixels change.
 """
 
 import hashlib
@@ -29,15 +29,15 @@ class LoaderSettings:
 
     Attributes:
         threads: CPU threads.
-        chunk: most images that the host executor gives DALI at a time.
+        chunk: most images that decode=cpu gives DALI at a time.
         prefetch: batches in flight.
-        executor: what makes the pixels; "auto" leaves that as it is.
+        decode: where images are decoded (`loader.decode_mode`); "auto" leaves that as it is.
     """
 
     threads: int
     chunk: int
     prefetch: int
-    executor: str = "auto"
+    decode: str = "auto"
 
     @classmethod
     def of(cls, values: Any) -> "LoaderSettings":
@@ -47,7 +47,7 @@ class LoaderSettings:
             NotPlain: they are no settings.
         """
         names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or values.keys() != names or not isinstance(values["executor"], str):
+        if not isinstance(values, dict) or values.keys() != names or not isinstance(values["decode"], str):
             raise NotPlain(f"holds no settings of a loader: {shown(values)}")
         for name, most in MOST.items():
             if not is_count(values[name]) or not 1 <= values[name] <= most:
@@ -59,7 +59,7 @@ class LoaderSettings:
         return asdict(self)
 
     def __str__(self) -> str:
-        pixels = "" if self.executor == "auto" else f", executor {self.executor}"
+        pixels = "" if self.decode == "auto" else f", decode {self.decode}"
         threads, batches = _count(self.threads, "thread"), _count(self.prefetch, "batch", "batches")
         return f"{threads}, {_count(self.chunk, 'image')} a call, {batches} ahead{pixels}"
 
