@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 SURFACE = {
     "BatchPlan": ".",
     "BatchPlan.rows": "rows group",
-    "EvalLoader": "index recipe rank world_size device decode hw_decoder_load batch_size num_threads dtype prefetch on_bad pad",
+    "EvalLoader": (
+        "index recipe rank world_size device decode hw_decoder_load batch_size num_threads dtype prefetch on_bad pad"
+    ),
     "EvalLoader.close": "",
     "EvalLoader.seek_batch": "epoch batch",
     "ImageIndex": ".",

@@ -30,6 +30,7 @@ from rsbdali.loader.decode_mode import DecodeMode
 from rsbdali.loader.eval import EvalLoader
 from rsbdali.loader.train import TrainLoader
 from rsbdali.loader.transform import Transform
+from rsbdali.loader.tuned import DEFAULT_PREFETCH
 from rsbdali.loader.tuned import find as find_tuned
 from rsbdali.plan.randaugment import RandAugmentPolicy
 from rsbdali.plan.sampler import rows_per_epoch
@@ -37,7 +38,6 @@ from rsbdali.plan.sampling import Sampling
 from rsbdali.recipe import Recipe
 
 DEFAULT_EVAL_ROWS = 256
-DEFAULT_PREFETCH = 2
 OUTPUTS = ("float", "uint8")
 
 log = logging.getLogger(__name__)

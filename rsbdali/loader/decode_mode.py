@@ -201,7 +201,7 @@ def create_executor(
     if decode == "cpu":
         by_kernels = device.type == "cuda" and missing_compiler() is None and not by_cpu
         work = {"rows": rows, "device": device, "num_threads": num_threads, "chunk": chunk}
-        host = HostExecutor(index, recipe, **work, augment=not by_kernels)  # type: ignore[arg-type]
+        host = HostExecutor(index, recipe, **work, augment=not by_kernels)
         return Augmented(host, device, fill_color(recipe)) if by_kernels else host
     if by_cpu:
         raise RecipeError(f"{by_cpu} is made on the CPU only: use decode=cpu")

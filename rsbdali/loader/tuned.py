@@ -20,6 +20,7 @@ from rsbdali.environment import cpu_model
 from rsbdali.errors import RsbdaliError
 from rsbdali.recipe import Recipe
 
+DEFAULT_PREFETCH = 2
 MOST = {"threads": 4096, "chunk": 31, "prefetch": 64}
 
 

@@ -32,7 +32,7 @@ from rsbdali.errors import LostRankError
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.loader.decode_mode import choose_decode, resumed_decode
 from rsbdali.loader.eval import eval_batch_size
-from rsbdali.loader.tuned import LoaderSettings
+from rsbdali.loader.tuned import DEFAULT_PREFETCH, LoaderSettings
 from rsbdali.progress_bar import counting
 from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import CheckpointManager, Saved, find_saved, resume_from
@@ -205,7 +205,7 @@ def train(options: TrainOptions) -> TrainSummary:
         tuned = _tuned(options, saved, world, device)  # before the cores are shared out: it is kept by their number
         place = world, device, folder
         with pinned(world, device, enabled=options.affinity) as threads:
-            chosen = _with_decoding(_with_tuned(options, tuned), saved, train_index, world, device, threads)
+            chosen = _with_decoding(_with_tuned(options, tuned, saved), saved, train_index, world, device, threads)
             with (
                 closing(on_all_ranks(lambda: _train_loader(chosen, train_index, *place, threads, tuned))) as loader,
                 closing(on_all_ranks(lambda: _eval_loader(chosen, val_index, *place, threads))) as eval_loader,
@@ -266,10 +266,11 @@ def _tuned(options: TrainOptions, saved: Saved | None, world: World, device: tor
     return tuned_settings(options.recipe, device, world, use_tuned=options.tuned, recorded=recorded, path=path)
 
 
-def _with_tuned(options: TrainOptions, tuned: LoaderSettings | None) -> TrainOptions:
-    """The options with the decode mode that is tuned, unless one is given."""
-    is_given = options.decode != "auto" or tuned is None
-    return options if is_given or tuned is None else replace(options, decode=tuned.decode)
+def _with_tuned(options: TrainOptions, tuned: LoaderSettings | None, saved: Saved | None) -> TrainOptions:
+    """The options with the decode mode that is tuned, unless one is given or the run that goes on has one."""
+    if tuned is None or options.decode != "auto" or (saved is not None and saved.record is not None):
+        return options
+    return replace(options, decode=tuned.decode)
 
 
 def _with_decoding(
@@ -299,7 +300,6 @@ def _train_loader(
     threads: int | None,
     tuned: LoaderSettings | None,
 ) -> TrainLoader:
-    ahead = {} if tuned is None else {"prefetch": tuned.prefetch, "chunk": tuned.chunk}
     return TrainLoader(
         index,
         options.recipe,
@@ -309,7 +309,8 @@ def _train_loader(
         decode=options.decode,
         hw_decoder_load=options.hw_decoder_load,
         num_threads=options.workers or tuned_threads(tuned, world, threads),
-        **ahead,
+        prefetch=DEFAULT_PREFETCH if tuned is None else tuned.prefetch,
+        chunk=None if tuned is None else tuned.chunk,
         dtype=amp_dtype(options.recipe.amp_dtype, device),
         on_bad=partial(_note_bad, folder, "does not decode, another takes its place"),
         max_bad_images=options.max_bad_images,
