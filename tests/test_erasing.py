@@ -15,8 +15,9 @@ from timm.data.random_erasing import RandomErasing
 from helpers import triton_tools
 from rsbdali.data.index import ImageIndex
 from rsbdali.loader.train import TrainLoader
-from rsbdali.ops.erasing import MODES, erase, noise, philox
-from rsbdali.plan.erasing import draw_erasing
+from rsbdali.ops.erasing import erase
+from rsbdali.ops.noise import noise, philox
+from rsbdali.plan.erasing import MODES, draw_erasing
 from rsbdali.plan.planner import Planner
 from rsbdali.recipe import Recipe
 

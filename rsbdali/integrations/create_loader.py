@@ -20,7 +20,6 @@ from rsbdali.integrations.timm_arguments import TIMM_DEFAULTS, refuse, with_argu
 from rsbdali.integrations.tuple_loader import TupleLoader
 from rsbdali.loader.eval import EvalLoader
 from rsbdali.loader.train import TrainLoader
-from rsbdali.plan.randaugment import RandAugmentPolicy
 from rsbdali.plan.sampler import rows_per_epoch
 from rsbdali.recipe import Recipe
 
@@ -37,11 +36,21 @@ def create_loader(
     recipe: str | Recipe | None = None,
     scale: Sequence[float] | None = None,
     ratio: Sequence[float] | None = None,
+    train_crop_mode: str | None = None,
     hflip: float | None = None,
+    vflip: float | None = None,
+    color_jitter: float | Sequence[float] | None = None,
+    color_jitter_prob: float | None = None,
+    grayscale_prob: float | None = None,
+    gaussian_blur_prob: float | None = None,
     auto_augment: str | None = None,
     num_aug_repeats: float | None = None,
+    re_prob: float | None = None,
+    re_mode: str | None = None,
+    re_count: int | None = None,
     interpolation: str | None = None,
     crop_pct: float | None = None,
+    crop_mode: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     collate_fn: Callable[..., Any] | None = None,
@@ -78,11 +87,22 @@ def create_loader(
             that color jitter is off.
         scale: bounds of the crop's share of the area.
         ratio: bounds of the crop's width / height.
-        hflip: probability.
-        auto_augment: timm's RandAugment string, or 'none'.
+        train_crop_mode: rrc or rkrc.
+        hflip: probability of a flip left to right.
+        vflip: of one upside down.
+        color_jitter: strength of brightness, contrast and saturation, or one for each, and of the hue; acts as in timm
+            beside 3-Augment or without auto_augment only.
+        color_jitter_prob: its probability; None: always.
+        grayscale_prob: probability.
+        gaussian_blur_prob: probability.
+        auto_augment: timm's string for RandAugment, AutoAugment or 3-Augment; 'trivial' or 'none'.
         num_aug_repeats: augmentations of an image in an epoch; without torchrun as well.
+        re_prob: probability of random erasing.
+        re_mode: const, rand or pixel; const without a recipe.
+        re_count: most boxes of an image.
         interpolation: random (training), bilinear or bicubic.
         crop_pct: share that the center crop leaves, in evaluation.
+        crop_mode: center, squash or border, in evaluation.
         mean: of the channels, as a share of 255.
         std: likewise.
         collate_fn: None, timm's `fast_collate`, or its `FastCollateMixup`, whose settings are taken over.
@@ -114,22 +134,33 @@ def create_loader(
         "input_size": input_size,
         "scale": scale,
         "ratio": ratio,
+        "train_crop_mode": train_crop_mode,
         "hflip": hflip,
+        "vflip": vflip,
+        "color_jitter": color_jitter,
+        "color_jitter_prob": color_jitter_prob,
+        "grayscale_prob": grayscale_prob,
+        "gaussian_blur_prob": gaussian_blur_prob,
         "auto_augment": auto_augment,
         "num_aug_repeats": num_aug_repeats,
+        "re_prob": re_prob,
+        "re_mode": re_mode,
+        "re_count": re_count,
         "interpolation": interpolation,
         "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
         "mean": mean,
         "std": std,
     }
     settings = _recipe(recipe, timm_names, is_training)
-    randaugment = RandAugmentPolicy.parse(settings.aa) is not None
-    refuse(others, is_training=is_training, randaugment=randaugment, honored=create_loader.__annotations__)
+    refuse(others, is_training=is_training, honored=create_loader.__annotations__)
     settings, mix = _mixed(settings, _mix_of(collate_fn, is_training), num_classes)
     if seed is not None:
         settings = settings.with_overrides({"seed": seed})
     if is_training and _is_mixing(settings) and not (use_prefetcher and output == "float"):
         raise RecipeError(f"{_unmixed(use_prefetcher)} mixes nothing: set the recipe's mixup and cutmix to 0")
+    if is_training and settings.reprob and output == "uint8":
+        raise RecipeError("output='uint8' erases nothing: set re_prob to 0")
     dtype = _dtype(output, img_dtype, use_prefetcher)
     world = find_world(distributed, rank, world_size)
     place = find_device(device if use_prefetcher else "cpu", world)
@@ -258,7 +289,7 @@ def _per_rank(recipe: Recipe, rows: int | None, world: World, index: ImageIndex)
     """`rows` for each rank with a λ of its own; without them the recipe's own global batch."""
     if rows is None:
         return recipe
-    available = rows_per_epoch(len(index), max(1, recipe.aug_repeats))
+    available = rows_per_epoch(len(index), max(1, recipe.aug_repeats), world.size)
     if rows * world.size > available:
         raise DataError(f"batch_size={rows} on {world.size} ranks is more than an epoch of {available} images")
     return recipe.with_overrides({"global_batch_size": rows * world.size, "mix_groups": world.size})

@@ -99,9 +99,10 @@ class Planner:
         _check_division(recipe, self.groups, world_size)
         self.group_rows = recipe.global_batch_size // self.groups
         self.repeats = max(1, recipe.aug_repeats)
-        rows = sampler.rows_per_epoch(self.n, self.repeats)
+        rows = sampler.rows_per_epoch(self.n, self.repeats, self.groups)
         self.steps_per_epoch = rows // recipe.global_batch_size
         if self.steps_per_epoch == 0:
+            rows = sampler.rows_per_epoch(self.n, self.repeats)
             raise RecipeError(
                 f"global_batch_size={recipe.global_batch_size} is larger than an epoch of {rows} images: "
                 f"set it to {rows} or less, for example --set global_batch_size={_power_of_two(rows, self.groups)}"
@@ -148,7 +149,8 @@ class Planner:
     def _samples(self, epoch: int, step: int) -> np.ndarray:
         rows = self.recipe.global_batch_size
         if not self._local:
-            return self._order(epoch)[step * rows : (step + 1) * rows]
+            position = np.arange(step * rows, (step + 1) * rows)
+            return self._order(epoch)[position % len(self._order(epoch))]
         first = step * self.groups
         by_group = [
             sampler.local_group(self._order(epoch), self.repeats, self.group_rows, first + g)
