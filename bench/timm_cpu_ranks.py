@@ -1,6 +1,6 @@
 """One rank of timm's train.py on a CPU, which it cannot have by itself: it hands DistributedDataParallel a device.
 
-    torchrun --nproc-per-node 2 -m rsbdali.bench.timm_cpu_ranks ours|theirs TRAIN_PY ARGUMENT …
+torchrun --nproc-per-node 2 -m rsbdali.bench.timm_cpu_ranks ours|theirs TRAIN_PY ARGUMENT …
 """
 
 import runpy

@@ -3,9 +3,10 @@
     python -m rsbdali.bench.timm_lines TRAIN_PY --data DEMO            # DEMO: rsbdali demo-data DEMO
     python -m rsbdali.bench.timm_lines TRAIN_PY --data DEMO --only seresnet34 --ranks 2
 
-TRAIN_PY is train.py of timm's repository (github.com/huggingface/pytorch-image-models), which its package lacks. Each line
-keeps its flags of augmentation, optimizer and schedule; model, images, epochs and batch are small, and a CPU trains it in
-one process. The two losses of a line come from different draws: they are to lie beside one another, not to be equal.
+TRAIN_PY is train.py of timm's repository (github.com/huggingface/pytorch-image-models), which its package lacks. Each
+line keeps its flags of augmentation, optimizer and schedule; model, images, epochs and batch are small, and a CPU
+trains it in one process. The two losses of a line come from different draws: they lie beside one another, and are not
+equal.
 """
 
 import argparse
@@ -118,7 +119,7 @@ def _reason(stderr: str) -> str:
 
 
 def main(script: Path, data: Path, only: list[str], ranks: int) -> int:
-    """Run the lines and print the table; the exit status: 1 where one that timm trains neither trains nor is refused."""
+    """Run the lines and print the table; the exit status: 1 where one that timm trains fails without our word."""
     if not script.is_file():
         raise DataError(f"{script}: no such script; it is train.py of timm's repository")
     table = Table("line", "flags", "timm's loader: loss train / eval", "ours", title=f"{ranks} rank(s) on the CPU")

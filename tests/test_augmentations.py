@@ -1,4 +1,4 @@
-"""The augmentations of timm's `create_transform` and TrivialAugment: tables, arguments, pixels and draws against theirs.
+"""The augmentations of timm's `create_transform`, and TrivialAugment: tables, arguments, pixels, draws against theirs.
 
 | augmentation | oracle | bound |
 |---|---|---|
@@ -422,7 +422,5 @@ def test_fill_is_the_mean_and_black_for_trivialaugment() -> None:
 def test_blur_of_tiny_images_and_too_much_hue_are_refused() -> None:
     with pytest.raises(RecipeError, match="gaussian_blur_prob needs an img_size of at least 12"):
         drawn(1, img_size=11, gaussian_blur_prob=1.0)
-    with pytest.raises(RecipeError, match="the fourth, of the hue, is at most 0.5"):
+    with pytest.raises(RecipeError, match=r"the fourth, of the hue, is at most 0\.5"):
         Recipe.from_dict({"color_jitter": [0.1, 0.1, 0.1, 0.6]})
-
-

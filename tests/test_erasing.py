@@ -1,4 +1,4 @@
-"""Random erasing: boxes as timm draws them, noise that is normal and a function of (key, box, pixel), kernel and loader."""
+"""Random erasing: boxes as timm draws them, normal noise as a function of (key, box, pixel), kernel and loader."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

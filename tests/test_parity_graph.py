@@ -209,7 +209,11 @@ def executor(request: pytest.FixtureRequest, photos: Folder) -> Iterator[GraphEx
 
 
 # only geometric ops interpolate
-CASES = [(op, interp) for op in map(Op, range(NUM_OPS)) for interp in ((BILINEAR, BICUBIC) if op in GEOMETRIC else (BILINEAR,))]
+CASES = [
+    (op, interp)
+    for op in map(Op, range(NUM_OPS))
+    for interp in ((BILINEAR, BICUBIC) if op in GEOMETRIC else (BILINEAR,))
+]
 
 
 @pytest.mark.parametrize("layer", [0, 1])

@@ -1,7 +1,7 @@
 """timm's names of ops: an op together with the way in which a level becomes its argument.
 
-`PosterizeIncreasing` is Posterize with another map of the level, `Desaturate` is Color with a factor below 1. So a policy
-draws kinds and levels, and what is planned are ops (`Op`) and arguments. Source: `timm.data.auto_augment`
+`PosterizeIncreasing` is Posterize with another map of the level, `Desaturate` is Color with a factor below 1. So a
+policy draws kinds and levels, and what is planned are ops (`Op`) and arguments. Source: `timm.data.auto_augment`
 (`LEVEL_TO_ARG`, `NAME_TO_OP`, `rand_augment_choices`).
 """
 

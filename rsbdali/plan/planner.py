@@ -4,7 +4,8 @@ A `BatchPlan` says for each row which image, which crop, flip, resize filter, Ra
 executors (`pipelines/`) only carry it out. It is drawn for the whole global batch at once (`draws.py`); ranks and mix
 groups are slices of it.
 
-Shape suffixes: N rows, L layers of ops, K boxes to erase, 2 = (h, w) or (y, x), 4 = (y, x, h, w) for crops and (y0, y1, x0, x1) for boxes.
+Shape suffixes: N rows, L layers of ops, K boxes to erase, 2 = (h, w) or (y, x),
+4 = (y, x, h, w) for crops and (y0, y1, x0, x1) for boxes.
 """
 
 from collections.abc import Callable

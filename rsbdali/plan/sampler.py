@@ -21,8 +21,8 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 def rows_per_epoch(n: int, repeats: int, groups: int = 1) -> int:
     """Rows (augmented images) of one epoch before the division into batches, for repeats >= 1.
 
-    Without repeats it is filled up to a multiple of the mix groups by its first images, as `DistributedSampler` fills it
-    up to one of the ranks: else an epoch would miss a batch that timm has.
+    Without repeats it is filled up to a multiple of the mix groups by its first images, as `DistributedSampler` fills
+    it up to one of the ranks: else an epoch would miss a batch that timm has.
     """
     if repeats > 1:
         return n // SELECTED_ROUND * SELECTED_ROUND if n >= SELECTED_ROUND else n
