@@ -64,7 +64,7 @@ _OTHERS = {
 # by kind; the last is what NONE, -1, finds
 OP_OF_KIND = np.array([*ALL, *(_OTHERS[Kind(kind)] for kind in range(NUM_OPS, len(Kind) - 1)), Op.NONE], np.int8)
 
-WEIGHTS = {
+WEIGHTS: dict[str, dict[Kind, float]] = {
     "weights": {
         Kind.ROTATE: 3,
         Kind.SHEAR_X: 2,
