@@ -14,7 +14,7 @@ import torch
 from nvidia.dali import fn
 
 from rsbdali.pipelines.dali_queue import Fields, PipelineQueue
-from rsbdali.pipelines.decode import decode, filter_codes, gpu_settings, resize
+from rsbdali.pipelines.decode import decode, filter_codes, gpu_settings, resize, said_load
 from rsbdali.pipelines.encoded import EncodedInput
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, scatter
 from rsbdali.plan.keep_ratio import center_offset, keep_ratio
@@ -31,6 +31,7 @@ class EvalExecutor:
         rows: most rows of a batch.
         device: where the graph decodes and computes.
         num_threads: DALI's worker threads.
+        hw_decoder_load: see `gpu_settings`.
     """
 
     def __init__(
@@ -41,13 +42,17 @@ class EvalExecutor:
         rows: int,
         device: torch.device,
         num_threads: int,
+        hw_decoder_load: float | None = None,
     ) -> None:
         self.index, self.recipe, self.rows, self.device = index, recipe, rows, device
-        self.pixels = f"DALI on {device.type}"
+        self.pixels = f"DALI on {device.type}{said_load(hw_decoder_load)}"
         self._filter = BICUBIC if recipe.interpolation == "bicubic" else BILINEAR
         where = "gpu" if device.type == "cuda" else "cpu"
         define = eval_graph(
-            size=recipe.test_size, device=where, settings=gpu_settings(index), fill=border_color(recipe)
+            size=recipe.test_size,
+            device=where,
+            settings=gpu_settings(index, hw_decoder_load),
+            fill=border_color(recipe),
         )
         self._input = EncodedInput(index, num_threads)
         self._queue = PipelineQueue(define, rows=rows, device=device, num_threads=num_threads)

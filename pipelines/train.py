@@ -23,7 +23,7 @@ from nvidia.dali import fn
 
 from rsbdali.errors import RecipeError
 from rsbdali.pipelines.dali_queue import Fields, PipelineQueue
-from rsbdali.pipelines.decode import decode_window, filter_codes, gpu_settings, resize
+from rsbdali.pipelines.decode import decode_window, filter_codes, gpu_settings, resize, said_load
 from rsbdali.pipelines.encoded import EncodedInput
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, scatter
 from rsbdali.pipelines.randaugment import LAYER_FIELDS, apply_randaugment, layer_fields
@@ -48,6 +48,7 @@ class GraphExecutor:
         num_threads: DALI's worker threads.
         roi: decode only the window needed of each image (see `decode_window`).
         augment: flip and apply RandAugment too.
+        hw_decoder_load: see `gpu_settings`.
     """
 
     def __init__(
@@ -60,20 +61,22 @@ class GraphExecutor:
         num_threads: int,
         roi: bool,
         augment: bool = False,
+        hw_decoder_load: float | None = None,
     ) -> None:
         self.index, self.recipe, self.rows, self.device = index, recipe, rows, device
         if augment and fill_color(recipe) != FILL_RGB:
             raise RecipeError("executor=dali-exact fills with ImageNet's mean only: use another executor")
         self.layers = num_layers(recipe) if augment else None
         self.repeats = recipe.aug_repeats if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "decode_once" else 1
-        self.pixels = f"the graph executor on {device.type}, decoding {'regions' if roi else 'whole images'}"
+        decoded = f"{'regions' if roi else 'whole images'}{said_load(hw_decoder_load)}"
+        self.pixels = f"the graph executor on {device.type}, decoding {decoded}"
         define = train_graph(
             size=recipe.train_size,
             layers=self.layers,
             repeats=self.repeats,
             device="gpu" if device.type == "cuda" else "cpu",
             roi=roi,
-            settings=gpu_settings(index),
+            settings=gpu_settings(index, hw_decoder_load),
         )
         self._input = EncodedInput(index, num_threads)
         self._queue = PipelineQueue(define, rows=rows, device=device, num_threads=num_threads, conditionals=augment)

@@ -32,6 +32,8 @@ class Stream(IntEnum):
     GRAYSCALE = 10
     GAUSSIAN_BLUR = 11
     KEEP_RATIO = 12
+    SAMPLE = 11  # of an epoch's images by weight
+    TRANSFORM = 12  # seed of a user's transform
 
 
 def generator(seed: int, stream: Stream, epoch: int, step: int, extra: int = 0) -> np.random.Generator:
