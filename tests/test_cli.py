@@ -167,7 +167,7 @@ def test_batch_larger_than_the_data(image_tree: Callable[..., Path]) -> None:
 def test_recipe_commands() -> None:
     listed = run("recipe", "list")
     assert listed.returncode == 0
-    for word in ("a1", "a2", "a3", "78.1", "160 → 224"):
+    for word in ("a1", "a2", "a3", "78.1", "160 → 224", "deit3", "80.858"):
         assert word in listed.stdout
     shown = yaml.safe_load(run("recipe", "show", "a3", "--set", "epochs=7").stdout)
     assert (shown["epochs"], shown["lr"]) == (7, 0.008)

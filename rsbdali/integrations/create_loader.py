@@ -32,7 +32,6 @@ from rsbdali.loader.train import TrainLoader
 from rsbdali.loader.transform import Transform
 from rsbdali.loader.tuned import DEFAULT_PREFETCH
 from rsbdali.loader.tuned import find as find_tuned
-from rsbdali.plan.randaugment import RandAugmentPolicy
 from rsbdali.plan.sampler import rows_per_epoch
 from rsbdali.plan.sampling import Sampling
 from rsbdali.recipe import Recipe
@@ -52,11 +51,21 @@ def create_loader(
     recipe: str | Recipe | None = None,
     scale: Sequence[float] | None = None,
     ratio: Sequence[float] | None = None,
+    train_crop_mode: str | None = None,
     hflip: float | None = None,
+    vflip: float | None = None,
+    color_jitter: float | Sequence[float] | None = None,
+    color_jitter_prob: float | None = None,
+    grayscale_prob: float | None = None,
+    gaussian_blur_prob: float | None = None,
     auto_augment: str | None = None,
     num_aug_repeats: float | None = None,
+    re_prob: float | None = None,
+    re_mode: Literal["const", "rand", "pixel"] | None = None,
+    re_count: int | None = None,
     interpolation: Literal["random", "bilinear", "bicubic"] | None = None,
     crop_pct: float | None = None,
+    crop_mode: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     collate_fn: Callable[..., Any] | None = None,
@@ -103,11 +112,22 @@ def create_loader(
             that color jitter is off.
         scale: bounds of the crop's share of the area.
         ratio: bounds of the crop's width / height.
-        hflip: probability.
-        auto_augment: timm's RandAugment string, or 'none'.
+        train_crop_mode: rrc or rkrc.
+        hflip: probability of a flip left to right.
+        vflip: of one upside down.
+        color_jitter: strength of brightness, contrast and saturation, or one for each, and of the hue; acts as in timm
+            beside 3-Augment or without auto_augment only.
+        color_jitter_prob: its probability; None: always.
+        grayscale_prob: probability.
+        gaussian_blur_prob: probability.
+        auto_augment: timm's string for RandAugment, AutoAugment or 3-Augment; 'trivial' or 'none'.
         num_aug_repeats: augmentations of an image in an epoch; without torchrun as well.
+        re_prob: probability of random erasing.
+        re_mode: const, rand or pixel; const without a recipe.
+        re_count: most boxes of an image.
         interpolation: random (training), bilinear or bicubic.
         crop_pct: share that the center crop leaves, in evaluation.
+        crop_mode: center, squash or border, in evaluation.
         mean: of the channels, as a share of 255.
         std: likewise.
         collate_fn: None, timm's `fast_collate`, or its `FastCollateMixup`, whose settings are taken over.
@@ -153,10 +173,11 @@ def create_loader(
     """
     arguments = {name: value for name, value in locals().items() if name in RECIPE_ARGUMENTS}
     settings = _recipe(recipe, arguments, is_training)
-    randaugment = RandAugmentPolicy.parse(settings.aa) is not None
-    refuse(others, is_training=is_training, randaugment=randaugment, honored=create_loader.__annotations__)
+    refuse(others, is_training=is_training, honored=create_loader.__annotations__)
     mix = _mix_of(collate_fn, is_training, num_classes)
     settings = _with_targets(settings, mix, smoothing, is_plain=output == "uint8" or not use_prefetcher)
+    if is_training and settings.reprob and output == "uint8":
+        raise RecipeError("output='uint8' erases nothing: set re_prob to 0")
     settings = settings if seed is None else settings.with_overrides({"seed": seed})
     order: dict[str, Any] = {"shuffle": shuffle, "drop_last": drop_last, "weights": weights, "sampler": sampler}
     if not is_training:
@@ -302,7 +323,7 @@ def _per_rank(recipe: Recipe, rows: int | None, world: World, sampling: Sampling
     if rows is None:
         _check_equal_shares(recipe.mix_groups, world.size)
         return recipe
-    available = rows_per_epoch(sampling.length(images), max(1, recipe.aug_repeats))
+    available = rows_per_epoch(sampling.length(images), max(1, recipe.aug_repeats), world.size)
     if rows * world.size > available and sampling.drop_last:
         raise DataError(f"batch_size={rows} on {world.size} ranks is more than an epoch of {available} images")
     return recipe.with_overrides({"global_batch_size": rows * world.size, "mix_groups": world.size})

@@ -2,9 +2,9 @@
 
     flip upside down → the `aa` policy → color jitter → grayscale → blur        (timm's `transforms_imagenet_train`)
 
-Each is drawn from a stream of its own, so that one more leaves the others as they were, and carried out by the same code
-as RandAugment: an upside-down flip is a warp, gray is Color with factor 0, jitter is Brightness, Contrast and Color in a
-random order. A layer costs a pass over the images on a GPU.
+Each is drawn from a stream of its own, so that one more leaves the others as they were, and carried out by the same
+code as RandAugment: an upside-down flip is a warp, gray is Color with factor 0, jitter is Brightness, Contrast and
+Color in a random order. A layer costs a pass over the images on a GPU.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def jitter_strengths(recipe: Recipe) -> tuple[float, float, float, float]:
 
 
 def fill_color(recipe: Recipe) -> tuple[int, int, int]:
-    """Levels of R, G and B outside the image: timm's, the given mean in 8 bits; torchvision's black for TrivialAugment."""
+    """Levels of R, G and B outside the image: the mean in 8 bits (timm), black for TrivialAugment (torchvision)."""
     if recipe.aa == "trivial":
         return FILL
     red, green, blue = (min(255, round(255 * share)) for share in recipe.mean)
