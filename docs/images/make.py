@@ -1,6 +1,6 @@
 """Make the README's pictures from the demo: `python docs/images/make.py RUN`, after `rsbdali train a3 --demo`.
 
-preview.png is what `rsbdali preview` draws, at half its size and in 128 colors; report.svg holds four charts of the page
+preview.png is what `rsbdali preview` draws, at half its size and in 128 colors; report.svg has four charts of the page
 that `rsbdali report` writes, in the page's light colors.
 """
 

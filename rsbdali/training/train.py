@@ -27,10 +27,10 @@ from rsbdali.distributed.devices import resolve_device
 from rsbdali.distributed.launch import NPROC, exit_code
 from rsbdali.distributed.world import World
 from rsbdali.environment import versions
-from rsbdali.errors import LostRankError
+from rsbdali.errors import LostRankError, RsbdaliError
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.loader.eval import eval_batch_size
-from rsbdali.progress_bar import counting
+from rsbdali.progress_bar import counting, waiting
 from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
 from rsbdali.runs.claim import claimed
@@ -109,6 +109,12 @@ class TrainOptions:
     rank_timeout: float = process_group.TIMEOUT.total_seconds() / 60
     prepare: Callable[[], object] | None = None
     loggers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("eval_batch_size", 1), ("max_bad_images", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RsbdaliError(f"{name}={value}: expected at least {least}")
 
     @property
     def acceleration(self) -> Acceleration:
@@ -196,7 +202,7 @@ def train(options: TrainOptions) -> TrainSummary:
         place = world, device, folder
         with (
             pinned(world, device, enabled=options.affinity) as threads,
-            closing(on_all_ranks(lambda: _train_loader(options, train_index, *place, threads))) as loader,
+            closing(on_all_ranks(lambda: _started(options, train_index, *place, threads))) as loader,
             closing(on_all_ranks(lambda: _eval_loader(options, val_index, *place, threads))) as eval_loader,
             kernel_policy(device, deterministic=options.deterministic),
         ):
@@ -247,6 +253,12 @@ def _folder(options: TrainOptions, world: World, held: ExitStack) -> Path:
     if not world.is_rank_zero:
         return Path()
     return held.enter_context(claimed(options.output, options.experiment, options.recipe, resume=options.resume))
+
+
+def _started(options: TrainOptions, index: ImageIndex, world: World, *place: Any) -> TrainLoader:
+    """The training loader, whose first start compiles code, which may take a minute."""
+    with waiting("start the loader") if world.is_rank_zero else nullcontext():
+        return _train_loader(options, index, world, *place)
 
 
 def _train_loader(
