@@ -35,7 +35,7 @@ def draw_preview(data: str, out: Path) -> None:
 def draw_report(run: Path, out: Path) -> None:
     """Two by two charts, each with its title."""
     page = report(read_runs([run]))
-    charts = dict(re.findall(r"<figure><figcaption>([^<]*).*?</figcaption>(<svg .*?</svg>)", page, re.S))
+    charts = dict(re.findall(r"<figure><figcaption>([^<]*?) ?(?:<span>.*?)?</figcaption>(<svg .*?</svg>)", page, re.S))
     parts = []
     for k, title in enumerate(SHOWN):
         x, y = MARGIN + k % 2 * (WIDTH + MARGIN), MARGIN + k // 2 * (HEIGHT + TITLE + MARGIN)

@@ -93,6 +93,6 @@ class Group(click.Group):
                 formatter.write_dl(rows)
 
 
-def command(*names: str, **settings: Any) -> Any:
+def command(name: str, **settings: Any) -> Any:
     """`click.command` with grouped options, of which each says its default."""
-    return click.command(*names, cls=Command, context_settings={"show_default": True}, **settings)
+    return click.command(name, cls=Command, context_settings={"show_default": True}, **settings)

@@ -97,10 +97,10 @@ def key_options(*, without: Collection[str] = ()) -> Callable[[Callable[..., Any
             given = {name: rest.pop(PREFIX + name) for name in HINTS if PREFIX + name in rest}
             return function(*args, overrides=merged(overrides, given), **rest)
 
+        decorated: Callable[..., Any] = call
         for name in reversed([name for name in HINTS if name not in without]):
-            call = _option(name)(call)
-        call = HELP_RECIPE(call)
-        return SET(call)
+            decorated = _option(name)(decorated)
+        return SET(HELP_RECIPE(decorated))
 
     return decorate
 

@@ -163,7 +163,8 @@ def resume_from(state: RunState, identity: Identity, resume: str | None, folder:
         return
     content = collectives.on_all_ranks(lambda: checkpoint.read_verified(path), world)
     collectives.on_all_ranks(lambda: state.restore(content, identity, path), world)
-    log.info("Goes on from %s: epoch %d, %d steps of it done", path, state.epoch + 1, state.step)
+    if state.epoch < identity.recipe.epochs:
+        log.info("Goes on from %s: epoch %d, %d steps of it done", path, state.epoch + 1, state.step)
 
 
 def _chosen(resume: str | None, folder: Path, world: World) -> Path | None:
