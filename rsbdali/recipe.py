@@ -97,6 +97,7 @@ class Recipe:
     img_size: int | tuple[int, int] = field(default=224, metadata=_key(AT_ONCE, 1, 8192))
     test_img_size: int | tuple[int, int] = field(default=224, metadata=_key(AT_ONCE, 1, 8192))
     crop_pct: float = field(default=0.95, metadata=_key(AT_ONCE, 0.01, 1.0))
+    crop_mode: Literal["center", "squash", "border"] = field(default="center", metadata=_key(AT_ONCE))
     mean: tuple[float, float, float] = field(default=IMAGENET_MEAN, metadata=_key(AT_ONCE, 0, 1, hint=OF_255))
     std: tuple[float, float, float] = field(default=IMAGENET_STD, metadata=_key(AT_ONCE, 1e-6, 1, hint=OF_255))
     # length and batch
@@ -118,13 +119,23 @@ class Recipe:
     # augmentation
     scale: tuple[float, float] = field(default=(0.08, 1.0), metadata=_key(AT_ONCE, 1e-6, 1))
     ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), metadata=_key(AT_ONCE, 1e-3, 1e3))
+    train_crop_mode: Literal["rrc", "rkrc"] = field(default="rrc", metadata=_key(AT_ONCE))
     hflip: float = field(default=0.5, metadata=_key(AT_ONCE, 0, 1))
+    vflip: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 1))
     train_interpolation: Literal["random", "bilinear", "bicubic"] = field(default="random", metadata=_key(AT_ONCE))
     interpolation: Literal["bilinear", "bicubic"] = field(default="bicubic", metadata=_key(AT_ONCE))
     aa: str | None = field(default=None, metadata=_key(AT_ONCE))
+    color_jitter: float | tuple[float, float, float] | tuple[float, float, float, float] | None = field(
+        default=None, metadata=_key(AT_ONCE, 0, 100)
+    )
+    color_jitter_prob: float | None = field(default=None, metadata=_key(AT_ONCE, 0, 1))
+    grayscale_prob: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 1))
+    gaussian_blur_prob: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 1))
     aug_repeats: int = field(default=0, metadata=_key(NEXT_EPOCH, 0, 64))
     aug_repeats_mode: Literal["across_ranks", "decode_once"] = field(default="across_ranks", metadata=_key(NEXT_EPOCH))
-    reprob: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 0))
+    reprob: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 1))
+    remode: Literal["const", "rand", "pixel"] = field(default="pixel", metadata=_key(AT_ONCE))
+    recount: int = field(default=1, metadata=_key(AT_ONCE, 1, 100))
     # mixing
     mixup: float = field(default=0.0, metadata=_key(AT_ONCE, 0))
     cutmix: float = field(default=0.0, metadata=_key(AT_ONCE, 0))
@@ -150,6 +161,8 @@ class Recipe:
             _check_range(f, getattr(self, f.name))
         if self.scale[0] > self.scale[1] or self.ratio[0] > self.ratio[1]:
             raise RecipeError("scale and ratio are (low, high) bounds, low first")
+        if isinstance(self.color_jitter, tuple) and len(self.color_jitter) == 4 and self.color_jitter[3] > 0.5:
+            raise RecipeError(f"color_jitter={list(self.color_jitter)}: the fourth, of the hue, is at most 0.5")
         if not self.bce_loss and self.bce_target_thresh is not None:
             raise RecipeError("bce_target_thresh needs bce_loss=true")
 
@@ -351,7 +364,7 @@ def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:
 def _bounds(low: float, high: float | None, most: float, number: float) -> str:
     if high is None:
         return f"at most {most:g}" if number > most else f"at least {low:g}"
-    return "only 0 is supported" if low == high == 0 else f"{low:g} to {high:g}"
+    return f"{low:g} to {high:g}"
 
 
 def _describe(hint: Any) -> str:

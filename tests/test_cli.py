@@ -21,8 +21,8 @@ from rsbdali.recipe import Recipe
 
 # each command's options by their first long name, recipe keys left out: KEYED holds the commands that take those
 SURFACE = {
-    "bench-loader": "--against --batch-size --data --device --executor --json --peers --recipe --report --rounds "
-    "--seconds --stages --workers RECIPE_NAME",
+    "bench-loader": "--against --batch-size --data --decode --device --hw-decoder-load --json --peers --recipe "
+    "--report --rounds --seconds --stages --workers RECIPE_NAME",
     "bench-step": "--batch-size --cuda-graph --device --json --peers --recipe --rounds --seconds --torch-compile "
     "RECIPE_NAME",
     "completion": "SHELL",
@@ -31,18 +31,19 @@ SURFACE = {
     "export": "--checkpoint --ema --format --out",
     "index": "--bad-list --class-map --rebuild --val-labels --workers FOLDER",
     "pack": "--max-size --out --shards --val-labels --workers FOLDER",
-    "preview": "--data --draws --executor --images --out --recipe RECIPE_NAME",
+    "preview": "--data --draws --images --out --recipe RECIPE_NAME",
     "recipe list": "",
     "recipe show": "--as --world-size RECIPE_NAME",
     "replay": "--data --device --epoch --images --out --run --step",
     "report": "--out RUNS",
-    "train": "--affinity --batch-size --checkpoint-every --class-map --cuda-graph --data --demo --deterministic "
-    "--device --executor --experiment --initial-checkpoint --log --max-bad-images --nproc --on-nan --out "
-    "--pretrained --rank-timeout --recipe --resume --torch-compile --val-labels --workers RECIPE_NAME",
+    "train": "--affinity --batch-size --checkpoint-every --class-map --cuda-graph --data --decode --demo "
+    "--deterministic --device --experiment --hw-decoder-load --initial-checkpoint --log --max-bad-images --nproc --on-nan --out "
+    "--pretrained --rank-timeout --recipe --resume --torch-compile --tuned --val-labels --workers RECIPE_NAME",
+    "tune": "--against --allow-pixels --batch-size --data --device --minutes --recipe RECIPE_NAME",
     "validate": "--batch-size --checkpoint --class-map --data --device --model --pretrained --recipe "
     "--val-labels --workers",
 }
-KEYED = {"bench-loader", "bench-step", "preview", "recipe show", "train", "validate"}
+KEYED = {"bench-loader", "bench-step", "preview", "recipe show", "train", "tune", "validate"}
 
 
 def surface(group: click.Group, prefix: str = "") -> dict[str, str]:
@@ -165,7 +166,7 @@ def test_debug_shows_the_traceback() -> None:
 
 def test_recipe_commands() -> None:
     listed = invoked("recipe", "list")
-    for word in ("a1", "a2", "a3", "78.1", "160 → 224"):
+    for word in ("a1", "a2", "a3", "78.1", "160 → 224", "deit3", "80.858"):
         assert word in listed
     shown = yaml.safe_load(invoked("recipe", "show", "A3", "--set", "epochs=7"))
     assert (shown["epochs"], shown["lr"]) == (7, 0.008)

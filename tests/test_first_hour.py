@@ -29,8 +29,7 @@ from rsbdali.training.trainer import Trainer
 KEYS = (
     "--model test_resnet --img-size 32 --test-img-size 32 --epochs 2 --warmup-epochs 0 --mix-groups 1 --log-interval 1"
 )
-# the executor that compiles nothing
-QUICK = "--device cpu -j 1 --executor graph"
+QUICK = "--device cpu -j 1"
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +297,7 @@ def test_a_run_of_damaged_options(here: Path, tmp_path: Path) -> None:
 
 def test_a_run_from_python(here: Path) -> None:
     """`rsbdali.train(…)`, as in a notebook: options and keys by name, a resume by the folder; errors name arguments."""
-    quick = {"device": "cpu", "workers": 1, "executor": "graph", "output": "from python"}
+    quick = {"device": "cpu", "workers": 1, "output": "from python"}
     small = {"model": "test_resnet", "img_size": 32, "test_img_size": 32, "mix_groups": 1, "warmup_epochs": 0}
     summary = rsbdali.train("a3", "my data", epochs=1, global_batch_size=4, lr="auto", **quick, **small)
     assert summary.outcome.epochs == 1

@@ -162,7 +162,7 @@ def test_a_mistake_of_the_command_line(
     if mistake == "the picture is a folder":
         (place / "d.png").mkdir(exist_ok=True)
     arguments = [word.format(*[place] * 3) for word in text.split()]
-    more = [*SMALL, "--device", "cpu", "--workers", "1", "--executor", "graph"] if arguments[0] == "train" else []
+    more = [*SMALL, "--device", "cpu", "--workers", "1", "--decode", "cpu"] if arguments[0] == "train" else []
     line = command([*arguments, *more], monkeypatch, capsys)
     for word in words:
         assert word.format(place) in line
@@ -174,9 +174,7 @@ def test_the_run_is_told_who_is_in_its_folder(
 ) -> None:
     words = ["train", "--data", place / "data", "--output", place / "output", "--experiment", "mine", *SMALL]
     with claimed(place / "output", "mine", Recipe(), resume=None):
-        line = command(
-            [*map(str, words), "--device", "cpu", "--workers", "1", "--executor", "graph"], monkeypatch, capsys
-        )
+        line = command([*map(str, words), "--device", "cpu", "--workers", "1", "--decode", "cpu"], monkeypatch, capsys)
     assert f"{place / 'output/mine'} is in use: process {os.getpid()} on" in line
 
 
@@ -243,14 +241,14 @@ def test_faults_of_the_program_keep_their_traceback(error: Exception) -> None:
 
 def of_loader(**arguments: Any) -> Callable[[str], object]:
     def make(data: str) -> object:
-        return create_loader(data, 32, 2, True, num_workers=1, device="cpu", executor="graph", **arguments)
+        return create_loader(data, 32, 2, True, num_workers=1, device="cpu", decode="graph", **arguments)
 
     return make
 
 
 def load_state(state: dict[str, Any]) -> Callable[[str], object]:
     def load(data: str) -> object:
-        with create_loader(data, 32, 2, True, num_workers=1, device="cpu", executor="graph") as loader:
+        with create_loader(data, 32, 2, True, num_workers=1, device="cpu", decode="graph") as loader:
             loader.load_state_dict({**loader.state_dict(), **state} if state else state)
         return None
 

@@ -10,7 +10,6 @@ from rsbdali.cli.help import command
 from rsbdali.cli.options import (
     CLASS_MAP,
     DATA,
-    EXECUTOR,
     PATH,
     VAL_LABELS,
     out_option,
@@ -73,7 +72,6 @@ def make_demo(folder: Path, seed: int = 0) -> None:
 @out_option("preview.png", "Picture to write (PNG).")
 @click.option("--images", type=click.IntRange(1, 64), default=4, help="Images, a row each.")
 @click.option("--draws", type=click.IntRange(1, 16), default=4, help="Augmentations of each image.")
-@EXECUTOR
 def preview(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
     """Draw what a recipe does to a few images, with the ops and their arguments."""
     from rsbdali.progress_bar import waiting

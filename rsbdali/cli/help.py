@@ -12,17 +12,17 @@ GROUPS = {
     "Data": "data val_labels class_map max_bad_images images draws",
     "Run": "out output experiment resume checkpoint_every on_nan initial_checkpoint checkpoint model pretrained device "
     "nproc rank_timeout run epoch step",
-    "Speed": "workers executor decode torch_compile cuda_graph deterministic affinity",
+    "Speed": "workers tuned decode hw_decoder_load torch_compile cuda_graph deterministic affinity",
     "Logging": "loggers json_path report_path",
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
 KEYS = "Recipe keys"
 ORDER = ("Data", "Run", "Speed", "Logging", "Recipe", KEYS, GENERAL)
 COMMANDS = {
-    "Train": "train validate tune",
+    "Train": "train validate",
     "Data": "index preview pack demo-data",
     "Recipes": "recipe",
-    "Speed": "doctor bench-loader bench-step",
+    "Speed": "doctor tune bench-loader bench-step",
     "Runs": "report replay export watch",
     "Shell": "completion",
 }

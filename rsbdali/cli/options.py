@@ -93,9 +93,20 @@ DEVICE = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:
 WORKERS = click.option(
     "--workers", "-j", type=click.IntRange(1), show_default="all cores", help="CPU threads of the loader."
 )
-EXECUTOR = click.option(
-    "--executor",
-    type=click.Choice(["auto", "graph", "host"]),
+_DECODE = click.option(
+    "--decode",
+    type=click.Choice(["auto", "gpu", "gpu-roi", "cpu"]),
     default="auto",
-    help="graph: all in DALI; host: DALI decodes, the CPU's threads do the rest.",
+    help="Where images are decoded and resized; gpu-roi: the crop's region alone. Modes differ in pixels.",
 )
+_HW_DECODER_LOAD = click.option(
+    "--hw-decoder-load",
+    type=click.FloatRange(0, 1),
+    show_default="DALI's 0.65",
+    help="Share of the JPEGs for the GPU's JPEG engine.",
+)
+
+
+def decode_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--decode and --hw-decoder-load, on every command that makes training batches."""
+    return _DECODE(_HW_DECODER_LOAD(function))

@@ -15,11 +15,11 @@ from rsbdali.cli.options import (
     COMPILE_MODES,
     DATA,
     DEVICE,
-    EXECUTOR,
     PATH,
     RECIPE_GIVEN,
     VAL_LABELS,
     WORKERS,
+    decode_options,
     out_option,
     parse_overrides,
     recipe_options,
@@ -69,7 +69,8 @@ log = logging.getLogger(__name__)
 @click.option("--pretrained", is_flag=True, help="Start from timm's weights for the model.")
 @DEVICE
 @WORKERS
-@EXECUTOR
+@decode_options
+@click.option("--tuned", is_flag=True, help="Run the loader as `rsbdali tune` found best on this machine.")
 @click.option("--deterministic/--no-deterministic", help="Bitwise repeatable steps, slower on a GPU.")
 @click.option(
     "--torch-compile",

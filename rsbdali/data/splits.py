@@ -4,6 +4,7 @@ import fnmatch
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources.location import Location
@@ -12,6 +13,7 @@ from rsbdali.distributed.collectives import on_all_ranks, rank_zero_first
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError
 
+Split = Literal["train", "val", "any"]
 NAMES = {"train": ("train",), "val": ("val", "validation")}
 MOST_LOOKED_AT = 100  # folders below the one that was given
 # in this order; * stands for numbers of shards, {} for the split's name
@@ -28,6 +30,21 @@ FORMS = (
     "{}.csv",
     "{}.tsv",
 )
+
+
+def open_split(location: str | os.PathLike[str], split: Split, **options: Any) -> ImageIndex:
+    """The index of a split of some data: the door for every program that is given a location.
+
+    Args:
+        location: folder, shards, table or URL that holds the split.
+        split: train, val, or any: the training set where there is one, else all that is there.
+        **options: of `ImageIndex.load`.
+
+    Raises:
+        DataError: there is no such split, or it cannot be used.
+    """
+    found = find_images(location) if split == "any" else find_split(location, split)
+    return ImageIndex.load(found, **options)
 
 
 def find_split(data_dir: str | os.PathLike[str], split: str) -> Path:
@@ -124,18 +141,13 @@ def load_indexes(
     Raises:
         DataError: a split is missing or cannot be used.
     """
-    splits = "train", "val"
-    train_root, val_root = on_all_ranks(lambda: [find_split(data_dir, name) for name in splits], world)
+    # both must be there before one is scanned
+    on_all_ranks(lambda: [find_split(data_dir, name) for name in ("train", "val")], world)
     train_index = rank_zero_first(
-        lambda first: ImageIndex.load(train_root, class_map=class_map, check=first, progress=progress), world
+        lambda first: open_split(data_dir, "train", class_map=class_map, check=first, progress=progress), world
     )
-    val_index = rank_zero_first(
-        lambda first: ImageIndex.load(
-            val_root, classes=train_index.classes, labels=val_labels, check=first, progress=progress
-        ),
-        world,
-    )
-    return train_index, val_index
+    options = {"classes": train_index.classes, "labels": val_labels, "progress": progress}
+    return train_index, rank_zero_first(lambda first: open_split(data_dir, "val", check=first, **options), world)
 
 
 def _train_or_all(place: Location) -> Path:

@@ -19,9 +19,11 @@ from PIL import Image
 
 from rsbdali.atomic import naming, write_text
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_split
+from rsbdali.data.splits import open_split
+from rsbdali.distributed.devices import resolve_device
 from rsbdali.errors import DataError, RecipeError, RsbdaliError
 from rsbdali.loader.batch import TrainBatch
+from rsbdali.loader.decode_mode import GRAPH
 from rsbdali.loader.train import TrainLoader
 from rsbdali.recipe import Recipe
 from rsbdali.runs.folder import ARGS, read_args
@@ -163,11 +165,11 @@ def replay(options: ReplayOptions) -> Replay:
     recipe = Recipe.from_dict(values)
     recipe = dataclasses.replace(recipe, mix_groups=max(recipe.mix_groups, processes))
     index = _index(options, facts)
-    executor = facts.get("executor", "auto")
-    if executor == "auto":  # as it was chosen then, whatever is here now
-        executor = "host" if facts.get("device", "cpu") == "cpu" else "graph"
-    device = "cpu" if executor == "host" else options.device
-    with closing(TrainLoader(index, recipe, device=device, executor=executor, dtype=torch.uint8)) as loader:
+    decode = facts.get("decode", "cpu")
+    device = torch.device("cpu") if decode == "cpu" else resolve_device(options.device)
+    if device.type == "cpu" and decode.startswith("gpu"):
+        decode = GRAPH  # what comes closest to the run's pixels without its GPU
+    with closing(TrainLoader(index, recipe, device=device, decode=decode, dtype=torch.uint8)) as loader:
         epoch, step = _place(options, recipe, loader.steps_per_epoch)
         loader.mixup_enabled = True  # the plans say how rows were mixed
         loader.seek(epoch, step)
@@ -180,7 +182,7 @@ def _index(options: ReplayOptions, facts: dict[str, str]) -> ImageIndex:
     if data is None:
         raise RsbdaliError(f"{options.run} does not say where its data lies: say it (--data)")
     class_map = Path(facts["class_map"]) if "class_map" in facts else None
-    index = ImageIndex.load(find_split(data, "train"), class_map=class_map)
+    index = open_split(data, "train", class_map=class_map)
     then = _count(options, facts, "train_images", len(index))
     if then != len(index):
         raise DataError(f"{index.name} has {len(index)} images now and had {then} in the run: its batches are gone")

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,16 +23,19 @@ from rsbdali.data.sources.location import Location
 from rsbdali.data.splits import load_indexes
 from rsbdali.distributed import collectives, devices, process_group
 from rsbdali.distributed.affinity import pinned
-from rsbdali.distributed.devices import resolve_device
+from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.distributed.launch import NPROC, exit_code
+from rsbdali.distributed.shares import uneven_shares
 from rsbdali.distributed.world import World
 from rsbdali.environment import versions
 from rsbdali.errors import LostRankError, RsbdaliError
 from rsbdali.loader import EvalLoader, TrainLoader
+from rsbdali.loader.decode_mode import choose_decode, resumed_decode
 from rsbdali.loader.eval import eval_batch_size
+from rsbdali.loader.tuned import DEFAULT_PREFETCH, LoaderSettings
 from rsbdali.progress_bar import counting, waiting
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager, Saved, find_saved, resume_from
 from rsbdali.runs.claim import claimed
 from rsbdali.runs.folder import BEST, LAST, add_bad_image, one_line, read_args
 from rsbdali.runs.loggers import Place, require
@@ -42,6 +45,7 @@ from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.acceleration import OFF, Acceleration
 from rsbdali.training.banner import banner
 from rsbdali.training.gpu_memory import say_memory
+from rsbdali.training.loader_settings import tuned_settings, tuned_threads
 from rsbdali.training.model import create_model
 from rsbdali.training.nonfinite import OnNan
 from rsbdali.training.optim import create_optimizer
@@ -72,7 +76,9 @@ class TrainOptions:
         pretrained: start from timm's published weights.
         device: auto, cpu, cuda or cuda:N.
         workers: CPU threads of the loader; None: all cores of this rank's share.
-        executor: auto, graph or host.
+        decode: where images are decoded: auto, gpu, gpu-roi or cpu (`rsbdali.loader.decode_mode`).
+        hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine; None: DALI's own.
+        tuned: take the loader's settings that `rsbdali tune` keeps for this machine, but for those given here.
         deterministic: bitwise repeatable steps.
         torch_compile: mode of torch.compile, or off (`rsbdali.training.acceleration`).
         cuda_graph: capture the step and replay it.
@@ -97,7 +103,9 @@ class TrainOptions:
     pretrained: bool = False
     device: str = "auto"
     workers: int | None = None
-    executor: str = "auto"
+    decode: str = "auto"
+    hw_decoder_load: float | None = None
+    tuned: bool = False
     deterministic: bool = False
     torch_compile: str = OFF
     cuda_graph: bool = False
@@ -199,14 +207,17 @@ def train(options: TrainOptions) -> TrainSummary:
         with counting("index") if world.is_rank_zero else nullcontext() as advance:
             train_index, val_index = load_indexes(options.data, world, **named, progress=advance)
         folder = collectives.broadcast_object(on_all_ranks(lambda: _folder(options, world, held)), world)
+        saved = find_saved(options.resume, folder, world)
+        tuned = _tuned(options, saved, world, device)  # before the cores are shared out: it is kept by their number
         place = world, device, folder
-        with (
-            pinned(world, device, enabled=options.affinity) as threads,
-            closing(on_all_ranks(lambda: _started(options, train_index, *place, threads))) as loader,
-            closing(on_all_ranks(lambda: _eval_loader(options, val_index, *place, threads))) as eval_loader,
-            kernel_policy(device, deterministic=options.deterministic),
-        ):
-            outcome, seconds = _run(options, world, device, folder, loader, eval_loader, save_every)
+        with pinned(world, device, enabled=options.affinity) as threads:
+            chosen = _with_decoding(_with_tuned(options, tuned, saved), saved, train_index, world, device, threads)
+            with (
+                closing(on_all_ranks(lambda: _started(chosen, train_index, *place, threads, tuned))) as loader,
+                closing(on_all_ranks(lambda: _eval_loader(chosen, val_index, *place, threads))) as eval_loader,
+                kernel_policy(device, deterministic=options.deterministic),
+            ):
+                outcome, seconds = _run(chosen, world, device, folder, loader, eval_loader, save_every, saved, tuned)
         collectives.barrier(world)
     again = resume_command(folder, world, launched=NPROC in os.environ)
     return TrainSummary(folder, outcome, seconds, world.is_rank_zero, again)
@@ -261,6 +272,37 @@ def _started(options: TrainOptions, index: ImageIndex, world: World, *place: Any
         return _train_loader(options, index, world, *place)
 
 
+def _tuned(options: TrainOptions, saved: Saved | None, world: World, device: torch.device) -> LoaderSettings | None:
+    record = None if saved is None else saved.record
+    recorded, path = (None, None) if saved is None or record is None else (record.tuned, saved.path)
+    return tuned_settings(options.recipe, device, world, use_tuned=options.tuned, recorded=recorded, path=path)
+
+
+def _with_tuned(options: TrainOptions, tuned: LoaderSettings | None, saved: Saved | None) -> TrainOptions:
+    """The options with the decode mode that is tuned, unless one is given or the run that goes on has one."""
+    if tuned is None or options.decode != "auto" or (saved is not None and saved.record is not None):
+        return options
+    return replace(options, decode=tuned.decode)
+
+
+def _with_decoding(
+    options: TrainOptions,
+    saved: Saved | None,
+    index: ImageIndex,
+    world: World,
+    device: torch.device,
+    threads: int | None,
+) -> TrainOptions:
+    """The options with the decode mode of this run: the one given, the checkpoint's, or the one chosen."""
+    record = None if saved is None else saved.record
+    before = ("", None) if record is None else (record.decode, record.hw_decoder_load)
+    asked = collectives.on_all_ranks(lambda: resumed_decode(options.decode, before[0], device), world)
+    workers = options.workers or threads or default_threads(world)
+    decode = choose_decode(asked, index, options.recipe, device=device, num_threads=workers, world=world)
+    load = before[1] if options.decode == "auto" and options.hw_decoder_load is None else options.hw_decoder_load
+    return replace(options, decode=decode, hw_decoder_load=load)
+
+
 def _train_loader(
     options: TrainOptions,
     index: ImageIndex,
@@ -268,6 +310,7 @@ def _train_loader(
     device: torch.device,
     folder: Path,
     threads: int | None,
+    tuned: LoaderSettings | None,
 ) -> TrainLoader:
     return TrainLoader(
         index,
@@ -275,8 +318,11 @@ def _train_loader(
         rank=world.rank,
         world_size=world.size,
         device=device,
-        executor=options.executor,
-        num_threads=options.workers or threads,
+        decode=options.decode,
+        hw_decoder_load=options.hw_decoder_load,
+        num_threads=options.workers or tuned_threads(tuned, world, threads),
+        prefetch=DEFAULT_PREFETCH if tuned is None else tuned.prefetch,
+        chunk=None if tuned is None else tuned.chunk,
         dtype=amp_dtype(options.recipe.amp_dtype, device),
         on_bad=partial(_note_bad, folder, "does not decode, another takes its place"),
         max_bad_images=options.max_bad_images,
@@ -297,6 +343,8 @@ def _eval_loader(
         rank=world.rank,
         world_size=world.size,
         device=device,
+        decode=options.decode,
+        hw_decoder_load=options.hw_decoder_load,
         batch_size=options.eval_batch_size or eval_batch_size(device),
         num_threads=options.workers or threads,
         dtype=amp_dtype(options.recipe.amp_dtype, device),
@@ -312,6 +360,8 @@ def _run(
     loader: TrainLoader,
     eval_loader: EvalLoader,
     save_every: Interval | None,
+    saved: Saved | None,
+    tuned: LoaderSettings | None,
 ) -> tuple[Outcome, float]:
     recipe, classes = options.recipe, loader.index.classes
     start = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
@@ -324,12 +374,20 @@ def _run(
         images=len(loader.index),
         digest=loader.index.digest,
         pixels=loader.pixels,
+        decode=loader.decode,
+        hw_decoder_load=options.hw_decoder_load,
+        tuned={} if tuned is None else tuned.to_dict(),
     )
-    resume_from(state, identity, options.resume, folder, world)
+    resume_from(saved, state, identity, world)
     collectives.barrier(world)  # nobody writes before everybody has read
     files = saver = None
     sizes = {"train_images": len(loader.index), "val_images": len(eval_loader.index), "classes": len(classes)}
-    facts = {**_facts(options, world, device), **sizes, "steps_per_epoch": loader.steps_per_epoch}
+    facts = {
+        **_facts(options, world, device),
+        "tuned": tuned or "no",
+        **sizes,
+        "steps_per_epoch": loader.steps_per_epoch,
+    }
     if state.updates:  # what the run began with stays what it was
         facts |= {key: value for key, value in read_args(folder)[0].items() if key in start}
     run_log = _run_log(options, folder, state, facts) if world.is_rank_zero else RunLog((), {}, 1)
@@ -375,7 +433,9 @@ def _facts(options: TrainOptions, world: World, device: torch.device) -> dict[st
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     started = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
     # as `replay` needs them: from whatever folder it is called
-    source: dict[str, object] = {"data": Location.parse(options.data).text, "executor": options.executor}
+    source: dict[str, object] = {"data": Location.parse(options.data).text, "decode": options.decode}
+    if options.hw_decoder_load is not None:
+        source["hw_decoder_load"] = options.hw_decoder_load
     if options.class_map is not None:
         source["class_map"] = options.class_map.absolute()
     taken_up = {OPTIONS: options_text(_kept(options))}
@@ -404,6 +464,8 @@ def _introduce(
     recipe, dtype = identity.recipe, amp_dtype(identity.recipe.amp_dtype, device)
     for line in lines:
         log.info("%s", line)
+    if (shares := uneven_shares(identity.mix_groups, world.size)) is not None:
+        log.warning("%s (docs/CLUSTERS.md)", shares)
     if (advice := recipe.rate_advice) and not (fine_tunes and " of the rate" in advice):  # a low one is meant there
         log.warning("%s", advice)
     warn_if_emulated(dtype, device)

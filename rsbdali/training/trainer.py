@@ -33,6 +33,7 @@ from rsbdali.training.optim import Schedule
 from rsbdali.training.progress import EpochReport, Reporter, StepReport
 from rsbdali.training.save_interval import Due, Interval
 from rsbdali.training.signals import StopRequest, from_row
+from rsbdali.training.statistics import weigh_statistics
 from rsbdali.training.step import StepResult
 from rsbdali.training.throughput import ThroughputMeter, is_evaluated
 
@@ -247,12 +248,18 @@ class Trainer:
             self.files.add_metrics({**place, "loss": state.mean_loss, "lr": self._lr, **figures})
 
     def _share_statistics(self) -> None:
-        """BatchNorm's running statistics, averaged over the ranks or taken from rank 0 (timm's `dist_bn`)."""
+        """BatchNorm's running statistics, averaged over the ranks or taken from rank 0 (timm's `dist_bn`).
+
+        The average is one over rows: a rank that owns more mix groups counts for more.
+        """
         if self.world.size == 1 or self.recipe.dist_bn == "none":
             return
         for model in (self.state.model, self.state.ema.module if self.state.ema is not None else None):
             if model is not None:
-                distribute_bn(model, self.world.size, self.recipe.dist_bn == "reduce")
+                is_mean = self.recipe.dist_bn == "reduce"
+                if is_mean:
+                    weigh_statistics(model, self.recipe.mix_groups, self.world)
+                distribute_bn(model, self.world.size, is_mean)
 
     def _evaluate(self) -> tuple[EvalResult, dict[str, Any]]:
         """The figures that count, and those of the raw weights where averaged ones count."""

@@ -11,7 +11,7 @@ import timm
 import torch
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_split
+from rsbdali.data.splits import open_split
 from rsbdali.distributed import collectives, devices, process_group
 from rsbdali.distributed.devices import resolve_device
 from rsbdali.distributed.world import World
@@ -146,8 +146,9 @@ def _published(options: ValidateOptions) -> dict[str, Any]:
 
 def _index(options: ValidateOptions, content: Mapping[str, Any] | None, *, check: bool) -> ImageIndex:
     record = read_record(content or {}, str(options.checkpoint))
-    return ImageIndex.load(
-        find_split(options.data, "val"),
+    return open_split(
+        options.data,
+        "val",
         classes=None if record is None else record.class_names,
         labels=options.val_labels,
         class_map=options.class_map,
