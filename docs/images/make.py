@@ -1,7 +1,7 @@
-"""Make the pictures of README and docs from the demo: `python docs/images/make.py RUN`, after `rsbdali train a3 --demo`.
+"""Make the pictures of README and docs from the demo: `python docs/images/make.py RUN`, behind `rsbdali train --demo`.
 
-preview.png is what `rsbdali preview` draws, at half its size and in 128 colors; augmentations.png is a row of it for each
-of some augmentations; report.svg holds four charts of the page that `rsbdali report` writes, in the page's light colors.
+preview.png is what `rsbdali preview` draws, at half its size and in 128 colors; augmentations.png is a row of it for
+each of some augmentations; report.svg has four charts of the page that `rsbdali report` writes, in its light colors.
 """
 
 import re
@@ -58,7 +58,7 @@ def draw_augmentations(data: str, out: Path) -> None:
 def draw_report(run: Path, out: Path) -> None:
     """Two by two charts, each with its title."""
     page = report(read_runs([run]))
-    charts = dict(re.findall(r"<figure><figcaption>([^<]*).*?</figcaption>(<svg .*?</svg>)", page, re.S))
+    charts = dict(re.findall(r"<figure><figcaption>([^<]*?) ?(?:<span>.*?)?</figcaption>(<svg .*?</svg>)", page, re.S))
     parts = []
     for k, title in enumerate(SHOWN):
         x, y = MARGIN + k % 2 * (WIDTH + MARGIN), MARGIN + k // 2 * (HEIGHT + TITLE + MARGIN)

@@ -307,6 +307,8 @@ def _object(dataset: Any) -> Any:
 
 
 def _threads(num_workers: int | None) -> int | None:
+    if num_workers is not None and num_workers < 0:
+        raise RecipeError(f"num_workers={num_workers}: expected 0 or more CPU threads")
     return None if num_workers is None else max(1, num_workers)
 
 

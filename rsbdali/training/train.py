@@ -28,12 +28,12 @@ from rsbdali.distributed.launch import NPROC, exit_code
 from rsbdali.distributed.shares import uneven_shares
 from rsbdali.distributed.world import World
 from rsbdali.environment import versions
-from rsbdali.errors import LostRankError
+from rsbdali.errors import LostRankError, RsbdaliError
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.loader.decode_mode import choose_decode, resumed_decode
 from rsbdali.loader.eval import eval_batch_size
 from rsbdali.loader.tuned import DEFAULT_PREFETCH, LoaderSettings
-from rsbdali.progress_bar import counting
+from rsbdali.progress_bar import counting, waiting
 from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import CheckpointManager, Saved, find_saved, resume_from
 from rsbdali.runs.claim import claimed
@@ -117,6 +117,12 @@ class TrainOptions:
     rank_timeout: float = process_group.TIMEOUT.total_seconds() / 60
     prepare: Callable[[], object] | None = None
     loggers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("eval_batch_size", 1), ("max_bad_images", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RsbdaliError(f"{name}={value}: expected at least {least}")
 
     @property
     def acceleration(self) -> Acceleration:
@@ -207,7 +213,7 @@ def train(options: TrainOptions) -> TrainSummary:
         with pinned(world, device, enabled=options.affinity) as threads:
             chosen = _with_decoding(_with_tuned(options, tuned, saved), saved, train_index, world, device, threads)
             with (
-                closing(on_all_ranks(lambda: _train_loader(chosen, train_index, *place, threads, tuned))) as loader,
+                closing(on_all_ranks(lambda: _started(chosen, train_index, *place, threads, tuned))) as loader,
                 closing(on_all_ranks(lambda: _eval_loader(chosen, val_index, *place, threads))) as eval_loader,
                 kernel_policy(device, deterministic=options.deterministic),
             ):
@@ -258,6 +264,12 @@ def _folder(options: TrainOptions, world: World, held: ExitStack) -> Path:
     if not world.is_rank_zero:
         return Path()
     return held.enter_context(claimed(options.output, options.experiment, options.recipe, resume=options.resume))
+
+
+def _started(options: TrainOptions, index: ImageIndex, world: World, *place: Any) -> TrainLoader:
+    """The training loader, whose first start compiles code, which may take a minute."""
+    with waiting("start the loader") if world.is_rank_zero else nullcontext():
+        return _train_loader(options, index, world, *place)
 
 
 def _tuned(options: TrainOptions, saved: Saved | None, world: World, device: torch.device) -> LoaderSettings | None:
