@@ -513,11 +513,17 @@ def test_docs_tables_name_every_argument() -> None:
 
 def test_docs_code_runs(image_tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     image_tree(classes=3, per_class=2, split="val")
-    folder = str(image_tree(classes=3, per_class=3).parent)
+    folder = str(image_tree(classes=3, per_class=6).parent)
     text = (Path(__file__).parents[1] / "docs" / "LOADER.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 5
-    small = {'"IMAGENET"': repr(folder), "batch_size=512": "batch_size=4", "range(100)": "range(1)"}
+    assert len(blocks) == 10
+    small = {
+        '"IMAGENET': f'"{folder}',
+        ", 160, 512": ", 24, 4",
+        "batch_size=512": "batch_size=4",
+        '"batch_size": 512': '"batch_size": 4',
+        "range(100)": "range(1)",
+    }
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     names: dict[str, Any] = {}
     for block in blocks:

@@ -126,7 +126,7 @@ class ImageIndex:
 
     @cached_property
     def digest(self) -> str:
-        """Fingerprint of paths, labels and sizes (pixels and bytes), in hex; of shards and lists the same as of files."""
+        """Fingerprint of paths, labels and sizes (pixels and bytes), in hex; the same for all sources."""
         if len(self.canonical_N):
             return self.subset(self.canonical_N).digest
         digest = hashlib.blake2b(self.path_bytes.tobytes(), digest_size=16)
