@@ -14,6 +14,7 @@ import numpy as np
 import nvidia.dali  # noqa: F401 - handlers run last in, first out: DALI's must be there before ours
 import torch
 
+from rsbdali.data.intervals import RawRegion
 from rsbdali.distributed.devices import to_device
 from rsbdali.plan.planner import BatchPlan
 
@@ -67,6 +68,10 @@ class ImageSource(Protocol):
 
     def read_bytes(self, i: int) -> np.ndarray:
         """An encoded image that DALI may see: uint8, shape (length,). From any thread; see `ImageIndex`."""
+        ...
+
+    def read_region(self, i: int, window: tuple[int, int, int, int]) -> RawRegion | None:
+        """What a window (y, x, h, w) of image i needs of its bytes; None where all of them are read."""
         ...
 
     def read_copy(self, i: int) -> np.ndarray:

@@ -11,9 +11,9 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
 from rsbdali.errors import UnreadableImage
-from rsbdali.pipelines.encoded import read_images
 from rsbdali.pipelines.executor import ImageSource
 from rsbdali.pipelines.forks import abandoned_in_children, check_process
+from rsbdali.pipelines.host.regions import read_windows
 
 
 class _DecodeError(RuntimeError):
@@ -53,14 +53,15 @@ class WindowDecoder:
         Raises:
             DataError: the source of the images does not answer.
         """
-        found: list[Any] = read_images(index, sample_M)
+        read, inside_M4 = read_windows(index, sample_M, window_M4)
+        found: list[Any] = list(read)
         kept_K = [k for k, encoded in enumerate(found) if not isinstance(encoded, str)]
         if not kept_K:
             return found
         try:
-            windows = self.decode([found[k] for k in kept_K], window_M4[kept_K])
+            windows = self.decode([found[k] for k in kept_K], inside_M4[kept_K])
         except _DecodeError:
-            windows = [self._read_one(index, sample_M[k], found[k], window_M4[k : k + 1]) for k in kept_K]
+            windows = [self._read_one(index, sample_M[k], found[k], inside_M4[k], window_M4[k]) for k in kept_K]
         for k, window in zip(kept_K, windows, strict=True):
             found[k] = window
         return found
@@ -78,13 +79,13 @@ class WindowDecoder:
         return [np.asarray(windows[i]) for i in range(len(encoded))]
 
     def _read_one(
-        self, index: ImageSource, sample: int, encoded: np.ndarray, window_14: np.ndarray
+        self, index: ImageSource, sample: int, encoded: np.ndarray, inside_4: np.ndarray, window_4: np.ndarray
     ) -> np.ndarray | str:
         try:
-            return self.decode([encoded], window_14)[0]
+            return self.decode([encoded], inside_4[None])[0]
         except _DecodeError:
             try:
-                return self.decode([index.read_copy(sample)], window_14)[0]
+                return self.decode([index.read_copy(sample)], window_4[None])[0]
             except UnreadableImage as error:
                 return str(error)
 

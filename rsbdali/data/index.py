@@ -20,6 +20,8 @@ import numpy as np
 from rsbdali.data import cache
 from rsbdali.data.header import ImageFlags
 from rsbdali.data.image_parser import parse
+from rsbdali.data.interval_table import IntervalTable, load_intervals
+from rsbdali.data.intervals import RawRegion, byte_ranges, region
 from rsbdali.data.labels import labels_of, read_class_map
 from rsbdali.data.levels import refuse_other_level
 from rsbdali.data.rgb_copy import PillowError, png_size, rgb_copy
@@ -56,6 +58,7 @@ class ImageIndex:
         path_end_N: int64, where each path ends in `path_bytes`.
         shard_N: int32, place in `shards`; empty where every image is a file or an object.
         offset_N: int64, first byte within the shard (in Parquet the row); empty as well.
+        intervals: where restart intervals are, of images that were packed to be read in part; None where none were.
         name: the source as text: the folder, the pattern of its shards, its URL.
         shards: files that hold many images each, relative to the root.
         bad: files left out.
@@ -77,6 +80,7 @@ class ImageIndex:
     reader: Reader = field(repr=False)
     shard_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     offset_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    intervals: IntervalTable | None = field(default=None, repr=False)
     name: str = ""
     shards: tuple[str, ...] = ()
     bad: tuple[InvalidFile, ...] = ()
@@ -139,6 +143,19 @@ class ImageIndex:
         if not self.flags_N[i] & ImageFlags.CONVERT and self._parses(i, stored):
             return np.frombuffer(stored, np.uint8)
         return self._copy(i, stored)
+
+    def read_region(self, i: int, window: tuple[int, int, int, int]) -> RawRegion | None:
+        """What a window (y, x, h, w) of image i needs of its bytes; None where all of them are read.
+
+        Raises:
+            UnreadableImage, SourceError: as `read_bytes`.
+        """
+        found = self.intervals.of(i) if self.intervals is not None else None
+        if found is None:
+            return None
+        part = region(int(self.width_N[i]), int(self.height_N[i]), found.sampling, len(found.length_K) - 1, window)
+        encoded = self.reader.read_parts(self._place(i), byte_ranges(found.length_K, part))
+        return RawRegion(encoded, found.length_K, part)
 
     def read_copy(self, i: int) -> np.ndarray:
         """PNG of Pillow's RGB pixels of image i, for what DALI does not decode: uint8, shape (length,).
@@ -313,6 +330,7 @@ def _index(
         classes=names,
         shards=scan.shards,
         reader=reader_of(scan, place, folder),
+        intervals=None if place.is_url else load_intervals(folder, scan),
         bad=tuple(InvalidFile(join(path), reason) for path, reason in scan.bad),
         cache_dir=cache_dir,
         notes=scan.notes,

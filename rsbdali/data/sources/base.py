@@ -92,6 +92,14 @@ class Reader(Protocol):
         """
         ...
 
+    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Some parts of one image, given as (first byte, bytes), one behind the other: uint8, shape (length,).
+
+        Raises:
+            UnreadableImage, SourceError: as `read`; the image ends before a part does.
+        """
+        ...
+
     def fetch_ahead(self, places: Sequence[Place]) -> None:
         """Images that will be read soon, in that order; a source far away starts on them in the background."""
         ...

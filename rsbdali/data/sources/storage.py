@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from rsbdali.data.sources.base import Place
 from rsbdali.errors import DataError, UnreadableImage
 
@@ -229,6 +231,11 @@ class RangeReader:
         if len(data) < place.nbytes:
             raise UnreadableImage(f"{name} is cut short: {len(data)} of {place.nbytes} bytes are there")
         return data
+
+    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]]) -> np.ndarray:
+        """See `Reader`."""
+        pieces = [self.read(place._replace(offset=place.offset + start, nbytes=count)) for start, count in parts]
+        return np.frombuffer(bytearray().join(pieces), np.uint8)
 
     def fetch_ahead(self, places: Sequence[Place]) -> None:
         """Nothing: the kernel reads ahead."""
