@@ -83,26 +83,35 @@ def measure_ways(indexes: dict[str, ImageIndex], recipe: Recipe, rounds: int, th
 
 
 def measure_splice(index: ImageIndex, recipe: Recipe, rounds: int) -> dict[str, Any]:
-    """CPU-µs of the splice alone, and the share of the bytes that is read and decoded."""
-    splice = find_splice()
-    plan = Planner(index.width_N, index.height_N, recipe).group(0, 0, 0)
-    if splice is None or index.intervals is None:
+    """CPU-µs of finding and splicing the intervals, without reading, and the share of the bytes that is used."""
+    loops, plan = find_splice(), Planner(index.width_N, index.height_N, recipe).group(0, 0, 0)
+    if loops is None or index.intervals is None:
         raise DataError(f"{index.name}: no image can be read in part: pack it with --seekable")
-    windows = zip(plan.sample_N.tolist(), plan.crop_N4.tolist(), strict=True)
-    raws = {i: raw for i, window in windows if (raw := index.read_region(i, tuple(window))) is not None}
+    images = list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]()
+    read = whole = 0
+    for i, window in zip(plan.sample_N.tolist(), plan.crop_N4.tolist(), strict=True):
+        if (found := index.intervals_of(i)) is None:
+            continue
+        field_F = np.zeros(loops.FIELDS, np.int64)
+        field_F[:8] = *window, index.height_N[i], index.width_N[i], *found.sampling
+        loops.locate(found.length_K, field_F)
+        parts = (0, int(found.length_K[0])), (int(field_F[loops.START]), int(field_F[loops.BYTES]))
+        raw_B, out_B = np.empty((2, parts[0][1] + parts[1][1]), np.uint8)
+        index.read_parts(i, parts, raw_B)
+        images.append((raw_B, found.length_K, field_F, out_B))
+        read, whole = read + len(raw_B), whole + int(index.nbytes_N[i])
     us = []
     for _ in range(rounds):
         begin = time.process_time()
-        for raw in list(raws.values()) * SPLICES:
-            splice(raw)
-        us.append((time.process_time() - begin) / len(raws) / SPLICES * 1e6)
-    whole = sum(int(index.nbytes_N[i]) for i in raws)
-    small = [splice(raw) for raw in raws.values()]
+        for raw_B, length_K, field_F, out_B in images * SPLICES:
+            loops.locate(length_K, field_F)
+            loops.splice(raw_B, length_K, field_F, out_B)
+        us.append((time.process_time() - begin) / len(images) / SPLICES * 1e6)
     return {
         "cpu_us_per_image": _spread(us),
-        "read_share": sum(len(raw.encoded) for raw in raws.values()) / whole,
-        "decoded_share": sum(len(jpeg) for jpeg in small if jpeg is not None) / whole,
-        "intervals": statistics.mean(len(raw.length_K) - 1 for raw in raws.values()),
+        "read_share": read / whole,
+        "decoded_share": sum(loops.splice(*image) for image in images) / whole,
+        "intervals": statistics.mean(len(length_K) - 1 for _, length_K, _, _ in images),
     }
 
 

@@ -13,7 +13,7 @@ from nvidia.dali import fn, pipeline_def, types
 from rsbdali.errors import UnreadableImage
 from rsbdali.pipelines.executor import ImageSource
 from rsbdali.pipelines.forks import abandoned_in_children, check_process
-from rsbdali.pipelines.host.regions import read_windows
+from rsbdali.pipelines.host.regions import RegionReader
 
 
 class _DecodeError(RuntimeError):
@@ -35,6 +35,7 @@ class WindowDecoder:
         self._pipe = _graph(batch_size=rows, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_dynamic=True)
         self._pipe.build()
         abandoned_in_children(self._pipe)
+        self._reader = RegionReader()
 
     def read(self, index: ImageSource, sample_M: Sequence[int], window_M4: np.ndarray) -> list[np.ndarray | str]:
         """Read M images and decode a window of each.
@@ -53,7 +54,7 @@ class WindowDecoder:
         Raises:
             DataError: the source of the images does not answer.
         """
-        read, inside_M4 = read_windows(index, sample_M, window_M4)
+        read, inside_M4 = self._reader.read(index, sample_M, window_M4)
         found: list[Any] = list(read)
         kept_K = [k for k, encoded in enumerate(found) if not isinstance(encoded, str)]
         if not kept_K:

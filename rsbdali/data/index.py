@@ -21,7 +21,7 @@ from rsbdali.data import cache
 from rsbdali.data.header import ImageFlags
 from rsbdali.data.image_parser import parse
 from rsbdali.data.interval_table import IntervalTable, load_intervals
-from rsbdali.data.intervals import RawRegion, byte_ranges, region
+from rsbdali.data.intervals import Intervals
 from rsbdali.data.labels import labels_of, read_class_map
 from rsbdali.data.levels import refuse_other_level
 from rsbdali.data.rgb_copy import PillowError, png_size, rgb_copy
@@ -144,18 +144,17 @@ class ImageIndex:
             return np.frombuffer(stored, np.uint8)
         return self._copy(i, stored)
 
-    def read_region(self, i: int, window: tuple[int, int, int, int]) -> RawRegion | None:
-        """What a window (y, x, h, w) of image i needs of its bytes; None where all of them are read.
+    def intervals_of(self, i: int) -> Intervals | None:
+        """The restart intervals of image i; None where it is read as a whole."""
+        return self.intervals.of(i) if self.intervals is not None else None
+
+    def read_parts(self, i: int, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
+        """Read some parts of the stored bytes of image i, given as (first byte, bytes), one behind the other.
 
         Raises:
             UnreadableImage, SourceError: as `read_bytes`.
         """
-        found = self.intervals.of(i) if self.intervals is not None else None
-        if found is None:
-            return None
-        part = region(int(self.width_N[i]), int(self.height_N[i]), found.sampling, len(found.length_K) - 1, window)
-        encoded = self.reader.read_parts(self._place(i), byte_ranges(found.length_K, part))
-        return RawRegion(encoded, found.length_K, part)
+        self.reader.read_parts(self._place(i), parts, out_B)
 
     def read_copy(self, i: int) -> np.ndarray:
         """PNG of Pillow's RGB pixels of image i, for what DALI does not decode: uint8, shape (length,).

@@ -23,7 +23,6 @@ import numpy as np
 
 BLOCK = 8
 MARKER_BYTES = 2
-LEAST_WIDTH = 5  # libjpeg-turbo interpolates no chroma of images of up to 4 pixels
 MOST_BYTES = 0xFFFF  # of an interval, and of a header
 
 
@@ -37,77 +36,6 @@ class Intervals(NamedTuple):
 
     sampling: tuple[int, int]
     length_K: np.ndarray
-
-
-class Region(NamedTuple):
-    """The intervals that hold a window.
-
-    Attributes:
-        line: first line of MCUs.
-        lines: how many of them.
-        first: first interval of each line.
-        count: how many of them.
-        per_line: intervals in a line of the image.
-        y, x: pixel at which the region begins in the image.
-        height, width: pixels of the region.
-    """
-
-    line: int
-    lines: int
-    first: int
-    count: int
-    per_line: int
-    y: int
-    x: int
-    height: int
-    width: int
-
-
-def region(
-    width: int, height: int, sampling: tuple[int, int], intervals: int, window: tuple[int, int, int, int]
-) -> Region:
-    """The intervals under a window.
-
-    Args:
-        width: pixels of the image.
-        height: pixels of the image.
-        sampling: horizontal and vertical blocks of luma in an MCU.
-        intervals: of the image.
-        window: (y, x, h, w) in pixels, within the image.
-    """
-    y, x, h, w = window
-    mcu_height, lines = BLOCK * sampling[1], -(-height // (BLOCK * sampling[1]))
-    per_line = intervals // lines
-    interval_width = -(-width // (BLOCK * sampling[0])) // per_line * BLOCK * sampling[0]
-    line, end_line = max(0, (y - 1) // mcu_height), min(lines, (y + h) // mcu_height + 1)
-    first, end = max(0, (x - 1) // interval_width), min(per_line, (x + w) // interval_width + 1)
-    if first and min(width, end * interval_width) - first * interval_width < LEAST_WIDTH:
-        first -= 1
-    top, left = line * mcu_height, first * interval_width
-    bottom, right = min(height, end_line * mcu_height), min(width, end * interval_width)
-    return Region(line, end_line - line, first, end - first, per_line, top, left, bottom - top, right - left)
-
-
-class RawRegion(NamedTuple):
-    """Header and lines of an image, as its file has them.
-
-    Attributes:
-        encoded: uint8, the header and behind it the region's lines of MCUs.
-        length_K: see `Intervals`.
-        region: which part that is.
-    """
-
-    encoded: np.ndarray
-    length_K: np.ndarray
-    region: Region
-
-
-def byte_ranges(length_K: np.ndarray, part: Region) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(first byte, bytes) of the header and of a region's lines of MCUs."""
-    first = 1 + part.line * part.per_line
-    start = int(length_K[:first].sum(dtype=np.int64))
-    count = int(length_K[first : first + part.lines * part.per_line].sum(dtype=np.int64))
-    return (0, int(length_K[0])), (start, count)
 
 
 def find_intervals(encoded: bytes) -> Intervals | None:

@@ -92,8 +92,8 @@ class Reader(Protocol):
         """
         ...
 
-    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Some parts of one image, given as (first byte, bytes), one behind the other: uint8, shape (length,).
+    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
+        """Read some parts of one image, given as (first byte, bytes), one behind the other into uint8 (length,).
 
         Raises:
             UnreadableImage, SourceError: as `read`; the image ends before a part does.

@@ -180,21 +180,20 @@ class FileReader:
         except OSError as error:
             raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 
-    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]]) -> np.ndarray:
+    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
         """See `Reader`."""
-        out, at = np.empty(sum(count for _, count in parts), np.uint8), 0
+        at = 0
         try:
             descriptor = os.open(os.path.join(self._root, place.path), READ)
             try:
                 for start, count in parts:
-                    at += os.preadv(descriptor, [out[at : at + count]], start)
+                    at += os.preadv(descriptor, [out_B[at : at + count]], start)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise UnreadableImage(f"cannot be read: {error.strerror}") from error
-        if at < len(out):
-            raise UnreadableImage(f"cut short: {at} of {len(out)} bytes are there")
-        return out
+        if at < len(out_B):
+            raise UnreadableImage(f"cut short: {at} of {len(out_B)} bytes are there")
 
     def fetch_ahead(self, places: Sequence[Place]) -> None:
         """Nothing: the kernel reads ahead."""

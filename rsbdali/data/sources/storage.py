@@ -232,10 +232,13 @@ class RangeReader:
             raise UnreadableImage(f"{name} is cut short: {len(data)} of {place.nbytes} bytes are there")
         return data
 
-    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]]) -> np.ndarray:
+    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
         """See `Reader`."""
-        pieces = [self.read(place._replace(offset=place.offset + start, nbytes=count)) for start, count in parts]
-        return np.frombuffer(bytearray().join(pieces), np.uint8)
+        at = 0
+        for start, count in parts:
+            part = self.read(place._replace(offset=place.offset + start, nbytes=count))
+            out_B[at : at + count] = np.frombuffer(part, np.uint8)
+            at += count
 
     def fetch_ahead(self, places: Sequence[Place]) -> None:
         """Nothing: the kernel reads ahead."""
