@@ -7,7 +7,7 @@ SOURCES := rsbdali pipelines recipes bench tests examples docs/dali_reports
 # Two processes, one OpenMP thread each: more only fight for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --hypothesis-profile=ci
 
-.PHONY: demo check test coverage lint clean
+.PHONY: demo check test test-oldest test-newest suite coverage lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rsbdali train --recipe a3 --demo
@@ -22,6 +22,21 @@ test: $(VENV)/.installed-test lint
 # Apart from `test`, since tracing every line slows the tests down.
 coverage: $(VENV)/.installed-test
 	$(PYTEST) --cov=rsbdali --cov-report=term:skip-covered
+
+# By hand, each in an environment of its own: all lower bounds of setup.cfg at once; the newest of everything it allows.
+test-oldest:
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(PYTHON) tests/helpers/lower_bounds.py setup.cfg > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet -c $(VENV)-oldest/constraints.txt -e '.[test]'
+	$(MAKE) suite VENV=$(VENV)-oldest
+
+test-newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[test]'
+	$(MAKE) suite VENV=$(VENV)-newest
+
+suite:
+	$(PYTEST)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check $(SOURCES)
@@ -42,4 +57,4 @@ $(VENV)/.installed-test: setup.cfg pyproject.toml | $(BIN)/python
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

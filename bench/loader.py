@@ -38,7 +38,7 @@ from rsbdali.bench.report.presence import busy_warning
 from rsbdali.bench.report.terminal import print_report
 from rsbdali.bench.report.verdict import Loader, Model, verdict
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.environment import machine_record, write_record
 from rsbdali.errors import RecipeError
@@ -63,7 +63,8 @@ class BenchOptions:
         device: `cpu`, `cuda`, or `auto`.
         seconds: length of one measured window.
         rounds: how often each candidate is measured.
-        executor: of our loader: auto, graph or host.
+        decode: of our loader: auto, gpu, gpu-roi or cpu.
+        hw_decoder_load: of our loader.
         peers: names of `peers.PEERS`.
         stages: measure the stage breakdown too.
         against: a timm model whose training step is measured, None for none.
@@ -78,7 +79,8 @@ class BenchOptions:
     device: str = "auto"
     seconds: float = 5.0
     rounds: int = 5
-    executor: str = "auto"
+    decode: str = "auto"
+    hw_decoder_load: float | None = None
     peers: tuple[str, ...] = ()
     stages: bool = False
     against: str | None = None
@@ -140,7 +142,7 @@ def _check(options: BenchOptions) -> None:
 
 
 def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
-    index = ImageIndex.load(find_images(options.data))
+    index = open_split(options.data, "any")
     root, copies = enough_images(index, options.batch_size, scratch)
     if copies > 1:
         say(f"{len(index)} images are few: each is read {copies} times an epoch, from the page cache")
@@ -152,7 +154,8 @@ def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
         batch_size=options.batch_size,
         workers=options.workers or default_threads(),
         device=str(resolve_device(options.device)),
-        executor=options.executor,
+        decode=options.decode,
+        hw_decoder_load=options.hw_decoder_load,
     )
     ImageIndex.load(root, cache_dir=scratch / "cache")  # once, for all candidates
     report = partial(_report, options, spec, len(index), copies)
@@ -311,7 +314,8 @@ def _config(options: BenchOptions, spec: FeedSpec, images: int, copies: int) -> 
         "batch_size": spec.batch_size,
         "workers": spec.workers,
         "device": spec.device,
-        "executor": spec.executor,
+        "decode": spec.decode,
+        "hw_decoder_load": spec.hw_decoder_load,
         "seconds": options.seconds,
         "rounds": options.rounds,
         "data": str(options.data),

@@ -185,7 +185,7 @@ def test_a_run_does_not_go_on_from_what_does_not_fit(saved: Path, recipe: Recipe
 
     refuse(fakes.recipe(model="test_efficientnet"), "cannot be resumed with model test_resnet → test_efficientnet: set")
     refuse(recipe, r"is of other classes \(4 there, 5 here\)", classes=5)
-    refuse(recipe, "mix_groups 2 → 8: set mix_groups=2 and use a number of processes that divides it", groups=8)
+    refuse(recipe, "mix_groups 2 → 8: set mix_groups=2 and use no more processes than that", groups=8)
     refuse(recipe, "middle of an epoch of 3 steps", steps=4)
     refuse(fakes.recipe(opt="sgd"), "cannot be resumed with opt lamb → sgd: set opt=lamb, or start a new run")
     with pytest.raises(CheckpointError, match="not of rsbdali train: use --initial-checkpoint"):

@@ -1,5 +1,6 @@
 """The command line: its surface is frozen here, mistakes end in one line and exit code 2, the commands run for real."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -14,28 +15,34 @@ from click.testing import CliRunner
 from rsbdali.cli import main
 from rsbdali.cli.main import cli
 from rsbdali.cli.options import parse_overrides
+from rsbdali.cli.recipe_keys import HELP, HINTS, RecipeKey
 from rsbdali.errors import RecipeError
+from rsbdali.recipe import Recipe
 
+# each command's options by their first long name, recipe keys left out: KEYED holds the commands that take those
 SURFACE = {
-    "bench-loader": "--against --batch-size --data --device --executor --json --peers --recipe --report --rounds "
-    "--seconds --set --stages --workers",
-    "bench-step": "--batch-size --cuda-graph --device --json --peers --recipe --rounds --seconds --set --torch-compile",
-    "demo-data": "FOLDER --seed",
-    "doctor": "--data",
+    "bench-loader": "--against --batch-size --data --decode --device --hw-decoder-load --json --peers --recipe "
+    "--report --rounds --seconds --stages --workers RECIPE_NAME",
+    "bench-step": "--batch-size --cuda-graph --device --json --peers --recipe --rounds --seconds --torch-compile "
+    "RECIPE_NAME",
+    "completion": "SHELL",
+    "demo-data": "--out --seed",
+    "doctor": "--data --json",
     "export": "--checkpoint --ema --format --out",
     "index": "--bad-list --class-map --rebuild --val-labels --workers FOLDER",
-    "pack": "FOLDER OUT --max-size --shards --val-labels --workers",
-    "preview": "--data --draws --executor --images --out --recipe --set",
+    "pack": "--max-size --out --shards --val-labels --workers FOLDER",
+    "preview": "--data --draws --images --out --recipe RECIPE_NAME",
     "recipe list": "",
-    "recipe show": "--as --set --world-size NAME",
+    "recipe show": "--as --world-size RECIPE_NAME",
     "replay": "--data --device --epoch --images --out --run --step",
-    "report": "--output RUNS",
-    "train": "--affinity --checkpoint-every --class-map --cuda-graph --data --demo --deterministic --device "
-    "--executor --experiment --initial-checkpoint --log --max-bad-images --nproc --on-nan --output "
-    "--pretrained --rank-timeout --recipe --resume --set --torch-compile --val-labels --workers",
-    "validate": "--batch-size --checkpoint --class-map --data --device --model --pretrained --recipe --set "
+    "report": "--out RUNS",
+    "train": "--affinity --batch-size --checkpoint-every --class-map --cuda-graph --data --decode --demo --deterministic "
+    "--device --experiment --hw-decoder-load --initial-checkpoint --log --max-bad-images --nproc --on-nan --out "
+    "--pretrained --rank-timeout --recipe --resume --torch-compile --val-labels --workers RECIPE_NAME",
+    "validate": "--batch-size --checkpoint --class-map --data --device --model --pretrained --recipe "
     "--val-labels --workers",
 }
+KEYED = {"bench-loader", "bench-step", "preview", "recipe show", "train", "validate"}
 
 
 def surface(group: click.Group, prefix: str = "") -> dict[str, str]:
@@ -44,9 +51,19 @@ def surface(group: click.Group, prefix: str = "") -> dict[str, str]:
         if isinstance(command, click.Group):
             found.update(surface(command, f"{prefix}{name} "))
         else:
-            words = [p.opts[0] if isinstance(p, click.Option) else str(p.name).upper() for p in command.params]
+            words = [first_long(p) for p in command.params if not is_of_recipe(p)]
             found[prefix + name] = " ".join(sorted(words))
     return found
+
+
+def first_long(param: click.Parameter) -> str:
+    if not isinstance(param, click.Option):
+        return str(param.name).upper()
+    return next(name for name in param.opts if name.startswith("--"))
+
+
+def is_of_recipe(param: click.Parameter) -> bool:
+    return isinstance(param, RecipeKey) or param.opts[0] in ("--set", "--help-recipe")
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -57,6 +74,19 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_the_surface_is_frozen() -> None:
     """A flag that appears or goes is a decision: change SURFACE with it, and CHANGELOG.md."""
     assert surface(cli) == {name: " ".join(sorted(words.split())) for name, words in SURFACE.items()}
+
+
+def test_every_recipe_key_is_an_option_with_help() -> None:
+    """A key that comes gets its line in HELP. `validate` has another `--model`."""
+    names = {f"--{name.replace('_', '-')}" for name in Recipe().to_dict()} - {"--reported"}
+    assert set(HELP) == set(HINTS)
+    for name in KEYED:
+        target: click.Command = cli
+        for word in name.split():
+            assert isinstance(target, click.Group)
+            target = target.commands[word]
+        keys = {param.opts[0] for param in target.params if isinstance(param, RecipeKey)}
+        assert keys == names - ({"--model"} if name == "validate" else set())
 
 
 @pytest.mark.parametrize("command", [[], *([*name.split()] for name in SURFACE)])
@@ -174,5 +204,7 @@ def test_train_and_validate_in_processes_of_their_own(image_tree: Callable[..., 
     validated = run("validate", *common, "--checkpoint", out / "run" / "last.pth.tar")
     assert validated.returncode == 0, validated.stderr
     assert "over 9 images" in validated.stdout
-    loss = validated.stdout.split("loss ")[1].split()[0]
-    assert f"eval loss {loss}" in trained.stderr  # to the last digit that is printed, on a CPU
+    loss = float(validated.stdout.split("CE ")[1].split()[0])
+    assert f"CE {loss:#.4g}" in trained.stderr  # to the last digit that is printed, on a CPU
+    last = list(csv.DictReader((out / "run/summary.csv").open()))[-1]
+    assert float(last["eval_loss"]) == pytest.approx(loss, rel=1e-6)

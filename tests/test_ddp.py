@@ -37,12 +37,12 @@ def wait_for_steps(folder: Path, process: Any) -> None:
         assert process.exitcode is None
 
 
-def compare_states(alone: dict[str, Any], shared: dict[str, Any]) -> None:
+def compare_states(alone: dict[str, Any], shared: dict[str, Any], atol: float = 1e-6) -> None:
     for name, value in alone["state_dict"].items():
         if "running" in name or "num_batches" in name:
-            continue  # each rank sees half of the groups: running statistics are averaged, not equal
+            continue  # each rank sees some of the groups: running statistics are averaged, not equal
         # gradients are summed in another order
-        torch.testing.assert_close(shared["state_dict"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(shared["state_dict"][name], value, rtol=1e-4, atol=atol, msg=name)
     assert alone["last"]["n"] == shared["last"]["n"] == 40
 
 
@@ -53,16 +53,19 @@ def alone(tmp_path: Path) -> Path:
     return tmp_path / "one"
 
 
-def test_two_ranks_train_as_one_does(tmp_path: Path, alone: Path) -> None:
-    folder = tmp_path / "two"
-    with ranks.Ranks(tmp_path, 2, ranks.toy, folder, 2, *TOY) as two:
-        assert two.codes() == [0, 0], two.texts()
-        texts = two.texts()
+@pytest.mark.parametrize("size", [2, 3])  # three own 2, 1, 1 of the four groups
+def test_ranks_train_as_one_does(tmp_path: Path, alone: Path, size: int) -> None:
+    folder = tmp_path / "several"
+    with ranks.Ranks(tmp_path, size, ranks.toy, folder, 2, *TOY) as several:
+        assert several.codes() == [0] * size, several.texts()
+        texts = several.texts()
     assert "epoch 1/2" in texts[0]  # rank 0 talks
-    assert texts[1] == ""  # rank 1 does not
+    assert texts[1:] == [""] * (size - 1)  # the others do not
     # BatchNorm sees a mix group at a time in any world, so the losses are those of one process but for rounding
     assert losses(folder) == pytest.approx(losses(alone), rel=1e-4)
-    compare_states(*(torch.load(path / "state.pt", weights_only=True) for path in (alone, folder)))
+    states = [torch.load(path / "state.pt", weights_only=True) for path in (alone, folder)]
+    # thirds are rounded from the first step on, and in the fourth a ReLU or two is on the other side of zero
+    compare_states(*states, atol=1e-6 if size == 2 else 5e-5)
     assert (folder / "model_best.pth.tar").exists()
 
 
@@ -148,7 +151,7 @@ def test_ddp_global_batches_are_the_same_for_every_world(image_tree: Callable[..
     recipe = Recipe.load("a3", values)
     alone = global_batches(index, recipe, world_size=1)
     assert len(alone) == 2 * STEPS * GROUPS
-    for world_size in (2, 4):
+    for world_size in (2, 3, 4):
         shared = global_batches(index, recipe, world_size)
         assert shared.keys() == alone.keys()
         for place, (images, *labels) in alone.items():
@@ -169,7 +172,7 @@ def global_batches(
             loader.set_epoch(epoch)
             for _, b in zip(range(STEPS * loader.groups_per_step), loader, strict=False):
                 batch = b.images.clone(), b.label_N, b.partner_label_N, b.lam_N
-                assert b.group % world_size == rank  # position p goes to rank p mod W, as timm's samplers have it
+                assert b.group % world_size == rank  # where W divides the groups: position p to rank p mod W, as timm
                 found[b.epoch, b.step, b.group] = batch
         loader.close()
     return found

@@ -219,7 +219,7 @@ def test_resume_with_other_numbers_of_ranks_makes_the_same_plans(image_tree: Cal
     index = ImageIndex.load(image_tree(classes=2, per_class=12))
     recipe = Recipe.load("a3", {"img_size": 32, "global_batch_size": 8, "mix_groups": 4, "seed": 5})
     plans: dict[int, dict[int, list[Any]]] = {}
-    for size in (1, 2, 4):
+    for size in (1, 2, 3, 4):
         plans[size] = {}
         for rank in range(size):
             loader = TrainLoader(index, recipe, rank=rank, world_size=size, device="cpu", num_threads=1)
@@ -228,7 +228,7 @@ def test_resume_with_other_numbers_of_ranks_makes_the_same_plans(image_tree: Cal
                 assert batch.step == 2
                 plans[size][batch.group] = [v.tolist() for k, v in vars(batch.plan).items() if "_N" in k]
             loader.close()
-    assert plans[1] == plans[2] == plans[4]
+    assert plans[1] == plans[2] == plans[3] == plans[4]
     assert sorted(plans[1]) == [0, 1, 2, 3]
 
 

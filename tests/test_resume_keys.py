@@ -143,7 +143,7 @@ def files(t: Trainer) -> dict[str, Any]:
 
 def projected(t: Trainer) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(throughput, "_shipped_epochs", lambda name: t.recipe.epochs)
+        patch.setattr(Recipe, "is_reported", True)
         return throughput.projection(t.recipe, 3600)
 
 
@@ -408,7 +408,7 @@ def test_other_images(saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFix
     observe(rates, options(data, tmp_path, "end", resume=str(saved.end)))
     assert "goes on with a training set of other images than before: 24 then, 25 now" in caplog.text
     caplog.clear()
-    executor = dataclasses.replace(options(saved.data, tmp_path, "graph", resume=str(saved.mid)), executor="graph")
+    executor = dataclasses.replace(options(saved.data, tmp_path, "graph", resume=str(saved.mid)), decode="graph")
     observe(rates, executor)
     assert "not the same to the bit as before: their pixels come from the graph executor on cpu" in caplog.text
 

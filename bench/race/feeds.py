@@ -33,7 +33,8 @@ class FeedSpec:
         batch_size: images a batch.
         workers: CPU threads, or worker processes, that make batches.
         device: `cpu` or `cuda`.
-        executor: of our loader: auto, graph or host.
+        decode: of our loader (`loader.decode_mode`).
+        hw_decoder_load: likewise.
     """
 
     kind: str
@@ -43,7 +44,8 @@ class FeedSpec:
     batch_size: int
     workers: int
     device: str
-    executor: str = "auto"
+    decode: str = "auto"
+    hw_decoder_load: float | None = None
 
     def load_recipe(self) -> Recipe:
         """The recipe as an object."""
@@ -85,7 +87,8 @@ class RsbdaliFeed:
             spec.load_index(),
             spec.load_recipe(),
             device=spec.device,
-            executor=spec.executor,
+            decode=spec.decode,
+            hw_decoder_load=spec.hw_decoder_load,
             num_threads=spec.workers,
             prefetch=PREFETCH,
         )

@@ -60,6 +60,11 @@ class IntervalTable(NamedTuple):
         across, down = self.sampling_N2[i].tolist()
         return Intervals((across, down), self.files[file][self.start_N[i] : self.start_N[i] + self.count_N[i]])
 
+    def take(self, row_M: np.ndarray) -> "IntervalTable":
+        """The table of some of the images."""
+        columns = self.file_N[row_M], self.start_N[row_M], self.count_N[row_M], self.sampling_N2[row_M]
+        return IntervalTable(*columns, self.files)
+
 
 def path_key(path: bytes) -> int:
     """Key of an image in a folder, by its relative path."""

@@ -24,7 +24,7 @@ def _lightning() -> Any:
         except ModuleNotFoundError as error:
             if error.name is None or not name.startswith(error.name):
                 raise  # Lightning is there and lacks something
-    raise RsbdaliError("Lightning is not installed: pip install 'rsbdali[lightning]'")
+    raise RsbdaliError("Lightning is not installed: pip install lightning")
 
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ refused by name as soon as timm would do something with it. Its train.py's: a re
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -34,6 +34,8 @@ EVALUATION = {
     "crop_pct": "crop_pct",
 }
 """Argument → key of `Recipe`, in training and in evaluation; the others change nothing there, in timm neither."""
+
+RECIPE_ARGUMENTS = frozenset({*TRAINING, *EVALUATION})
 
 TIMM_DEFAULTS = {"train_interpolation": "bilinear", "interpolation": "bilinear", "crop_pct": 0.875}
 """What timm's `create_loader` does where an argument is not given and `Recipe` does something else."""
@@ -94,6 +96,40 @@ NO_BEARING = {
     "batch_schedule_spread": "only with input_size_choices, which is refused",
     "batch_schedule_random_mix": "only with input_size_choices, which is refused",
 }
+
+
+class OtherTimmArguments(TypedDict, total=False):
+    """The arguments of timm's loader in `REFUSED` and `NO_BEARING`, for type checkers; any value is looked at above."""
+
+    no_aug: bool
+    re_prob: float
+    train_crop_mode: str | None
+    vflip: float
+    color_jitter: float | tuple[float, ...] | None
+    grayscale_prob: float | None
+    gaussian_blur_prob: float | None
+    num_aug_splits: int
+    crop_mode: str | None
+    crop_border_pixels: int | None
+    tf_preprocessing: bool
+    fp16: bool
+    input_size_choices: Any
+    num_batches: int | None
+    worker_seeding: str
+    pin_memory: bool
+    persistent_workers: bool
+    use_multi_epochs_loader: bool
+    color_jitter_prob: float | None
+    re_mode: str
+    re_count: int
+    re_split: bool
+    batch_size_choices: Any
+    batch_choice_weights: Any
+    batch_choice_seed: Any
+    batch_choice_schedule: Any
+    batch_schedule_epochs: Any
+    batch_schedule_spread: Any
+    batch_schedule_random_mix: Any
 
 
 def refuse(others: Mapping[str, Any], *, is_training: bool, randaugment: bool, honored: Iterable[str]) -> None:

@@ -41,7 +41,12 @@ def epoch_order(n: int, seed: int, epoch: int, repeats: int = 1, world_size: int
     Returns:
         int64 array of image indices; `[rank::world_size]` is what that rank's timm sampler yields.
     """
-    order = permutation(n, seed, epoch)
+    return repeat_order(permutation(n, seed, epoch), repeats, world_size)
+
+
+def repeat_order(order: np.ndarray, repeats: int, world_size: int = 1) -> np.ndarray:
+    """`epoch_order` of any order of n images."""
+    n = len(order)
     if repeats <= 1:
         # DistributedSampler with drop_last: as many whole rounds of W as fit
         return order[: n // world_size * world_size]

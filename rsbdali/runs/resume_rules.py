@@ -20,7 +20,7 @@ import timm
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import AT_ONCE, NEXT_EPOCH, REFUSED, OnResume, Recipe
 
-ALSO = {"mix_groups": " and use a number of processes that divides it"}
+ALSO = {"mix_groups": " and use no more processes than that"}
 
 
 @dataclass(frozen=True)

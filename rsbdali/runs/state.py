@@ -39,6 +39,8 @@ class Identity:
         images: number of training images.
         digest: a fingerprint of them (`ImageIndex.digest`); empty to ask nothing of them.
         pixels: what makes their pixels; empty likewise.
+        decode: where they are decoded (`loader.decode_mode`).
+        hw_decoder_load: see `Record`.
     """
 
     recipe: Recipe
@@ -48,6 +50,8 @@ class Identity:
     images: int = 0
     digest: str = ""
     pixels: str = ""
+    decode: str = ""
+    hw_decoder_load: float | None = None
 
 
 @dataclass
@@ -124,6 +128,8 @@ class RunState:
             images=identity.images,
             digest=identity.digest,
             pixels=identity.pixels,
+            decode=identity.decode,
+            hw_decoder_load=identity.hw_decoder_load,
             **{name: getattr(self, name) for name in RECORDED},
         )
 

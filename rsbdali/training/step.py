@@ -1,10 +1,12 @@
 """One optimizer step: forward and backward over this rank's share of a global batch, then the update.
 
-    global batch = G mix groups; a rank owns G/W of them; each is one micro-batch, or slices of `micro_batch_size` rows
+    global batch = G mix groups; a rank owns G/W of them, or one more or less where that is no whole number
+    mix group    = one micro-batch, or slices of `micro_batch_size` rows
 
-Gradients add up over micro-batches, each weighted by its share of the rank's rows, and DDP averages them over the ranks
-on the last one: together the gradient of the mean over the global batch. The host never waits for the GPU here, but for
-float16's GradScaler, which has to know whether gradients overflowed; LAMB's kernels see to that on the GPU.
+Gradients add up over micro-batches, each weighted by W times its share of the global batch, and DDP averages them over
+the W ranks on a rank's last one: together the gradient of the mean over the global batch, however the groups are shared
+out. A rank that is done early waits in DDP's reduction. The host never waits for the GPU here, but for float16's
+GradScaler, which has to know whether gradients overflowed; LAMB's kernels see to that on the GPU.
 """
 
 import inspect
@@ -19,6 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rsbdali.distributed.deferred_all_reduce import DeferredAllReduce
+from rsbdali.distributed.shares import most_groups, own_groups
 from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.loader.batch import TrainBatch
@@ -63,10 +66,10 @@ def slices(rows: int, cap: int | None) -> list[slice]:
 
 
 def pass_sizes(recipe: Recipe, world: World) -> list[int]:
-    """Rows of each forward pass of a step on one rank: its mix groups, cut by `micro_batch_size`."""
+    """Rows of each forward pass of a step, cut by `micro_batch_size`, on a rank that owns most mix groups."""
     groups = max(recipe.mix_groups, world.size)
     cut = slices(max(1, recipe.global_batch_size // groups), recipe.micro_batch_size)
-    return [part.stop - part.start for part in cut] * (groups // world.size)
+    return [part.stop - part.start for part in cut] * most_groups(groups, world.size)
 
 
 def parallel(model: nn.Module, world: World, device: torch.device) -> nn.Module:
@@ -121,7 +124,8 @@ class TrainStep:
         self._ddp = uncompiled if isinstance(uncompiled, DistributedDataParallel) else None
         self._bare: nn.Module = uncompiled if self._ddp is None else self._ddp.module
         self._loss = make_loss(recipe)
-        self._rank_rows = recipe.global_batch_size // world.size
+        groups = max(recipe.mix_groups, world.size)
+        self._rank_rows = len(own_groups(groups, world)) * (recipe.global_batch_size // groups)
         self._reduced = DeferredAllReduce(device, world)
 
     def __call__(
@@ -178,7 +182,7 @@ class TrainStep:
                 yield batch, rows, done == self._rank_rows
 
     def _micro_step(self, batch: TrainBatch, rows: slice, *, is_last: bool) -> torch.Tensor:
-        """Add one micro-batch's gradient, and return its part of the rank's mean loss."""
+        """Add one micro-batch's gradient, and return its part of the loss, weighted as the gradient."""
         reseed(self.recipe.seed, batch.epoch, batch.step, batch.group, rows.start)
         try:
             with self._sync(is_last):
@@ -191,11 +195,12 @@ class TrainStep:
             raise RecipeError(_one_value(batch.images[rows], self.recipe.model)) from error
 
     def _pass(self, batch: TrainBatch, rows: slice) -> torch.Tensor:
-        """Forward and backward over rows of a batch. Returns the loss, weighted by their share of the rank's rows."""
+        """Forward and backward over rows of a batch. Returns the loss, weighted by W times their share of all rows."""
         images = batch.images[rows]
         with autocast(self.device, self.amp_dtype):
             logits_NC = self.model(images)
-        loss = self._loss(logits_NC, batch, rows) * (len(images) / self._rank_rows)
+        weight = len(images) * self.world.size / self.recipe.global_batch_size
+        loss = self._loss(logits_NC, batch, rows) * weight
         self.scaler.scale(loss).backward()
         return loss.detach()
 
@@ -235,5 +240,5 @@ def _out_of_memory(images: torch.Tensor) -> str:
     rows, _, height, width = images.shape
     return (
         f"out of GPU memory in a pass of {rows} images of {height} × {width} pixels: "
-        f"--set micro_batch_size={max(1, rows // 2)} halves it (gradients add up, the global batch stays as it is)"
+        f"micro_batch_size={max(1, rows // 2)} halves it (gradients add up, the global batch stays as it is)"
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -92,20 +92,25 @@ class Reader(Protocol):
         """
         ...
 
-    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
-        """Read some parts of one image, given as (first byte, bytes), one behind the other into uint8 (length,).
-
-        Raises:
-            UnreadableImage, SourceError: as `read`; the image ends before a part does.
-        """
-        ...
-
     def fetch_ahead(self, places: Sequence[Place]) -> None:
         """Images that will be read soon, in that order; a source far away starts on them in the background."""
         ...
 
     def close(self) -> None:
         """Close files and end threads; reading on opens them again."""
+        ...
+
+
+@runtime_checkable
+class PartReader(Reader, Protocol):
+    """A reader of local files, which reads parts of an image as well."""
+
+    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
+        """Read some parts of one image, given as (first byte, bytes), one behind the other into uint8 (length,).
+
+        Raises:
+            UnreadableImage, SourceError: as `read`; the image ends before a part does.
+        """
         ...
 
 

@@ -181,7 +181,7 @@ class FileReader:
             raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 
     def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
-        """See `Reader`."""
+        """See `PartReader`."""
         at = 0
         try:
             descriptor = os.open(os.path.join(self._root, place.path), READ)
