@@ -27,12 +27,15 @@ from rsbdali.data.levels import refuse_other_level
 from rsbdali.data.listing import Listed, files_listing, listing_of
 from rsbdali.data.rgb_copy import PillowError, png_size, rgb_copy
 from rsbdali.data.selection import canonical_rows, draw_share, row_numbers, take_columns
-from rsbdali.data.sources.base import COLUMNS, PartReader, Place, Progress, Reader, Scan, Source
+from rsbdali.data.sources.base import COLUMNS, Place, Progress, Reader, Scan, Source
+from rsbdali.data.sources.folder import FileReader
 from rsbdali.data.sources.listed import Label, ListedSource, listed_reader
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.registry import image_root, open_source, reader_of
+from rsbdali.data.sources.storage import RangeReader
 from rsbdali.errors import DataError, UnreadableImage
 
+PART_READERS = (FileReader, RangeReader)  # those of local files
 log = logging.getLogger(__name__)
 
 
@@ -177,7 +180,7 @@ class ImageIndex:
         Raises:
             UnreadableImage, SourceError: as `read_bytes`.
         """
-        assert isinstance(self.reader, PartReader), "intervals of a source that is read as a whole"
+        assert isinstance(self.reader, PART_READERS), "intervals of a source that is read as a whole"
         self.reader.read_parts(self._place(i), parts, out_B)
 
     def read_copy(self, i: int) -> np.ndarray:

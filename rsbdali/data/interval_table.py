@@ -101,7 +101,7 @@ def load_intervals(folder: str, scan: Scan) -> IntervalTable | None:
     if scan.kind not in ("files", "tar"):
         return None
     names = [name.removesuffix(".tar") + SUFFIX for name in scan.shards] if scan.shards else [FOLDER_NAME]
-    read = {f: found for f, name in enumerate(names) if (found := _read(os.path.join(folder, name))) is not None}
+    read = {f: found for f, name in enumerate(names) if (found := read_intervals(os.path.join(folder, name))) is not None}
     if not read:
         return None
     columns, count = scan.columns, len(scan.columns["nbytes_N"])
@@ -128,7 +128,7 @@ def _path_keys(columns: dict[str, np.ndarray]) -> np.ndarray:
     return np.array([path_key(paths[a:b]) for a, b in zip([0, *ends], ends, strict=False)], np.int64)
 
 
-def _read(path: str) -> tuple[np.ndarray, np.ndarray] | None:
+def read_intervals(path: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Columns and lengths of a file; None where there is none, or it is not one that was written here."""
     try:
         with open(path, "rb") as file:

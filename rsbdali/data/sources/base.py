@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -98,19 +98,6 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Close files and end threads; reading on opens them again."""
-        ...
-
-
-@runtime_checkable
-class PartReader(Reader, Protocol):
-    """A reader of local files, which reads parts of an image as well."""
-
-    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
-        """Read some parts of one image, given as (first byte, bytes), one behind the other into uint8 (length,).
-
-        Raises:
-            UnreadableImage, SourceError: as `read`; the image ends before a part does.
-        """
         ...
 
 

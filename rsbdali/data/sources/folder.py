@@ -181,7 +181,7 @@ class FileReader:
             raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 
     def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
-        """See `PartReader`."""
+        """Read parts of an image, given as (first byte, bytes), one behind the other into uint8 (length,)."""
         at = 0
         try:
             descriptor = os.open(os.path.join(self._root, place.path), READ)

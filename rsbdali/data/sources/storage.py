@@ -233,7 +233,7 @@ class RangeReader:
         return data
 
     def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
-        """See `PartReader`."""
+        """Read parts of an image, given as (first byte, bytes), one behind the other into uint8 (length,)."""
         at = 0
         for start, count in parts:
             part = self.read(place._replace(offset=place.offset + start, nbytes=count))
