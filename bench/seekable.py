@@ -123,7 +123,12 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def main(data: Path, packed: Path, recipe: str, batch_size: int, threads: int, rounds: int, json: Path | None) -> None:
     """Measure, print, write the record."""
-    changes = {"global_batch_size": batch_size, "mix_groups": 1, "micro_batch_size": None, "mixup_off_epoch": 0}
+    changes: dict[str, Any] = {
+        "global_batch_size": batch_size,
+        "mix_groups": 1,
+        "micro_batch_size": None,
+        "mixup_off_epoch": 0,
+    }
     chosen = dataclasses.replace(Recipe.load(recipe), **changes, aug_repeats=0)
     original, seekable = (ImageIndex.load(find_images(folder)) for folder in (data, packed))
     whole = dataclasses.replace(seekable, intervals=None)
@@ -151,7 +156,9 @@ def summary(record: dict[str, Any]) -> str:
         f"splice    {splice['cpu_us_per_image']['median']:7.1f} CPU-µs an image",
     ]
     for name, us in record["cpu_us_per_image"].items():
-        lines.append(f"{name:9s} {us['median']:7.0f} CPU-µs an image ({us['quartile_1']:.0f} to {us['quartile_3']:.0f})")
+        lines.append(
+            f"{name:9s} {us['median']:7.0f} CPU-µs an image ({us['quartile_1']:.0f} to {us['quartile_3']:.0f})"
+        )
     for name, gain in record["gain"].items():
         spread = f"quartiles {gain['quartile_1']:.1%} to {gain['quartile_3']:.1%}"
         lines.append(f"in part against {name}: {gain['median']:.1%} less, by rounds ({spread})")

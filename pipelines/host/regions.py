@@ -64,9 +64,7 @@ class RegionReader:
         except UnreadableImage as error:
             return str(error)
 
-    def _read_region(
-        self, index: ImageSource, i: int, intervals: Intervals, window_4: np.ndarray
-    ) -> np.ndarray | None:
+    def _read_region(self, index: ImageSource, i: int, intervals: Intervals, window_4: np.ndarray) -> np.ndarray | None:
         loops, header_bytes = self._loops, int(intervals.length_K[0])
         assert loops is not None
         field_F = np.empty(loops.FIELDS, np.int64)

@@ -1,10 +1,12 @@
 """A small JPEG out of the restart intervals of a large one, by compiled loops (see `rsbdali.data.intervals`).
 
-    locate: which intervals, which bytes ──> these are read ──> splice: header with another size, intervals numbered anew
+    locate: which intervals, which bytes ──> these are read ──> splice: header with another size, markers counted anew
 
 What both need to know of an image and a window are the fields named here, of one int64 array, `field_F`.
 Shapes: B bytes, K lengths as in `Intervals.length_K`, F fields.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -50,9 +52,9 @@ def locate(length_K: np.ndarray, field_F: np.ndarray) -> None:
 
 
 @inner("i8(u1[::1], i8)")
-def _find_frame(encoded_B: np.ndarray, length: int) -> int:
+def _find_frame(encoded_B: np.ndarray, length: int) -> Any:
     """Where the frame header begins, 0 where there is none."""
-    at = 2
+    at: Any = 2
     while at + 9 <= length and encoded_B[at] == 0xFF:
         if encoded_B[at + 1] == 0xC0 or encoded_B[at + 1] == 0xC1:
             return at
@@ -68,7 +70,7 @@ def _copy(from_B: np.ndarray, start: int, to_B: np.ndarray, begin: int, count: i
 
 
 @kernel("i8(u1[::1], u2[::1], i8[::1], u1[::1])")
-def splice(encoded_B: np.ndarray, length_K: np.ndarray, field_F: np.ndarray, out_B: np.ndarray) -> int:
+def splice(encoded_B: np.ndarray, length_K: np.ndarray, field_F: np.ndarray, out_B: np.ndarray) -> Any:
     """Make the small JPEG.
 
     Args:
@@ -80,7 +82,7 @@ def splice(encoded_B: np.ndarray, length_K: np.ndarray, field_F: np.ndarray, out
     Returns:
         Its length; 0 where the bytes are not those that the lengths were found in.
     """
-    at = np.int64(length_K[0])
+    at: Any = np.int64(length_K[0])
     frame = _find_frame(encoded_B, at)
     if frame == 0:
         return 0

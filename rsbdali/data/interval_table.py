@@ -101,7 +101,9 @@ def load_intervals(folder: str, scan: Scan) -> IntervalTable | None:
     if scan.kind not in ("files", "tar"):
         return None
     names = [name.removesuffix(".tar") + SUFFIX for name in scan.shards] if scan.shards else [FOLDER_NAME]
-    read = {f: found for f, name in enumerate(names) if (found := read_intervals(os.path.join(folder, name))) is not None}
+    read = {
+        f: found for f, name in enumerate(names) if (found := read_intervals(os.path.join(folder, name))) is not None
+    }
     if not read:
         return None
     columns, count = scan.columns, len(scan.columns["nbytes_N"])

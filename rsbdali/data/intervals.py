@@ -16,7 +16,7 @@ the window's to the bit: one pixel more on each side is kept for the decoder's i
 Where the intervals are stands beside the images, never in them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np

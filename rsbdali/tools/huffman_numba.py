@@ -4,6 +4,8 @@ Symbols are uint32: extra bits << 11 | table << 8 | symbol, or RESTART. Tables: 
 Shapes: T tables, V values of 16 bits or of a symbol, U blocks of an MCU, S symbols.
 """
 
+from typing import Any
+
 import numpy as np
 
 from rsbdali.pipelines.host.compiled import inner, kernel
@@ -16,7 +18,7 @@ PLACE, BUFFER, BITS, BEYOND = 0, 1, 2, 3  # of a bit reader's state: next byte, 
 def _peek(data_B: np.ndarray, state: np.ndarray) -> int:
     """The next 16 bits; zeros behind a marker, counted in BEYOND. At least 31 are in the buffer then."""
     while state[BITS] <= 40:
-        byte = np.int64(data_B[state[PLACE]])
+        byte: Any = np.int64(data_B[state[PLACE]])
         if byte == 0xFF and data_B[state[PLACE] + 1] != 0:
             byte = 0
             state[BEYOND] += 8
@@ -35,7 +37,7 @@ def _take(state: np.ndarray, count: int) -> int:
 
 
 @inner("i8(u1[::1], i8[::1])")
-def _end_interval(data_B: np.ndarray, state: np.ndarray) -> int:
+def _end_interval(data_B: np.ndarray, state: np.ndarray) -> Any:
     """Pass the marker behind an interval and return it; 0 where the bits do not end there."""
     _peek(data_B, state)
     left = state[BITS] - state[BEYOND]
@@ -91,7 +93,7 @@ def read_symbols(
         for u in range(len(block_U3)):
             c = block_U3[u, 0]
             code = np.int64(lookup_TV[block_U3[u, 1], _peek(data_B, state)])
-            size = code & 255
+            size: Any = code & 255
             if code == 0 or size > 15:
                 return 0
             _take(state, code >> 8)
@@ -108,7 +110,7 @@ def read_symbols(
             symbol_S[count] = extra << 11 | block_U3[u, 1] << 8 | size
             count_TV[block_U3[u, 1], size] += 1
             count += 1
-            k = 1
+            k: Any = 1
             while k < 64:
                 code = np.int64(lookup_TV[block_U3[u, 2], _peek(data_B, state)])
                 symbol = code & 255

@@ -12,8 +12,7 @@ from rsbdali.data.intervals import BLOCK, Intervals, find_intervals
 from rsbdali.data.rgb_copy import REFUSALS
 from rsbdali.data.sources.storage import Blob
 from rsbdali.errors import DataError
-from rsbdali.pipelines.host.compiled import kernels
-from rsbdali.tools.restart_markers import add_restart_markers
+from rsbdali.tools.restart_markers import add_restart_markers, find_loops
 
 INTERVAL_WIDTH = 32  # pixels; 64 and 128 gain less (bench.seekable)
 
@@ -25,7 +24,7 @@ def require_rewriter() -> None:
         DataError: Numba does not work here.
     """
     try:
-        kernels("rsbdali.tools.huffman_numba")
+        find_loops()
     except Exception as error:  # Numba raises what it likes
         reason = str(error).strip().partition("\n")[0]
         raise DataError(

@@ -1,13 +1,15 @@
 """JPEGs written again with restart markers, without loss: the same coefficients, coded anew (ITU T.81).
 
-The coded data of a baseline JPEG is read to Huffman symbols; DC differences begin anew at each marker, and all is written
-with tables made for these symbols. Quantization tables and the markers that decoders read (JFIF, Adobe) stay; other
+The coded data of a baseline JPEG is read to Huffman symbols; DC differences begin anew at each marker, and all is
+written with tables made for these symbols. Quantization tables and the markers that decoders read (JFIF, Adobe) stay; other
 metadata (EXIF, ICC profiles, comments) goes. What is not baseline, or damaged, is not written again.
 """
 
 import heapq
 import math
 from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +49,16 @@ class _Scan(NamedTuple):
     start: int
 
 
+@cache
+def find_loops() -> ModuleType:
+    """The compiled loops.
+
+    Raises:
+        Exception: whatever keeps Numba from working here.
+    """
+    return kernels("rsbdali.tools.huffman_numba")
+
+
 def add_restart_markers(encoded: bytes, interval_width: int) -> bytes | None:
     """A JPEG of the same pixels with restart markers.
 
@@ -63,7 +75,7 @@ def add_restart_markers(encoded: bytes, interval_width: int) -> bytes | None:
     scan = _take_apart(encoded)
     if scan is None:
         return None
-    loops = kernels("rsbdali.tools.huffman_numba")
+    loops = find_loops()
     interval = choose_interval(scan.columns, interval_width / scan.mcu_width)
     data_B = np.frombuffer(bytearray(encoded + b"\xff\xd9"), np.uint8)
     mcus = scan.columns * scan.lines
@@ -154,7 +166,7 @@ def _join(
 
 
 def _read_tables(body: bytes) -> dict[int, Mapping[int, tuple[int, int]]]:
-    """Huffman tables of a segment, by number: code and length of each symbol. What is cut or not possible is left out."""
+    """Huffman tables of a segment, by number: code and length of each symbol; those that are not possible are left out."""
     found: dict[int, Mapping[int, tuple[int, int]]] = {}
     at = 0
     while at + 17 <= len(body):

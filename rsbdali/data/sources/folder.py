@@ -187,7 +187,7 @@ class FileReader:
             descriptor = os.open(os.path.join(self._root, place.path), READ)
             try:
                 for start, count in parts:
-                    at += os.preadv(descriptor, [out_B[at : at + count]], start)
+                    at += os.preadv(descriptor, [out_B[at : at + count].data], start)
             finally:
                 os.close(descriptor)
         except OSError as error:
