@@ -78,10 +78,10 @@ def exit_code(number: signal.Signals) -> int:
 
 
 def end_with_launcher() -> None:
-    """Let the kernel kill this process when the launcher that started it, `--nproc` or torchrun, is gone, however it went.
+    """Let the kernel kill this process when the launcher that started it, `--nproc` or torchrun's agent, is gone.
 
-    A rank that outlived its torchrun would train on, and keep the others from forming anew. Nothing where no launcher
-    started it, and where the system is not Linux. To be called once, at the start.
+    However it went: a rank that outlived its agent would train on, and keep the others from forming anew. Nothing where
+    no launcher started it, and where the system is not Linux. To be called once, at the start.
     """
     parent = str(os.getppid())
     launcher = os.environ.pop(LAUNCHER, parent if OF_TORCHRUN in os.environ else None)  # what it starts is no rank

@@ -42,7 +42,10 @@ RECIPE = {
 }
 END = 1, 3  # epoch and step at which the agent is killed; a save is after every second step
 SAVED = 1, 2
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1"}  # Pillow's loops: loading Numba takes each rank seconds
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "NUMBA_DISABLE_JIT": "1",
+}  # Pillow's loops: loading Numba takes each rank seconds
 
 
 class NotingLoader(TrainLoader):
@@ -96,8 +99,8 @@ def agent(number: int, ready: Barrier, port: int, folder: Path, data: Path) -> i
     from torch.distributed.launcher.api import elastic_launch
 
     agents = ready.parties
-    # 30 s and 5 s if nothing is said. Agents write their heartbeats into one record, and start over where another one was
-    # faster: with an interval of 1 s they do little else on a busy machine
+    # 30 s and 5 s if nothing is said. Agents write their heartbeats into one record, and start over where another one
+    # was faster: with an interval of 1 s they do little else on a busy machine
     waits = "last_call_timeout=4,keep_alive_interval=2"
     options = [
         f"--nnodes={agents - 1}:{agents}",
