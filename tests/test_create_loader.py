@@ -489,6 +489,9 @@ def test_an_epoch_has_the_batch_that_timms_padding_completes(make: Callable[...,
 def test_other_mistakes(make: Callable[..., TupleLoader], tree: Path) -> None:
     with pytest.raises(RecipeError, match="no argument 'color_jiter', did you mean 'color_jitter'"):
         make(color_jiter=0.4)
+    three = Recipe.load("a3", {"global_batch_size": 9, "mix_groups": 3})
+    with pytest.raises(RecipeError, match=r"mix_groups=3 on 2 processes: create_loader .* takes 1, 3 processes"):
+        make(recipe=three, rows=None, rank=1, world_size=2)
     with pytest.raises(DataError, match="batch_size=10 on 2 ranks is more than an epoch of 18 images"):
         make(rows=10, rank=0, world_size=2)
     with pytest.raises(DataError, match="num_classes=2"):

@@ -321,8 +321,8 @@ def test_an_image_that_is_gone_or_cut_is_named(data: Path, decoder: WindowDecode
     path = Path(index.path(second))
     path.write_bytes(path.read_bytes()[:300])
     gone, cut = decoder.read(index, [first, second], np.array([[0, 0, 40, 40]] * 2))
-    assert isinstance(gone, str) and "No such file" in gone
-    assert isinstance(cut, str) and "cut short" in cut
+    assert "No such file" in str(gone)
+    assert "cut short" in str(cut)
 
 
 def test_without_numba_images_are_read_whole_and_none_are_packed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
