@@ -179,10 +179,10 @@ class TrainLoader(NotPicklable):
         if self.dtype == torch.uint8:
             return images_NHWC.permute(0, 3, 1, 2)
         mix = plan.partner_N, plan.lam_N, plan.box_N4
-        settings = self.recipe.mean, self.recipe.std, self.dtype, self._memory(len(plan))
-        images = mix_normalize(images_NHWC, *mix, *settings)
-        if self.recipe.reprob:
-            erase(images, plan.erase_NK4, plan.noise_N, self.recipe.remode)
+        recipe, memory = self.recipe, self._memory(len(plan))
+        images = mix_normalize(images_NHWC, *mix, recipe.mean, recipe.std, self.dtype, memory)
+        if recipe.reprob:
+            erase(images, plan.erase_NK4, plan.noise_N, recipe.remode)
         return images
 
     def _memory(self, rows: int) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ Shape suffixes: N rows, L layers of ops, K boxes to erase, 2 = (h, w) or (y, x),
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -147,7 +147,7 @@ class Planner:
         chosen = self.sampling.in_canonical_order(chosen) if pool is None else pool[chosen]
         sample_N = plan.sample_N.copy()
         sample_N[row] = chosen[0]
-        changed = {"sample_N": sample_N}
+        changed: dict[str, Any] = {"sample_N": sample_N}
         for name, new_1 in self._draw_windows(rng, chosen).items():
             changed[name] = getattr(plan, name).copy()
             changed[name][row] = new_1[0]
