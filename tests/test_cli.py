@@ -38,11 +38,12 @@ SURFACE = {
     "report": "--out RUNS",
     "train": "--affinity --batch-size --checkpoint-every --class-map --cuda-graph --data --decode --demo --deterministic "
     "--device --experiment --hw-decoder-load --initial-checkpoint --log --max-bad-images --nproc --on-nan --out "
-    "--pretrained --rank-timeout --recipe --resume --torch-compile --val-labels --workers RECIPE_NAME",
+    "--pretrained --rank-timeout --recipe --resume --torch-compile --tuned --val-labels --workers RECIPE_NAME",
+    "tune": "--against --allow-pixels --batch-size --data --device --minutes --recipe RECIPE_NAME",
     "validate": "--batch-size --checkpoint --class-map --data --device --model --pretrained --recipe "
     "--val-labels --workers",
 }
-KEYED = {"bench-loader", "bench-step", "preview", "recipe show", "train", "validate"}
+KEYED = {"bench-loader", "bench-step", "preview", "recipe show", "train", "tune", "validate"}
 
 
 def surface(group: click.Group, prefix: str = "") -> dict[str, str]:

@@ -91,16 +91,24 @@ class Workers:
         size: H and W of a row.
         device: where batches are handed out; a GPU gets them by a copy from pinned memory.
         num_threads: threads that work.
+        chunk: most images of a call to DALI, at most CHUNK; None: CHUNK.
     """
 
     def __init__(
-        self, index: ImageSource, *, rows: int, size: tuple[int, int], device: torch.device, num_threads: int
+        self,
+        index: ImageSource,
+        *,
+        rows: int,
+        size: tuple[int, int],
+        device: torch.device,
+        num_threads: int,
+        chunk: int | None = None,
     ) -> None:
         self._rows, self._index, self._device, self._size = rows, index, torch.device(device), size
         self._pool = BufferPool((rows, *size, 3), torch.uint8)
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._batches: deque[_Batch] = deque()
-        self._chunk_images = max(1, min(CHUNK, -(-rows // num_threads)))
+        self._chunk_images = max(1, min(CHUNK, chunk or CHUNK, -(-rows // num_threads)))
         self._threads = _start_threads(num_threads, self._chunks, self._chunk_images)
         self._close = weakref.finalize(self, _stop_threads, self._threads, self._chunks)
         close_at_exit(self)

@@ -4,6 +4,7 @@ The data becomes an `ImageIndex` (`datasets`), timm's arguments a `Recipe` (`tim
 `Sampling`; a `TrainLoader` or `EvalLoader` is made of them, and a `TupleLoader` gives its batches as pairs.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Literal, Unpack
 import torch
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.distributed.devices import as_current, find_device, find_world, meeting
+from rsbdali.distributed.devices import as_current, default_threads, find_device, find_world, meeting
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError, RecipeError
 from rsbdali.integrations.datasets import open_index
@@ -29,12 +30,16 @@ from rsbdali.loader.decode_mode import DecodeMode
 from rsbdali.loader.eval import EvalLoader
 from rsbdali.loader.train import TrainLoader
 from rsbdali.loader.transform import Transform
+from rsbdali.loader.tuned import DEFAULT_PREFETCH
+from rsbdali.loader.tuned import find as find_tuned
 from rsbdali.plan.sampler import rows_per_epoch
 from rsbdali.plan.sampling import Sampling
 from rsbdali.recipe import Recipe
 
 DEFAULT_EVAL_ROWS = 256
 OUTPUTS = ("float", "uint8")
+
+log = logging.getLogger(__name__)
 
 
 def create_loader(
@@ -85,7 +90,8 @@ def create_loader(
     seed: int | None = None,
     decode: DecodeMode = "auto",
     hw_decoder_load: float | None = None,
-    prefetch: int = 2,
+    prefetch: int | None = None,
+    tuned: bool = False,
     max_bad_images: int | None = None,
     on_bad: Callable[[str, str], None] | None = None,
     **others: Unpack[OtherTimmArguments],
@@ -152,7 +158,9 @@ def create_loader(
         decode: where images are decoded: gpu (whole images), gpu-roi (the crop's region), cpu, or auto. Modes differ in
             pixels.
         hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine, 0 to 1; None: DALI's own, 0.65.
-        prefetch: batches in flight.
+        prefetch: batches in flight; None: 2, or as tuned.
+        tuned: run a training loader as `rsbdali tune` found best on this machine for the recipe's image size, but for
+            `num_workers`, `prefetch` and `decode` where they are given.
         max_bad_images: more training images that do not decode are a `DataError`.
         on_bad: called once for each image that does not decode, with path and reason; by default a warning is logged.
         **others: timm's other arguments, with values that change nothing here.
@@ -161,6 +169,7 @@ def create_loader(
         RecipeError: an argument that cannot be honored, by its name.
         DataError: the data is missing or not what it has to be.
         DeviceError: there is no such device.
+        RsbdaliError: `tuned`, and nothing is tuned on this machine.
     """
     arguments = {name: value for name, value in locals().items() if name in RECIPE_ARGUMENTS}
     settings = _recipe(recipe, arguments, is_training)
@@ -182,12 +191,15 @@ def create_loader(
     pairs |= {"return_index": return_index, "item_N": data.item_N}
     work: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "device": place, "dtype": dtype}
     work |= {"decode": decode, "hw_decoder_load": hw_decoder_load}
-    work |= {"num_threads": _threads(num_workers), "prefetch": prefetch, "on_bad": on_bad}
+    work |= {"num_threads": _threads(num_workers), "prefetch": prefetch or DEFAULT_PREFETCH, "on_bad": on_bad}
     if not is_training:
         work |= {"batch_size": rows or DEFAULT_EVAL_ROWS, "pad": pad_eval}
         return TupleLoader(EvalLoader(data.index, settings, **work), **pairs)
     sampling = sampling_of(data, **order, repeats=settings.aug_repeats)
     settings = _per_rank(settings, rows, world, sampling, len(data.index))
+    if tuned:
+        given = {"num_threads": num_workers, "prefetch": prefetch, "decode": None if decode == "auto" else decode}
+        work |= _tuned(settings, place, world, given)
     work |= {"max_bad_images": max_bad_images, "transform": transform}
     training = TrainLoader(data.index, settings, sampling=sampling, **work)
     training.mixup_enabled &= mix.enabled
@@ -277,6 +289,16 @@ def _dtype(output: str, img_dtype: torch.dtype | None, use_prefetcher: bool) -> 
         raise RecipeError(f"img_dtype={img_dtype!r}: expected a float type of torch (output='uint8' gives the pixels)")
     # timm converts in the prefetcher, so without it images are float32 whatever img_dtype says
     return torch.float32 if img_dtype is None or not use_prefetcher else img_dtype
+
+
+def _tuned(recipe: Recipe, device: torch.device, world: World, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a `TrainLoader` as tuned for this machine; what was given stays."""
+    found = find_tuned(recipe, device)
+    log.info("loader tuned for this machine: %s", found)
+    # tuned is one process with all cores: several share them
+    threads = found.threads if world.size == 1 else min(found.threads, default_threads(world))
+    arguments = {"num_threads": threads, "prefetch": found.prefetch, "chunk": found.chunk, "decode": found.decode}
+    return {key: value for key, value in arguments.items() if given.get(key) is None}
 
 
 def _object(dataset: Any) -> Any:
