@@ -61,7 +61,12 @@ def test_losses_and_reasons_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_table_and_exit_status(
-    model: str, ours: Outcome, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: str,
+    ours: Outcome,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     script = tmp_path / "train.py"
     script.write_text("")
