@@ -38,7 +38,8 @@ SURFACE = {
     "report": "--out RUNS",
     "train": "--affinity --batch-size --checkpoint-every --class-map --cuda-graph --data --decode --demo "
     "--deterministic --device --experiment --hw-decoder-load --initial-checkpoint --log --max-bad-images --nproc "
-    "--on-nan --out --pretrained --rank-timeout --recipe --resume --torch-compile --tuned --val-labels --workers RECIPE_NAME",
+    "--on-nan --out --pretrained --rank-timeout --recipe --resume --torch-compile --tuned --val-labels --workers "
+    "RECIPE_NAME",
     "tune": "--against --allow-pixels --batch-size --data --device --minutes --recipe RECIPE_NAME",
     "validate": "--batch-size --checkpoint --class-map --data --device --model --pretrained --recipe "
     "--val-labels --workers",

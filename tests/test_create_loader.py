@@ -190,8 +190,9 @@ def test_evaluation_repeats_itself_after_a_break(make: Callable[..., TupleLoader
 
 # timm's folder reader leaves its files for the garbage collector to close
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
-def test_evaluation_is_timms(make: Callable[..., TupleLoader], tree: Path) -> None:
-    dataset = ImageDataset(str(tree / "train"))
+def test_evaluation_is_timms(make: Callable[..., TupleLoader], tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)  # train.py's --data-dir may be relative
+    dataset = ImageDataset("train")
     theirs = timm_create_loader(dataset, 32, 4, crop_pct=0.9, num_workers=0, device=torch.device("cpu"))
     ours = make(dataset, size=32, training=False, crop_pct=0.9)
     assert ours.dataset is dataset
