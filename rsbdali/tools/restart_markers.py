@@ -1,8 +1,8 @@
 """JPEGs written again with restart markers, without loss: the same coefficients, coded anew (ITU T.81).
 
 The coded data of a baseline JPEG is read to Huffman symbols; DC differences begin anew at each marker, and all is
-written with tables made for these symbols. Quantization tables and the markers that decoders read (JFIF, Adobe) stay; other
-metadata (EXIF, ICC profiles, comments) goes. What is not baseline, or damaged, is not written again.
+written with tables made for these symbols. Quantization tables and the markers that decoders read (JFIF, Adobe) stay;
+other metadata (EXIF, ICC profiles, comments) goes. What is not baseline, or damaged, is not written again.
 """
 
 import heapq
@@ -166,7 +166,7 @@ def _join(
 
 
 def _read_tables(body: bytes) -> dict[int, Mapping[int, tuple[int, int]]]:
-    """Huffman tables of a segment, by number: code and length of each symbol; those that are not possible are left out."""
+    """Huffman tables of a segment, by number: code and length of each symbol; impossible ones are left out."""
     found: dict[int, Mapping[int, tuple[int, int]]] = {}
     at = 0
     while at + 17 <= len(body):
