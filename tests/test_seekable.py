@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 
 from rsbdali.cli.main import cli
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.interval_table import FOLDER_NAME, PackedImage, path_key, write_intervals
+from rsbdali.data.interval_table import FOLDER_NAME
 from rsbdali.data.intervals import Intervals, find_intervals
 from rsbdali.data.sources.storage import RangeReader
 from rsbdali.data.splits import find_split
@@ -273,15 +274,38 @@ def test_a_damaged_file_of_intervals_is_noticed(data: Path, caplog: pytest.LogCa
 
 
 def seekable_folder(data: Path) -> Path:
-    """The training images written again in their places, and the file of their intervals."""
-    root, images = data / "train", []
-    for file in sorted(root.rglob("*.JPEG")):
-        found = make_seekable(file.read_bytes())
-        file.write_bytes(found.encoded)
-        name = str(file.relative_to(root)).encode()
-        images.append(PackedImage(path_key(name), len(found.encoded), found.intervals))
-    write_intervals(root / FOLDER_NAME, images)
-    return root
+    """The training images, packed as a folder."""
+    pack(PackOptions(data, data.parent / "folder", None, seekable=True))
+    return data.parent / "folder" / "train"
+
+
+def test_a_folder_is_packed_on_where_it_was_stopped(data: Path) -> None:
+    root = seekable_folder(data)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in root.rglob("*.JPEG")}
+    assert len(before) == 24
+    gone, other, *_ = sorted(before)
+    gone.unlink()
+    other.write_bytes(jpeg(50, 50, 0, restart_marker_blocks=1))
+    (root / FOLDER_NAME).unlink()
+    assert seekable_folder(data) == root
+    for path, (content, time) in before.items():
+        assert path.read_bytes() == content
+        assert (path.stat().st_mtime_ns == time) == (path not in (gone, other))
+    manifest = json.loads((root.parent / "manifest.json").read_text())
+    assert (manifest["seekable"]["images"], manifest["splits"]["val"]["images"]) == (26, 6)
+    assert ImageIndex.scan(root).intervals is not None
+
+
+@pytest.mark.parametrize("options", [{}, {"seekable": True, "max_size": 100}])
+def test_without_shards_only_seekable_images_are_written(data: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="--shards is missing"):
+        pack(PackOptions(data, data.parent / "out", None, **options))
+
+
+def test_images_outside_class_folders_need_shards(tmp_path: Path, write_image: WriteImage) -> None:
+    write_image(tmp_path / "in" / "x.jpg")
+    with pytest.raises(DataError, match="--shards"):
+        pack(PackOptions(tmp_path / "in", tmp_path / "out", None, seekable=True))
 
 
 def test_a_folder_and_parts_of_it(data: Path, decoder: WindowDecoder) -> None:

@@ -88,7 +88,12 @@ def preview(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: 
 @command("pack")
 @click.argument("folder", type=PATH)
 @out_option(None, "Folder of the shards.", required=True)
-@click.option("--shards", type=click.IntRange(1), required=True, help="Shards of the training set.")
+@click.option(
+    "--shards",
+    type=click.IntRange(1),
+    show_default="none: a folder of images, with --seekable",
+    help="Shards of the training set.",
+)
 @click.option(
     "--max-size",
     type=click.IntRange(32),
@@ -111,7 +116,8 @@ def pack_command(folder: Path, **options: Any) -> None:
     with counting("pack and check") as progress:
         packed = pack(chosen, progress)
     for split, images in packed.images.items():
-        click.echo(f"{split}: {images:,} images in {packed.shards[split]:,} shards")
+        place = f" in {packed.shards[split]:,} shards" if packed.shards else ""
+        click.echo(f"{split}: {images:,} images{place}")
     if packed.kept_shards:
         click.echo(f"{packed.kept_shards:,} shards were there already")
     if chosen.seekable:

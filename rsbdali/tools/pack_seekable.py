@@ -52,9 +52,15 @@ def make_seekable(encoded: bytes) -> Seekable:
     Both are decoded and compared, each pixel.
     """
     written = add_restart_markers(encoded, INTERVAL_WIDTH)
-    intervals = None if written is None else find_intervals(written)
-    if written is None or intervals is None or (height := _height_if_equal(encoded, written)) is None:
-        return Seekable(encoded)
+    found = None if written is None else check_seekable(encoded, written)
+    return Seekable(encoded) if found is None else found
+
+
+def check_seekable(original: bytes, written: bytes) -> Seekable | None:
+    """The image that was written of an original: its intervals; None where it has none, or other pixels."""
+    intervals = find_intervals(written)
+    if intervals is None or (height := _height_if_equal(original, written)) is None:
+        return Seekable(written) if original == written else None
     lines = -(-height // (BLOCK * intervals.sampling[1]))
     return Seekable(written, intervals, len(intervals.length_K) - 1 == lines)
 
