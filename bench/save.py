@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -81,18 +82,18 @@ def measure(recipe: Recipe, device: torch.device, folder: Path) -> SaveCost:
             begin = time.perf_counter()
             content = snapshot(state.to_checkpoint(identity, None))
             copies.append(time.perf_counter() - begin)
-            written = pool.submit(_seconds, lambda content=content: write(content, path))
+            written = pool.submit(_seconds, partial(write, content, path))
             while not written.done():
                 beside.append(_seconds(one_step))
             writes.append(written.result())
-    medians = (1000 * median(seconds) for seconds in (alone, copies, writes, beside))
-    return SaveCost(*medians, path.stat().st_size / 2**20)
+    step, copy, written_in, step_beside = (1000 * median(seconds) for seconds in (alone, copies, writes, beside))
+    return SaveCost(step, copy, written_in, step_beside, path.stat().st_size / 2**20)
 
 
 def _stepper(state: RunState, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
     """A function that makes one step on noise, and waits for its end."""
-    place = {"acceleration": PLAIN, "device": device, "world": World()}
-    step = make_step(state.model, state.optimizer, state.scaler, recipe, amp_dtype=dtype, **place)
+    moving = state.model, state.optimizer, state.scaler
+    step = make_step(*moving, recipe, acceleration=PLAIN, device=device, world=World(), amp_dtype=dtype)
     noise, finish = Synthetic(recipe, device, dtype), finisher(device)
 
     def one_step() -> None:

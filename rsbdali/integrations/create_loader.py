@@ -270,7 +270,7 @@ def _check_equal_shares(groups: int, ranks: int) -> None:
     if groups > ranks and groups % ranks:
         allowed = ", ".join(str(number) for number in range(1, groups + 1) if groups % number == 0)
         raise RecipeError(
-            f"mix_groups={groups} on {ranks} processes: create_loader (for timm's scripts, Lightning and Accelerate too) "
-            f"gives all processes equally many batches, which takes {allowed} processes, batch_size, or other "
+            f"mix_groups={groups} on {ranks} processes: create_loader (also of timm's scripts, Lightning, Accelerate) "
+            f"gives each of them as many batches, which takes {allowed} processes, batch_size, or other "
             "mix_groups; `rsbdali train` and TrainLoader go with any number"
         )
