@@ -23,7 +23,7 @@ from rsbdali.bench.race.stages import CPU_MODES, GPU_MODES
 from rsbdali.bench.report.figures import LoaderFigures, round_record
 from rsbdali.bench.report.presence import busy_warning
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.environment import machine_record, write_record
 from rsbdali.recipe import Recipe
@@ -46,7 +46,7 @@ def main(
             write_record(json, record)
 
     with tempfile.TemporaryDirectory(prefix="rsbdali-decode-") as folder, ExitStack() as stack:
-        root, _ = enough_images(ImageIndex.load(find_images(data)), batch_size, Path(folder))
+        root, _ = enough_images(open_split(data, "any"), batch_size, Path(folder))
         ImageIndex.load(root, cache_dir=Path(folder, "cache"))  # once, for all modes
         spec = FeedSpec(
             kind="",

@@ -31,7 +31,7 @@ from rsbdali.bench.race.our_step import OurStep
 from rsbdali.bench.race.out_of_memory import dropped_where_memory_ends
 from rsbdali.bench.race.synthetic import step_recipe
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.environment import machine_record, write_record
 from rsbdali.loader import TrainLoader
@@ -46,17 +46,17 @@ Write = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Kind:
-    """A loader: its name, its executor, and what of the recipe is different."""
+    """A loader: its name, its decode mode, and what of the recipe is different."""
 
     name: str
-    executor: str
+    decode: str
     changes: dict[str, Any]
 
 
 KINDS = (
     Kind("graph", "graph", {}),
     Kind("graph, no RandAugment", "graph", {"aa": None}),
-    Kind("host", "host", {}),
+    Kind("cpu", "cpu", {}),
 )
 
 
@@ -163,7 +163,7 @@ def measure(
         "randaugment": None,
     }
     with kernel_policy(device, deterministic=False), tempfile.TemporaryDirectory(prefix="rsbdali-share-") as folder:
-        root, _ = enough_images(ImageIndex.load(find_images(data)), recipe.global_batch_size, Path(folder))
+        root, _ = enough_images(open_split(data, "any"), recipe.global_batch_size, Path(folder))
         index = ImageIndex.load(root, cache_dir=Path(folder, "cache"))
         step = OurStep(recipe, device, mixed=False)
         for _ in range(warm_up_steps(device)):
@@ -173,7 +173,7 @@ def measure(
         def open_loader(kind: Kind) -> TrainLoader:
             changed = Recipe.from_dict(recipe.to_dict() | kind.changes)
             more: dict[str, Any] = {"dtype": dtype, "num_threads": workers, "prefetch": PREFETCH}
-            return TrainLoader(index, changed, device=device, executor=kind.executor, **more)
+            return TrainLoader(index, changed, device=device, decode=kind.decode, **more)
 
         for kind in KINDS:
             step.batch = lying

@@ -38,7 +38,7 @@ from rsbdali.bench.report.presence import busy_warning
 from rsbdali.bench.report.terminal import print_report
 from rsbdali.bench.report.verdict import Loader, Model, verdict
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.environment import machine_record, write_record
 from rsbdali.errors import RecipeError
@@ -63,7 +63,8 @@ class BenchOptions:
         device: `cpu`, `cuda`, or `auto`.
         seconds: length of one measured window.
         rounds: how often each candidate is measured.
-        executor: of our loader: auto, graph or host.
+        decode: of our loader: auto, gpu, gpu-roi or cpu.
+        hw_decoder_load: of our loader.
         peers: names of `peers.PEERS`.
         stages: measure the stage breakdown too.
         against: a timm model whose training step is measured, None for none.
@@ -78,7 +79,8 @@ class BenchOptions:
     device: str = "auto"
     seconds: float = 5.0
     rounds: int = 5
-    executor: str = "auto"
+    decode: str = "auto"
+    hw_decoder_load: float | None = None
     peers: tuple[str, ...] = ()
     stages: bool = False
     against: str | None = None
@@ -115,7 +117,7 @@ def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
     Raises:
         RsbdaliError: no such data, device or recipe value; our own loader failed (its last line is the message).
     """
-    _check(options)
+    check_options(options)
     with tempfile.TemporaryDirectory(prefix="rsbdali-bench-") as scratch:
         report = _run(options, Path(scratch), say)
     if options.json:
@@ -127,7 +129,12 @@ def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
     return report
 
 
-def _check(options: BenchOptions) -> None:
+def check_options(options: BenchOptions) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        RsbdaliError: one line says what.
+    """
     if options.batch_size < 2 or options.batch_size % 2:
         raise RecipeError(f"--batch-size {options.batch_size}: must be even and at least 2: images are mixed in pairs")
     for name in options.peers:
@@ -140,7 +147,28 @@ def _check(options: BenchOptions) -> None:
 
 
 def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
-    index = ImageIndex.load(find_images(options.data))
+    spec, images, copies = feed_spec(options, scratch, say)
+    report = partial(_report, options, spec, images, copies)
+
+    def keep(results: Results, skipped: dict[str, str]) -> None:
+        if options.json:  # what is left of a bench that is interrupted
+            write_record(options.json, to_json(report(results, skipped)) | {"finished": False})
+
+    results, skipped = _loaders(options, spec, say, keep)
+    stages, gpu_us = _stages(options, spec, say) if options.stages else ((), None)
+    model = _model(options, skipped, say) if options.against else None
+    return report(results, skipped, stages, gpu_us, model)
+
+
+def feed_spec(options: BenchOptions, scratch: Path, say: Say) -> tuple[FeedSpec, int, int]:
+    """Our loader's task; how many images there are, and how often each is read an epoch.
+
+    Args:
+        options: checked.
+        scratch: for links to the images, where they are few, and for their index.
+        say: told where images are few.
+    """
+    index = open_split(options.data, "any")
     root, copies = enough_images(index, options.batch_size, scratch)
     if copies > 1:
         say(f"{len(index)} images are few: each is read {copies} times an epoch, from the page cache")
@@ -152,19 +180,11 @@ def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
         batch_size=options.batch_size,
         workers=options.workers or default_threads(),
         device=str(resolve_device(options.device)),
-        executor=options.executor,
+        decode=options.decode,
+        hw_decoder_load=options.hw_decoder_load,
     )
     ImageIndex.load(root, cache_dir=scratch / "cache")  # once, for all candidates
-    report = partial(_report, options, spec, len(index), copies)
-
-    def keep(results: Results, skipped: dict[str, str]) -> None:
-        if options.json:  # what is left of a bench that is interrupted
-            write_record(options.json, to_json(report(results, skipped)) | {"finished": False})
-
-    results, skipped = _loaders(options, spec, say, keep)
-    stages, gpu_us = _stages(options, spec, say) if options.stages else ((), None)
-    model = _model(options, skipped, say) if options.against else None
-    return report(results, skipped, stages, gpu_us, model)
+    return spec, len(index), copies
 
 
 def _report(
@@ -311,7 +331,8 @@ def _config(options: BenchOptions, spec: FeedSpec, images: int, copies: int) -> 
         "batch_size": spec.batch_size,
         "workers": spec.workers,
         "device": spec.device,
-        "executor": spec.executor,
+        "decode": spec.decode,
+        "hw_decoder_load": spec.hw_decoder_load,
         "seconds": options.seconds,
         "rounds": options.rounds,
         "data": str(options.data),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.errors import DataError
 
 BATCHES_AN_EPOCH = 64  # so that the turn of an epoch falls into few of the measured windows
@@ -51,7 +51,7 @@ def _links(index: ImageIndex, copies: int) -> Iterator[tuple[Path, str]]:
 
 
 def _main(data: str, folder: str, count: str) -> None:
-    index = ImageIndex.load(find_images(data))
+    index = open_split(data, "any")
     link_tree(index, Path(folder) / "train", -(-int(count) // len(index)))
     link_tree(index, Path(folder) / "val", 1)
 

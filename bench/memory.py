@@ -10,18 +10,17 @@ import sys
 from rich.console import Console
 
 from rsbdali.bench.measure.meter import memory_bytes
-from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.loader import TrainLoader
 from rsbdali.recipe import Recipe
 
 STEPS = 4
 
 
-def _main(data: str, epochs: int, executor: str) -> None:
-    index = ImageIndex.load(find_images(data))
+def _main(data: str, epochs: int, decode: str) -> None:
+    index = open_split(data, "any")
     recipe = Recipe.load("a3", {"global_batch_size": len(index) // STEPS, "mix_groups": 1})
-    loader = TrainLoader(index, recipe, device="cpu", executor=executor)
+    loader = TrainLoader(index, recipe, device="cpu", decode=decode)
     console = Console()
     for epoch in range(epochs):
         images = sum(len(batch.label_N) for batch in loader)

@@ -19,10 +19,10 @@ from rsbdali.bench.race.feeds import PREFETCH
 from rsbdali.bench.race.our_step import OurStep
 from rsbdali.bench.race.synthetic import step_recipe
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.environment import machine_record, write_record
-from rsbdali.loader.train import create_executor
+from rsbdali.loader.decode_mode import create_executor
 from rsbdali.pipelines.executor import Executor
 from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.recipe import Recipe
@@ -62,7 +62,7 @@ def unlike_first(executor: Executor, plans: list[BatchPlan], times: int, step: O
 
 
 def measure(
-    recipe: Recipe, data: Path, device: torch.device, *, executor: str, times: int, workers: int
+    recipe: Recipe, data: Path, device: torch.device, *, decode: str, times: int, workers: int
 ) -> dict[str, Any]:
     """The record.
 
@@ -70,16 +70,16 @@ def measure(
         recipe: from `synthetic.step_recipe`.
         data: images in class folders; linked to as often as needed.
         device: of the executor and the step.
-        executor: by name (`create_executor`).
+        decode: mode of the executor (`loader.decode_mode`).
         times: how often a plan is made; at least 2.
         workers: CPU threads of the executor.
     """
     rows = recipe.global_batch_size
     with kernel_policy(device, deterministic=False), tempfile.TemporaryDirectory(prefix="rsbdali-same-") as folder:
-        root, _ = enough_images(ImageIndex.load(find_images(data)), rows, Path(folder))
+        root, _ = enough_images(open_split(data, "any"), rows, Path(folder))
         index = ImageIndex.load(root, cache_dir=Path(folder, "cache"))
         planner = Planner(index.width_N, index.height_N, recipe)
-        made_by = create_executor(executor, index, recipe, rows=rows, device=device, num_threads=workers)
+        made_by = create_executor(decode, index, recipe, rows=rows, device=device, num_threads=workers)
         try:
             plans = [planner.group(0, number, 0) for number in range(PLANS)]
             unlike = unlike_first(made_by, plans, times, OurStep(recipe, device, mixed=False))
@@ -96,7 +96,7 @@ def measure(
             "batch_size": rows,
             "workers": workers,
             "device": str(device),
-            "executor": executor,
+            "decode": decode,
             "times": times,
         },
         "unlike_rows": unlike,
@@ -113,7 +113,7 @@ def verdict(record: dict[str, Any]) -> str:
         if unlike:
             rows = record["config"]["batch_size"]
             said = f"{len(unlike)} are NOT like the first, in up to {max(unlike)} of {rows} rows"
-        lines.append(f"plan {number + 1}, made {len(counts) + 1} times by {record['config']['executor']}: {said}")
+        lines.append(f"plan {number + 1}, made {len(counts) + 1} times by {record['config']['decode']}: {said}")
     return "\n".join(lines)
 
 
@@ -123,7 +123,7 @@ def main(
     device: str,
     overrides: list[str],
     batch_size: int | None,
-    executor: str,
+    decode: str,
     times: int,
     json: Path | None,
 ) -> int:
@@ -132,7 +132,7 @@ def main(
     recipe = Recipe.load("a3", dict(pair.split("=", 1) for pair in overrides))
     group = recipe.global_batch_size // recipe.mix_groups
     chosen = step_recipe(recipe, batch_size or (group if place.type == "cuda" else CPU_ROWS))
-    record = measure(chosen, data, place, executor=executor, times=times, workers=default_threads())
+    record = measure(chosen, data, place, decode=decode, times=times, workers=default_threads())
     sys.stdout.write(verdict(record) + "\n")
     if json:
         write_record(json, record)
@@ -145,7 +145,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="auto")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--batch-size", type=int, help="rows of a batch (default: a mix group; 16 on a CPU)")
-    parser.add_argument("--executor", default="graph", help="graph, host or dali-exact")
+    parser.add_argument("--decode", default="graph", help="graph (DALI's), gpu-roi, cpu or dali-exact")
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--json", type=Path)
     sys.exit(main(**vars(parser.parse_args())))

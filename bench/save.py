@@ -86,14 +86,14 @@ def measure(recipe: Recipe, device: torch.device, folder: Path) -> SaveCost:
             while not written.done():
                 beside.append(_seconds(one_step))
             writes.append(written.result())
-    step, copy, written_in, step_beside = (1000 * median(seconds) for seconds in (alone, copies, writes, beside))
-    return SaveCost(step, copy, written_in, step_beside, path.stat().st_size / 2**20)
+    step_ms, copy_ms, write_ms, beside_ms = (1000 * median(seconds) for seconds in (alone, copies, writes, beside))
+    return SaveCost(step_ms, copy_ms, write_ms, beside_ms, path.stat().st_size / 2**20)
 
 
 def _stepper(state: RunState, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
     """A function that makes one step on noise, and waits for its end."""
-    moving = state.model, state.optimizer, state.scaler
-    step = make_step(*moving, recipe, acceleration=PLAIN, device=device, world=World(), amp_dtype=dtype)
+    parts = state.model, state.optimizer, state.scaler, recipe
+    step = make_step(*parts, acceleration=PLAIN, device=device, world=World(), amp_dtype=dtype)
     noise, finish = Synthetic(recipe, device, dtype), finisher(device)
 
     def one_step() -> None:

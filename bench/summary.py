@@ -184,7 +184,7 @@ def _loader(record: Records | None, step: Records | None) -> Iterator[Row]:
 
 def _share(record: Records | None) -> Iterator[Row]:
     loaders = {} if record is None else {loader["name"]: loader for loader in record["loaders"]}
-    for name in ("graph", "graph, no RandAugment", "host"):
+    for name in ("graph", "graph, no RandAugment", "cpu"):
         yield _row(f"step beside the loader ({name}), by alone", loaders.get(name, {}).get("slower"), _times)
     gap = loaders.get("graph", {}).get("longest_gap_ms_beside")
     yield _row("longest wait for Python's lock (graph)", gap, lambda ms: f"{ms:.0f} ms")

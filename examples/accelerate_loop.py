@@ -1,6 +1,6 @@
 """A Hugging Face Accelerate loop with rsbdali's loader.
 
-    pip install 'rsbdali[accelerate]'
+    pip install '.[accelerate]'
     accelerate launch examples/accelerate_loop.py --data IMAGENET --recipe a3 --batch-size 512
 
 Model and optimizer go through `accelerator.prepare`. The loader does not, being sharded and on the device already; it

@@ -1,6 +1,6 @@
 """A Lightning module and trainer with rsbdali's data module.
 
-    pip install 'rsbdali[lightning]'
+    pip install '.[lightning]'
     python examples/lightning_module.py --data IMAGENET --recipe a3 --batch-size 512 --devices 4
 
 `RSBDataModule` gives each process its part of every batch, on its device. Checkpoints hold the place in the epoch.

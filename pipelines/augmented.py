@@ -8,7 +8,6 @@ from rsbdali.ops.randaugment import randaugment
 from rsbdali.pipelines.executor import DecodedBatch, Executor
 from rsbdali.pipelines.gpu_stream import SideStream
 from rsbdali.plan.planner import BatchPlan
-from rsbdali.plan.randaugment import FILL_RGB
 
 
 class Augmented:
@@ -20,11 +19,12 @@ class Augmented:
     Args:
         resized: makes the images of a plan without flip and RandAugment.
         device: where `resized` hands them out.
+        fill: levels of R, G and B outside the image.
     """
 
-    def __init__(self, resized: Executor, device: torch.device) -> None:
+    def __init__(self, resized: Executor, device: torch.device, fill: tuple[int, int, int]) -> None:
         self.rows, self.pixels = resized.rows, resized.pixels
-        self._resized = resized
+        self._resized, self._fill = resized, fill
         self._plans: deque[BatchPlan] = deque()
         self._side = SideStream(device) if device.type == "cuda" else None
 
@@ -44,7 +44,7 @@ class Augmented:
     def _augment(self, batch: DecodedBatch) -> DecodedBatch:
         plan = self._plans.popleft()
         rows = plan.flip_N, plan.op_NL, plan.arg_NL, plan.op_interp_NL
-        return DecodedBatch(randaugment(batch.images_NHWC, *rows, fill=FILL_RGB), batch.bad)
+        return DecodedBatch(randaugment(batch.images_NHWC, *rows, fill=self._fill), batch.bad)
 
     def close(self) -> None:
         """Close the executor behind."""

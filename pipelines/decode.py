@@ -40,6 +40,11 @@ def gpu_settings(index: ImageSource, hw_decoder_load: float | None = None) -> di
     return settings if hw_decoder_load is None else settings | {"hw_decoder_load": hw_decoder_load}
 
 
+def said_load(hw_decoder_load: float | None) -> str:
+    """For `pixels`: the JPEG engine's pixels are not those of the GPU's other decoders."""
+    return "" if hw_decoder_load is None else f", hw_decoder_load {hw_decoder_load:g}"
+
+
 def decode(encoded: Any, *, device: str, settings: Mapping[str, Any] = MappingProxyType({})) -> Any:
     """Whole images, uint8 HWC RGB, EXIF orientation not applied (as timm).
 

@@ -21,13 +21,15 @@ import numpy as np
 import torch
 from nvidia.dali import fn
 
+from rsbdali.errors import RecipeError
 from rsbdali.pipelines.dali_queue import Fields, PipelineQueue
-from rsbdali.pipelines.decode import decode_window, filter_codes, gpu_settings, resize
+from rsbdali.pipelines.decode import decode_window, filter_codes, gpu_settings, resize, said_load
 from rsbdali.pipelines.encoded import EncodedInput
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, scatter
 from rsbdali.pipelines.randaugment import LAYER_FIELDS, apply_randaugment, layer_fields
+from rsbdali.plan.augmentation import fill_color, num_layers
 from rsbdali.plan.planner import BatchPlan
-from rsbdali.plan.randaugment import RandAugmentPolicy
+from rsbdali.plan.randaugment import FILL_RGB
 from rsbdali.plan.shared_decodes import covering_windows, share_decodes
 from rsbdali.recipe import Recipe
 
@@ -46,6 +48,7 @@ class GraphExecutor:
         num_threads: DALI's worker threads.
         roi: decode only the window needed of each image (see `decode_window`).
         augment: flip and apply RandAugment too.
+        hw_decoder_load: see `gpu_settings`.
     """
 
     def __init__(
@@ -58,19 +61,22 @@ class GraphExecutor:
         num_threads: int,
         roi: bool,
         augment: bool = False,
+        hw_decoder_load: float | None = None,
     ) -> None:
         self.index, self.recipe, self.rows, self.device = index, recipe, rows, device
-        policy = RandAugmentPolicy.parse(recipe.aa)
-        self.layers = None if not augment else 0 if policy is None else policy.num_layers
+        if augment and fill_color(recipe) != FILL_RGB:
+            raise RecipeError("executor=dali-exact fills with ImageNet's mean only: use another executor")
+        self.layers = num_layers(recipe) if augment else None
         self.repeats = recipe.aug_repeats if recipe.aug_repeats > 1 and recipe.aug_repeats_mode == "decode_once" else 1
-        self.pixels = f"the graph executor on {device.type}, decoding {'regions' if roi else 'whole images'}"
+        decoded = f"{'regions' if roi else 'whole images'}{said_load(hw_decoder_load)}"
+        self.pixels = f"the graph executor on {device.type}, decoding {decoded}"
         define = train_graph(
             size=recipe.train_size,
             layers=self.layers,
             repeats=self.repeats,
             device="gpu" if device.type == "cuda" else "cpu",
             roi=roi,
-            settings=gpu_settings(index),
+            settings=gpu_settings(index, hw_decoder_load),
         )
         self._input = EncodedInput(index, num_threads)
         self._queue = PipelineQueue(define, rows=rows, device=device, num_threads=num_threads, conditionals=augment)

@@ -6,6 +6,7 @@ out of range are refused in one line.
 
 import dataclasses
 import difflib
+import functools
 import re
 import sys
 import types
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from rsbdali import bounded
 from rsbdali.bounded import NotPlain, shown
 from rsbdali.errors import RecipeError
+from rsbdali.lr_scaling import AUTO, distance, scaled
 
 PACKAGE = "rsbdali.recipes"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -95,6 +97,7 @@ class Recipe:
     img_size: int | tuple[int, int] = field(default=224, metadata=_key(AT_ONCE, 1, 8192))
     test_img_size: int | tuple[int, int] = field(default=224, metadata=_key(AT_ONCE, 1, 8192))
     crop_pct: float = field(default=0.95, metadata=_key(AT_ONCE, 0.01, 1.0))
+    crop_mode: Literal["center", "squash", "border"] = field(default="center", metadata=_key(AT_ONCE))
     mean: tuple[float, float, float] = field(default=IMAGENET_MEAN, metadata=_key(AT_ONCE, 0, 1, hint=OF_255))
     std: tuple[float, float, float] = field(default=IMAGENET_STD, metadata=_key(AT_ONCE, 1e-6, 1, hint=OF_255))
     # length and batch
@@ -116,13 +119,23 @@ class Recipe:
     # augmentation
     scale: tuple[float, float] = field(default=(0.08, 1.0), metadata=_key(AT_ONCE, 1e-6, 1))
     ratio: tuple[float, float] = field(default=(3 / 4, 4 / 3), metadata=_key(AT_ONCE, 1e-3, 1e3))
+    train_crop_mode: Literal["rrc", "rkrc"] = field(default="rrc", metadata=_key(AT_ONCE))
     hflip: float = field(default=0.5, metadata=_key(AT_ONCE, 0, 1))
+    vflip: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 1))
     train_interpolation: Literal["random", "bilinear", "bicubic"] = field(default="random", metadata=_key(AT_ONCE))
     interpolation: Literal["bilinear", "bicubic"] = field(default="bicubic", metadata=_key(AT_ONCE))
     aa: str | None = field(default=None, metadata=_key(AT_ONCE))
+    color_jitter: float | tuple[float, float, float] | tuple[float, float, float, float] | None = field(
+        default=None, metadata=_key(AT_ONCE, 0, 100)
+    )
+    color_jitter_prob: float | None = field(default=None, metadata=_key(AT_ONCE, 0, 1))
+    grayscale_prob: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 1))
+    gaussian_blur_prob: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 1))
     aug_repeats: int = field(default=0, metadata=_key(NEXT_EPOCH, 0, 64))
     aug_repeats_mode: Literal["across_ranks", "decode_once"] = field(default="across_ranks", metadata=_key(NEXT_EPOCH))
-    reprob: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 0))
+    reprob: float = field(default=0.0, metadata=_key(AT_ONCE, 0, 1))
+    remode: Literal["const", "rand", "pixel"] = field(default="pixel", metadata=_key(AT_ONCE))
+    recount: int = field(default=1, metadata=_key(AT_ONCE, 1, 100))
     # mixing
     mixup: float = field(default=0.0, metadata=_key(AT_ONCE, 0))
     cutmix: float = field(default=0.0, metadata=_key(AT_ONCE, 0))
@@ -148,6 +161,8 @@ class Recipe:
             _check_range(f, getattr(self, f.name))
         if self.scale[0] > self.scale[1] or self.ratio[0] > self.ratio[1]:
             raise RecipeError("scale and ratio are (low, high) bounds, low first")
+        if isinstance(self.color_jitter, tuple) and len(self.color_jitter) == 4 and self.color_jitter[3] > 0.5:
+            raise RecipeError(f"color_jitter={list(self.color_jitter)}: the fourth, of the hue, is at most 0.5")
         if not self.bce_loss and self.bce_target_thresh is not None:
             raise RecipeError("bce_target_thresh needs bce_loss=true")
 
@@ -167,14 +182,16 @@ class Recipe:
 
         Args:
             name_or_path: `a1`, `a2`, `a3`, …, or a path that ends in .yaml or .yml.
-            overrides: values by key; a string is read as YAML (`"64"` is a number).
+            overrides: values by key; a string is read as YAML (`"64"` is a number). `lr: auto` scales the recipe's own
+                rate to the batch (`lr_scaling.py`); in a file, the default rate at the default batch.
 
         Raises:
-            RecipeError: no such recipe, an unknown key, a wrong type or a value out of range.
+            RecipeError: no such recipe, an unknown key, a wrong type or a value out of range; `lr: auto` for another
+                optimizer than the rate's.
         """
         values = _read(name_or_path)
-        values.update({key: _yaml_value(key, value) for key, value in (overrides or {}).items()})
-        return cls.from_dict(values)
+        changed = {key: _yaml_value(key, value) for key, value in (overrides or {}).items()}
+        return cls._with_rate({**values, **changed}, values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
@@ -183,7 +200,46 @@ class Recipe:
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Recipe":
         """This recipe with some keys set otherwise; strings are read as YAML, as in `load`."""
-        return self.from_dict({**self.to_dict(), **{key: _yaml_value(key, value) for key, value in overrides.items()}})
+        values = self.to_dict()
+        return self._with_rate({**values, **{key: _yaml_value(key, value) for key, value in overrides.items()}}, values)
+
+    @classmethod
+    def _with_rate(cls, values: Mapping[str, Any], reference: Mapping[str, Any]) -> "Recipe":
+        """`from_dict`, with a number for `lr: auto`: scaled from the rate, batch and optimizer of `reference`."""
+        if values.get("lr") != AUTO:
+            return cls.from_dict(values)
+        then = cls() if reference.get("lr") == AUTO else cls.from_dict(reference)
+        now = cls.from_dict({**values, "lr": then.lr})
+        if now.opt.lower() != then.opt.lower():
+            raise RecipeError(
+                f"lr=auto scales a rate of {then.opt} ({then.lr:g} at a batch of {then.global_batch_size}), which says "
+                f"nothing of opt={now.opt}: give lr as a number"
+            )
+        return dataclasses.replace(now, lr=scaled(then.lr, now.opt, now.global_batch_size, then.global_batch_size))
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether `reported` is about this model, at this size, for these epochs, and not about a changed recipe."""
+        shipped = _shipped(self.name)
+        if shipped is None:
+            return False
+        return all(getattr(self, name) == getattr(shipped, name) for name in ("model", "epochs", "img_size"))
+
+    @property
+    def rate_advice(self) -> str:
+        """What to say where the rate is far from the one that goes with the batch; nothing where it is not.
+
+        Known is that of a recipe of the package, by this one's name, for its own optimizer.
+        """
+        shipped = _shipped(self.name)
+        if shipped is None or self.opt.lower() != shipped.opt.lower():
+            return ""
+        fitting = scaled(shipped.lr, self.opt, self.global_batch_size, shipped.global_batch_size)
+        far = distance(self.lr, fitting)
+        return far and (
+            f"lr={self.lr:g} is {far} the rate that goes with a batch of {self.global_batch_size}, {fitting:.3g} "
+            f"({shipped.name}'s {shipped.lr:g} at {shipped.global_batch_size}, scaled by timm's rule): lr=auto takes it"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (lists for tuples) that `from_dict` takes back."""
@@ -195,6 +251,12 @@ def recipe_names() -> list[str]:
     """Names of the recipes that the package ships (the demo is no recipe: see `demo_overrides`)."""
     files = (f.name for f in resources.files(PACKAGE).iterdir())
     return sorted(f.removesuffix(".yaml") for f in files if f.endswith(".yaml") and f != "demo.yaml")
+
+
+@functools.cache
+def _shipped(name: str) -> Recipe | None:
+    """The package's recipe of that name, as it is there."""
+    return Recipe.load(name) if name in recipe_names() else None
 
 
 def demo_overrides() -> dict[str, Any]:
@@ -209,11 +271,11 @@ def recipe_text(name: str) -> str:
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
-    path = Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else None
+    path = Path(name_or_path).expanduser() if name_or_path.endswith((".yaml", ".yml")) else None
     if path is not None:
         if not path.exists():
             raise RecipeError(f"no recipe file {name_or_path}")
-    elif name_or_path not in recipe_names():
+    elif (name_or_path := name_or_path.lower()) not in recipe_names():
         hint = _nearest(name_or_path, recipe_names())
         raise RecipeError(f"unknown recipe {name_or_path!r}{hint}; known: {', '.join(recipe_names())}, or a .yaml path")
     try:
@@ -302,7 +364,7 @@ def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:
 def _bounds(low: float, high: float | None, most: float, number: float) -> str:
     if high is None:
         return f"at most {most:g}" if number > most else f"at least {low:g}"
-    return "only 0 is supported" if low == high == 0 else f"{low:g} to {high:g}"
+    return f"{low:g} to {high:g}"
 
 
 def _describe(hint: Any) -> str:

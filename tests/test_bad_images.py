@@ -24,7 +24,7 @@ def test_bad_images_are_named_once_and_limited() -> None:
     bad.add("b", "empty")
     assert seen == [("a", "cut"), ("b", "empty")]
     assert bad.reasons == {"a": "cut", "b": "empty"}
-    with pytest.raises(DataError, match="--max-bad-images 2"):
+    with pytest.raises(DataError, match="max_bad_images=2"):
         bad.add("c", "text")
 
 
@@ -35,16 +35,16 @@ def spoil(index: ImageIndex, samples: list[int]) -> None:
         path.write_bytes(path.read_bytes()[: 120 if k % 2 else 400])
 
 
-@pytest.mark.parametrize("executor", ["host", "graph"])
-def test_neighbors_of_a_bad_row_are_bitwise_as_before(image_tree: Callable[..., Path], executor: str) -> None:
+@pytest.mark.parametrize("decode", ["cpu", "graph"])
+def test_neighbors_of_a_bad_row_are_bitwise_as_before(image_tree: Callable[..., Path], decode: str) -> None:
     root = image_tree(classes=2, per_class=12)
     recipe = Recipe.load("a3", SMALL | {"mixup": 0, "cutmix": 0})
     index = ImageIndex.scan(root)
-    loader = TrainLoader(index, recipe, device="cpu", executor=executor, num_threads=2, dtype=torch.uint8)
+    loader = TrainLoader(index, recipe, device="cpu", decode=decode, num_threads=2, dtype=torch.uint8)
     clean = list(loader)
     loader.close()
     spoil(index, [3, 4, 10])
-    loader = TrainLoader(index, recipe, device="cpu", executor=executor, num_threads=2, dtype=torch.uint8)
+    loader = TrainLoader(index, recipe, device="cpu", decode=decode, num_threads=2, dtype=torch.uint8)
     for before, after in zip(clean, loader, strict=True):
         same_N = before.plan.sample_N == after.plan.sample_N
         assert torch.equal(before.images[same_N], after.images[same_N])

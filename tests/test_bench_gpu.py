@@ -118,10 +118,10 @@ def test_floors_by_hand() -> None:
 def test_gpu_share_runs_beside_a_step(image_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = gpu_share.TrainLoader
 
-    def short_of_memory(*args: Any, executor: str, **more: Any) -> Any:
-        if executor == "host":
+    def short_of_memory(*args: Any, decode: str, **more: Any) -> Any:
+        if decode == "cpu":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return loader(*args, executor=executor, **more)
+        return loader(*args, decode=decode, **more)
 
     monkeypatch.setattr(gpu_share, "TrainLoader", short_of_memory)
     kept: list[dict[str, Any]] = []
@@ -130,9 +130,9 @@ def test_gpu_share_runs_beside_a_step(image_tree: Tree, monkeypatch: pytest.Monk
         step_recipe(SMALL, 4), image_tree(), CPU, **options, write=lambda r: kept.append(json.loads(json.dumps(r)))
     )
     names = [kind.name for kind in gpu_share.KINDS]
-    assert names == ["graph", "graph, no RandAugment", "host"]
+    assert names == ["graph", "graph, no RandAugment", "cpu"]
     assert [loader["name"] for loader in record["loaders"]] == names[:2]
-    assert record["skipped"] == {"host": "out of GPU memory"}
+    assert record["skipped"] == {"cpu": "out of GPU memory"}
     for figures in record["loaders"]:
         assert figures["step_ms_beside"] > 0
         assert figures["longest_gap_ms_beside"] > 0
@@ -188,7 +188,7 @@ def test_a_plan_made_again_is_compared_with_its_first() -> None:
     executor = Repeats(3)
     unlike = same_plan.unlike_first(executor, plans, 3, step)
     assert unlike == [[0, 0], [1, 0]]
-    said = same_plan.verdict({"unlike_rows": unlike, "config": {"executor": "graph", "batch_size": 4}})
+    said = same_plan.verdict({"unlike_rows": unlike, "config": {"decode": "graph", "batch_size": 4}})
     assert said.splitlines() == [
         "plan 1, made 3 times by graph: all equal",
         "plan 2, made 3 times by graph: 1 are NOT like the first, in up to 1 of 4 rows",
@@ -196,7 +196,7 @@ def test_a_plan_made_again_is_compared_with_its_first() -> None:
 
 
 def test_the_graph_makes_a_plan_again(image_tree: Tree) -> None:
-    record = same_plan.measure(step_recipe(SMALL, 4), image_tree(), CPU, executor="graph", times=2, workers=1)
+    record = same_plan.measure(step_recipe(SMALL, 4), image_tree(), CPU, decode="graph", times=2, workers=1)
     assert record["unlike_rows"] == [[0], [0]]
     assert record["equal"]
 
@@ -281,7 +281,7 @@ def test_summary_of_all_records() -> None:
     assert said("RandAugment, 512 × 160 px") == ("0.21 ms", "")
     assert said("decoding alone, the fastest (hw90)") == ("9,000 images/s", "")
     assert said("step beside the loader (graph), by alone") == ("1.02 ×", "")
-    assert said("step beside the loader (host), by alone") == ("not run", "")
+    assert said("step beside the loader (cpu), by alone") == ("not run", "")
     assert said("longest wait for Python's lock (graph)") == ("7 ms", "")
     assert said("one plan made again under load, equal") == ("NO", "missed")
 

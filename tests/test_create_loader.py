@@ -13,7 +13,7 @@ from timm.data import FastCollateMixup, ImageDataset, create_dataset
 from timm.data import create_loader as timm_create_loader
 from timm.data.loader import fast_collate
 from timm.data.mixup import mixup_target
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import FakeData, ImageFolder
 
 from rsbdali import RsbdaliError, create_loader
@@ -190,8 +190,9 @@ def test_evaluation_repeats_itself_after_a_break(make: Callable[..., TupleLoader
 
 # timm's folder reader leaves its files for the garbage collector to close
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
-def test_evaluation_is_timms(make: Callable[..., TupleLoader], tree: Path) -> None:
-    dataset = ImageDataset(str(tree / "train"))
+def test_evaluation_is_timms(make: Callable[..., TupleLoader], tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)  # train.py's --data-dir may be relative
+    dataset = ImageDataset("train")
     theirs = timm_create_loader(dataset, 32, 4, crop_pct=0.9, num_workers=0, device=torch.device("cpu"))
     ours = make(dataset, size=32, training=False, crop_pct=0.9)
     assert ours.dataset is dataset
@@ -212,24 +213,26 @@ def test_validation_counts_in_the_order_of_training(
     assert labels.tolist() == [1, 1, 2, 2]
 
 
+class Backward(ImageFolder):
+    """Classes numbered from the last."""
+
+    def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
+        classes, numbers = super().find_classes(directory)
+        return classes[::-1], {name: len(classes) - 1 - number for name, number in numbers.items()}
+
+
 @pytest.mark.parametrize("kind", ["timm", "torchvision"])
 def test_datasets_are_translated(make: Callable[..., TupleLoader], tree: Path, kind: str) -> None:
     if kind == "timm":
         dataset = create_dataset("", root=str(tree), split="train", class_map={"class0": 2, "class1": 1, "class2": 0})
     else:
-        dataset = ImageFolder(tree / "train")
-        dataset.class_to_idx = {"class0": 2, "class1": 1, "class2": 0}
+        dataset = Backward(tree / "train")
     labels = torch.cat([targets for _, targets in make(dataset, training=False)])
     assert labels.tolist() == [2] * 6 + [1] * 6 + [0] * 6
 
 
 def _grey(dataset: ImageDataset) -> ImageDataset:
     dataset.input_img_mode = "L"
-    return dataset
-
-
-def _fewer(dataset: ImageDataset) -> ImageDataset:
-    dataset.reader.samples = dataset.reader.samples[:5]
     return dataset
 
 
@@ -247,10 +250,10 @@ def _with_a_gap(dataset: ImageDataset) -> ImageDataset:
     ("change", "message"),
     [
         (_grey, "dataset.input_img_mode='L' cannot be honored"),
-        (_fewer, "has 5 images and its folder 18"),
         (_relabeled, "target_transform cannot be honored"),
         (_with_a_gap, "class map has gaps"),
-        (lambda dataset: Subset(dataset, [0]), "dataset of type Subset"),
+        (lambda dataset: Subset(_grey(dataset), [0]), "dataset.input_img_mode='L' cannot be honored"),
+        (lambda dataset: ConcatDataset([dataset]), "ConcatDataset: join the lists of its parts: ImageIndex.from_lists"),
         (lambda _: FakeData(), "dataset of type FakeData"),
     ],
 )
@@ -328,7 +331,7 @@ def test_states_of_other_images(
         assert len(list(changed)) == len(changed)
         assert caplog.text.count(f"behind an epoch of other images: 18 then, {count} now") == 2
     caplog.clear()
-    make(executor="graph").load_state_dict(within)
+    make(decode="graph").load_state_dict(within)
     assert "come from the graph executor on cpu, decoding regions, and came from the host executor" in caplog.text
 
 
@@ -382,15 +385,15 @@ def test_every_argument_of_timm_is_known() -> None:
     ("arguments", "name"),
     [
         ({"no_aug": True}, "no_aug"),
-        ({"re_prob": 0.25}, "re_prob"),
-        ({"vflip": 0.5}, "vflip"),
-        ({"color_jitter": 0.4}, "color_jitter"),
-        ({"color_jitter": (0, 0.1, 0)}, "color_jitter"),
-        ({"grayscale_prob": 0.1, "auto_augment": "rand-m6"}, "grayscale_prob"),
-        ({"gaussian_blur_prob": 0.1}, "gaussian_blur_prob"),
-        ({"train_crop_mode": "rkrc"}, "train_crop_mode"),
+        ({"re_prob": 1.25}, "re_prob"),
+        ({"re_mode": "noise"}, "re_mode"),
+        ({"re_count": 0}, "re_count"),
+        ({"re_prob": 0.5, "re_split": True}, "re_split"),
+        ({"vflip": -0.5}, "vflip"),
+        ({"color_jitter": (0, 0.1)}, "color_jitter"),
+        ({"train_crop_mode": "rkrr"}, "train_crop_mode"),
         ({"num_aug_splits": 3}, "num_aug_splits"),
-        ({"training": False, "crop_mode": "squash"}, "crop_mode"),
+        ({"training": False, "crop_mode": "whole"}, "crop_mode"),
         ({"training": False, "crop_border_pixels": 4}, "crop_border_pixels"),
         ({"tf_preprocessing": True}, "tf_preprocessing"),
         ({"fp16": True}, "fp16"),
@@ -398,7 +401,7 @@ def test_every_argument_of_timm_is_known() -> None:
         ({"num_batches": 3}, "num_batches"),
         ({"worker_seeding": print}, "worker_seeding"),
         ({"auto_augment": "augmix-m5"}, "auto_augment"),
-        ({"auto_augment": "original"}, "auto_augment"),
+        ({"auto_augment": "3aw"}, "auto_augment"),
         ({"interpolation": "lanczos"}, "interpolation"),
         ({"training": False, "interpolation": "random"}, "interpolation"),
         ({"num_aug_repeats": 1.5}, "num_aug_repeats"),
@@ -414,6 +417,7 @@ def test_every_argument_of_timm_is_known() -> None:
         ({"training": False, "collate_fn": collate()}, "collate_fn"),
         ({"output": "float16"}, "output"),
         ({"output": "uint8", "collate_fn": collate()}, "output"),
+        ({"output": "uint8", "re_prob": 0.5}, "output"),
         ({"use_prefetcher": False, "collate_fn": collate()}, "use_prefetcher"),
         ({"img_dtype": torch.uint8}, "img_dtype"),
         ({"size": None}, "input_size"),
@@ -452,9 +456,40 @@ def test_harmless_arguments(make: Callable[..., TupleLoader]) -> None:
     assert same(list(make(training=False, **evaluation)), list(make(training=False)))
 
 
+def test_augmentations_are_the_recipes(make: Callable[..., TupleLoader]) -> None:
+    given = {
+        "vflip": 0.5,
+        "color_jitter": (0.4, 0.3, 0.2),
+        "color_jitter_prob": 0.8,
+        "grayscale_prob": 0.1,
+        "gaussian_blur_prob": 0.2,
+        "re_prob": 0.5,
+        "re_mode": "pixel",
+        "re_count": 2,
+        "train_crop_mode": "rkrc",
+    }
+    loader = make(**given, auto_augment="original-mstd0.5")
+    recipe = loader.loader.recipe
+    names = {"re_prob": "reprob", "re_mode": "remode", "re_count": "recount"}
+    assert {name: getattr(recipe, names.get(name, name)) for name in given} == given
+    assert recipe.aa == "original-mstd0.5"
+    assert all(torch.isfinite(images).all() for images, _ in loader)
+    assert make(re_prob=0.5, train_crop_mode="", auto_augment="").loader.recipe.remode == "const"  # timm's default
+    assert make(training=False, crop_mode="border").loader.recipe.crop_mode == "border"
+
+
+def test_an_epoch_has_the_batch_that_timms_padding_completes(make: Callable[..., TupleLoader], tree: Path) -> None:
+    theirs = len(list((tree / "train").rglob("*.*")))
+    rows = -(-theirs // 4)
+    assert theirs % 4
+    loader = make(rows=rows, rank=0, world_size=4)
+    assert len(loader) == 1
+    assert len(list(loader)) == 1
+
+
 def test_other_mistakes(make: Callable[..., TupleLoader], tree: Path) -> None:
-    with pytest.raises(RecipeError, match="no argument 'color_jitter', did you mean 'color_jitter'"):
-        make(color_jitter=0.4)
+    with pytest.raises(RecipeError, match="no argument 'color_jiter', did you mean 'color_jitter'"):
+        make(color_jiter=0.4)
     three = Recipe.load("a3", {"global_batch_size": 9, "mix_groups": 3})
     with pytest.raises(RecipeError, match=r"mix_groups=3 on 2 processes: create_loader .* takes 1, 3 processes"):
         make(recipe=three, rows=None, rank=1, world_size=2)
@@ -482,11 +517,17 @@ def test_docs_tables_name_every_argument() -> None:
 
 def test_docs_code_runs(image_tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     image_tree(classes=3, per_class=2, split="val")
-    folder = str(image_tree(classes=3, per_class=3).parent)
+    folder = str(image_tree(classes=3, per_class=6).parent)
     text = (Path(__file__).parents[1] / "docs" / "LOADER.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 5
-    small = {'"IMAGENET"': repr(folder), "batch_size=512": "batch_size=4", "range(100)": "range(1)"}
+    assert len(blocks) == 10
+    small = {
+        '"IMAGENET': f'"{folder}',
+        ", 160, 512": ", 24, 4",
+        "batch_size=512": "batch_size=4",
+        '"batch_size": 512': '"batch_size": 4',
+        "range(100)": "range(1)",
+    }
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     names: dict[str, Any] = {}
     for block in blocks:

@@ -91,6 +91,8 @@ RULES = (
     Rule(r"^(tensorboard|wandb|mlflow) ", "skip", "another program, which serves until it is stopped"),
     Rule(r"^python -m timeit", "skip", "measures for minutes on a large data set"),
     Rule(r"^python -m rsbdali\.bench\.", "skip", "measures for minutes; test_bench.py runs it in small"),
+    Rule(r"^uv ", "skip", "installs packages"),
+    Rule(r"rsbdali completion", "parse", "test_first_hour.py prints each"),
     Rule(r"^(sbatch|docker|ulimit|scontrol|kubectl)\b", "skip", "a cluster's or a container's"),
     Rule(r"^(export|set|module|source|cd|trap|wait|if|fi|for|do|done) ?", "skip", "a line of a job script"),
     Rule(r"-m rsbdali\.integrations\.timm ", "skip", "training: test_integrations.py runs it"),
@@ -103,6 +105,7 @@ RULES = (
     Rule(r"--log (wandb|mlflow|tensorboard)", "parse", "test_loggers.py runs each"),
     Rule(r"--format onnx", "parse", "seconds of exporting: test_export.py runs it"),
     Rule(r"rsbdali bench-", "parse", "measures for minutes: test_bench.py and test_bench_step.py run them in small"),
+    Rule(r"rsbdali tune\b|--tuned\b", "parse", "measures for minutes: test_tuned.py runs it in small"),
     Rule(r"rsbdali doctor", "parse", "starts child processes: test_doctor.py runs it"),
     Rule(r"--device cuda|--cuda-graph|--executor graph|--torch-compile", "parse", "for a GPU"),
     # ours, here
@@ -144,7 +147,9 @@ def rule_for(text: str) -> Rule | None:
 
 
 def chosen(how: How) -> list[Command]:
-    return [c for c in COMMANDS if (rule := rule_for(c.text)) is not None and rule.how == how]
+    """Commands by rule; those of the tutorial hang together, and test_tutorial.py runs them."""
+    of_rule = [c for c in COMMANDS if (rule := rule_for(c.text)) is not None and rule.how == how]
+    return [c for c in of_rule if how != "run" or c.page != "docs/TUTORIAL.md"]
 
 
 def arguments(text: str) -> list[str]:
@@ -243,13 +248,19 @@ def make_sources(folder: Path) -> None:
             }
         )
         pyarrow.parquet.write_table(table, folder / "hub" / "data" / f"{split}-00000-of-00001.parquet")
-    invoke(["pack", "data", "shards", "--shards", "4"])
+    invoke(["pack", "data", "-o", "shards", "--shards", "4"])
+
+
+def without_keys(words: list[str]) -> list[str]:
+    """A command without the options that SMALL sets: given both, they would be refused."""
+    named = {f"--{key.replace('_', '-')}" for key in (*SMALL, "batch_size")}
+    return [word for word, before in zip(words, ["", *words], strict=False) if not {word, before} & named]
 
 
 def invoke(words: list[str]) -> str:
     """Run one of our commands, training made small, and give back its output."""
     if words[0] == "train":
-        words = [*words, *(word for k, v in SMALL.items() for word in ("--set", f"{k}={v}"))]
+        words = [*without_keys(words), *(word for k, v in SMALL.items() for word in ("--set", f"{k}={v}"))]
     if words[0] in ("train", "validate"):
         words = [*words, "--device", "cpu", "-j", "1"]
     result = CliRunner().invoke(cli, words, standalone_mode=False)

@@ -44,7 +44,7 @@ def test_machine_code_of_another_major_version_does_not_count() -> None:
 
 @pytest.mark.parametrize(
     ("capability", "fix"),
-    [((7, 0), "rsbdali[v100]"), ((6, 1), "too old"), ((13, 0), "--upgrade torch")],
+    [((7, 0), "torch>=2.7.1,<2.11"), ((6, 1), "too old"), ((13, 0), "--upgrade torch")],
 )
 def test_gpus_without_code_get_a_remedy(capability: tuple[int, int], fix: str) -> None:
     finding = gpu.judge_architecture("Tesla V100", "GPU 0", capability, PLAIN)

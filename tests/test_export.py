@@ -226,7 +226,7 @@ def test_a_users_mistakes(trained: Path, tmp_path: Path, monkeypatch: pytest.Mon
         export(ExportOptions(checkpoint=raw, format="timm", out=tmp_path / "out", use_ema=True))
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RsbdaliError, match=r"pip install 'rsbdali\[onnx\]'"):
+    with pytest.raises(RsbdaliError, match=r"pip install "):
         export(ExportOptions(checkpoint=raw, format="onnx", out=tmp_path / "out"))
 
 
@@ -245,8 +245,7 @@ def test_nothing_breaks_out_of_the_card(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "run/last.pth.tar", names=("``<script>", "`", "a|b\n# c"))
     content = checkpoint.read(made)
     content["rsbdali"]["versions"]["torch"] = hostile
-    content["rsbdali"]["recipe"]["reported"]["hardware"] = "x " * 45 + "\n```\n<script>x</script> ```` "
-    content["rsbdali"]["recipe"]["aa"] = "````"
+    content["rsbdali"]["recipe"]["aa"] = "x " * 45 + "\n```\n<script>x</script> ```` "
     checkpoint.write(content, made)
     (made.parent / "args.yaml").write_text("# data: /x/<script>`\n# train_images: many\n# val_images: 1\nname: x\n")
     text = card(read_source(made), "out <script>*x*")
@@ -255,7 +254,8 @@ def test_nothing_breaks_out_of_the_card(tmp_path: Path) -> None:
     assert "folder `<script>`, 3 classes: `<script>`, `?`, `ab# c`." in text
     fence, body = re.split(r"(?m)^(`{5,})yaml\n", text)[1:]
     recipe, rest = body.split(fence)
-    assert yaml.safe_load(recipe) == content["rsbdali"]["recipe"]
+    # the paper's figures are those of another model
+    assert yaml.safe_load(recipe) == {k: v for k, v in content["rsbdali"]["recipe"].items() if k != "reported"}
     assert rest == "\n"
     outside = re.sub(r"`[^`]*`", "", text.split("## Use")[0])  # without code spans
     assert not re.search(r"(?<!\\)<", outside)

@@ -52,19 +52,19 @@ class FakeGpu:
 
     Attributes:
         kernels: by name.
-        pushed: what the host is told late, one tensor a step.
+        submitted: what the host is told late, one tensor a step.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.is_current, self.pushed = False, list[torch.Tensor]()
+        self.is_current, self.submitted = False, list[torch.Tensor]()
         self.kernels = {name: Kernel(self) for name in (*LAMB, "bce_kernel", "scale_kernel")}
         gpu = self
 
         class Late:
             def __init__(self, *_: object) -> None: ...
 
-            def push(self, value_K: torch.Tensor) -> None:
-                gpu.pushed.append(value_K)
+            def submit(self, value_K: torch.Tensor) -> None:
+                gpu.submitted.append(value_K)
 
         allow_cuda_autocast(patch)
         patch.delenv(backend.VARIABLE, raising=False)
@@ -152,7 +152,7 @@ def test_a_step_stays_on_the_gpu_and_nothing_is_read(
     gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, dtype: str, bce: bool
 ) -> None:
     step = train(monkeypatch, updates=2, amp_dtype=dtype, bce_loss=bce)
-    assert [(told.device, tuple(told.shape)) for told in gpu.pushed] == [(GPU, (4,))] * 2
+    assert [(told.device, tuple(told.shape)) for told in gpu.submitted] == [(GPU, (4,))] * 2
     assert [gpu.kernels[name].launches for name in LAMB] == [2] * 5
     assert gpu.kernels["bce_kernel"].launches == (4 if bce else 0)
     assert step.ema is not None
@@ -166,7 +166,7 @@ def test_a_step_without_kernels(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, o
     monkeypatch.setenv(backend.VARIABLE, "reference")
     train(monkeypatch, opt=opt)
     assert {kernel.launches for kernel in gpu.kernels.values()} == {0}
-    assert len(gpu.pushed) == 1
+    assert len(gpu.submitted) == 1
 
 
 def test_the_gradient_of_the_fused_loss(gpu: FakeGpu) -> None:
@@ -178,7 +178,7 @@ def test_the_gradient_of_the_fused_loss(gpu: FakeGpu) -> None:
 
 def test_an_evaluation_reads_one_sum_at_its_end(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluate(monkeypatch) == evaluation.EvalResult(25, 75, 2, 4)
-    assert [told.device for told in gpu.pushed] == [GPU] * 2
+    assert [told.device for told in gpu.submitted] == [GPU] * 2
 
 
 PLANTS = {"item": lambda: torch.ones((), device=GPU).item(), "cpu": lambda: torch.ones(3, device=GPU) + torch.ones(3)}

@@ -251,7 +251,7 @@ def test_faults_of_a_loss_that_is_not_finite_stop_the_run_and_name_the_step(
         run.go()
     said = str(caught.value)
     assert said.startswith(f"the loss was nan in epoch {epoch + 1} step {step + 1}: its images stand in {file}")
-    replay = f"rsbdali replay --run {tmp_path / 'run'} --epoch {epoch} --step {step}"
+    replay = f"rsbdali replay --run {tmp_path / 'run'} --epoch {epoch + 1} --step {step + 1}"
     assert replay in said
     found = json.loads(file.read_text())
     assert (found["epoch"], found["step"], found["replay"]) == (epoch, step, replay)

@@ -50,7 +50,7 @@ def loader(data: Path, kind: str) -> TupleLoader:
     if kind == "eval":
         return create_loader(data / "train", 24, 8, **common)
     recipe = Recipe.load("a3", MIXING)
-    return create_loader(data, None, 8, True, **{**common, "recipe": recipe, "executor": kind})
+    return create_loader(data, None, 8, True, **{**common, "recipe": recipe, "decode": kind})
 
 
 def batches(data: Path, kind: str) -> list[Pair]:
@@ -59,7 +59,7 @@ def batches(data: Path, kind: str) -> list[Pair]:
 
 
 # a graph takes half a second to build
-@pytest.mark.parametrize(("kind", "names"), [("host", [*MODES]), ("eval", [*MODES]), ("graph", ["meta", "float64"])])
+@pytest.mark.parametrize(("kind", "names"), [("cpu", [*MODES]), ("eval", [*MODES]), ("graph", ["meta", "float64"])])
 def test_batches_are_equal_under_every_mode(data: Path, kind: str, names: list[str]) -> None:
     expected = batches(data, kind)
     for name in names:
@@ -73,7 +73,7 @@ def test_batches_are_equal_under_every_mode(data: Path, kind: str, names: list[s
             assert torch.equal(targets, right_targets), name
 
 
-@pytest.mark.parametrize("kind", ["host", "graph"])
+@pytest.mark.parametrize("kind", ["cpu", "graph"])
 def test_batches_begun_in_inference_mode_can_be_trained_on(data: Path, kind: str) -> None:
     weight = torch.ones((), requires_grad=True)
     with loader(data, kind) as pairs:

@@ -2,8 +2,7 @@
 
 import gc
 import weakref
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +10,14 @@ import torch
 
 from helpers.fake_cuda import FakeCuda
 from rsbdali.bench.graph import PYTHON, operators
-from rsbdali.errors import DeviceError
-from rsbdali.loader import train
-from rsbdali.ops import backend, randaugment_kernel
+from rsbdali.ops import randaugment_kernel
 from rsbdali.pipelines import augmented
 from rsbdali.pipelines.augmented import Augmented
 from rsbdali.pipelines.executor import DecodedBatch, scatter
 from rsbdali.pipelines.gpu_stream import Lent
 from rsbdali.pipelines.train import train_graph
 from rsbdali.plan.planner import BatchPlan, Planner
-from rsbdali.plan.randaugment import Op
+from rsbdali.plan.randaugment import FILL_RGB, Op
 from rsbdali.recipe import Recipe
 
 GPU = torch.device("cuda", 0)
@@ -101,7 +98,7 @@ def test_a_batch_is_made_beside_the_model_and_nothing_waits(monkeypatch: pytest.
     monkeypatch.setattr(augmented, "randaugment", randaugment)
     recipe = Recipe(img_size=8, global_batch_size=4, mix_groups=1)
     plan = Planner(np.full(8, 9), np.full(8, 9), recipe).batch(0, 0)
-    executor = Augmented(Resized(cuda), GPU)
+    executor = Augmented(Resized(cuda), GPU, FILL_RGB)
     for _ in range(2):
         executor.submit(plan)
     for _ in range(2):
@@ -147,45 +144,3 @@ def test_a_gpu_batch_is_memory_of_its_own() -> None:
     assert scatter([part_KHWC], rows, {}, size=(4, 4), device=GPU).images_NHWC.data_ptr() != part_KHWC.data_ptr()
     lent = scatter([part_KHWC], rows, {}, size=(4, 4), device=torch.device("cpu"))
     assert lent.images_NHWC.data_ptr() == part_KHWC.data_ptr()
-
-
-def test_a_gpu_without_a_compiler_gets_its_batches_from_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def made(*_: object, **options: object) -> SimpleNamespace:
-        return SimpleNamespace(augment=options["augment"])
-
-    def create(name: str) -> bool:
-        executor = train.create_executor(name, cast("Any", None), Recipe(), rows=4, device=GPU, num_threads=1)
-        return bool(cast("Any", executor).augment)
-
-    monkeypatch.setattr(train, "missing_compiler", lambda: "there is no C compiler")
-    monkeypatch.setattr(train, "HostExecutor", made)
-    assert create("auto")  # flip and RandAugment too
-    assert "there is no C compiler, so batches are made on the CPU (executor=host)" in caplog.text
-    assert create("host")
-    with pytest.raises(DeviceError, match="executor=graph needs kernels on a GPU, and there is no C compiler"):
-        create("graph")
-
-
-def test_what_triton_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda _: object())
-    monkeypatch.setattr(backend.shutil, "which", lambda name: "/usr/bin/gcc" if name == "gcc" else None)
-    monkeypatch.setattr(backend.sysconfig, "get_path", lambda _: str(tmp_path))
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.delenv(backend.VARIABLE, raising=False)
-
-    def missing() -> str | None:
-        backend.missing_compiler.cache_clear()
-        return backend.missing_compiler()
-
-    assert str(missing()).startswith(f"there is no {tmp_path}/Python.h")
-    assert not backend.use_kernels(GPU)  # plain torch, not a compiler's error in the middle of a step
-    (tmp_path / "Python.h").touch()
-    assert missing() is None
-    assert backend.use_kernels(GPU)
-    monkeypatch.setattr(backend.shutil, "which", lambda _: None)
-    assert missing() == "there is no C compiler"
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda _: None)
-    assert missing() == "Triton is not installed"
-    backend.missing_compiler.cache_clear()

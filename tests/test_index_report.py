@@ -54,7 +54,7 @@ def test_both_splits_are_printed_and_each_odd_file_named_once(image_tree: ImageT
 
 def test_a_folder_of_class_folders_and_a_flat_one(image_tree: ImageTree) -> None:
     root = image_tree()
-    assert "classes   3, with 4 to 4 images each" in printed(root)
+    assert "classes   3, 4 images each" in printed(root)
     assert "none (a flat folder)" in printed(root / "class0")
 
 

@@ -153,7 +153,7 @@ def test_each_service_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", list(loggers.PACKAGES))
 def test_a_missing_package(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(RsbdaliError, match=rf"^--log {name} needs a package: pip install 'rsbdali\[{name}\]'$"):
+    with pytest.raises(RsbdaliError, match=rf"^--log {name} needs a package: pip install {name}(-skinny)?$"):
         require([name])
     # the command says so before it looks at anything else
     result = CliRunner().invoke(cli, ["train", "--log", name, "--data", str(tmp_path / "nowhere"), "--device", "cpu"])

@@ -146,8 +146,8 @@ def as_tar(root: Path, out: Path) -> Path:
     return out
 
 
-def batches(index: ImageIndex, executor: str = "host", **options: Any) -> list[torch.Tensor]:
-    loader = TrainLoader(index, Recipe.load("a3", SMALL), device="cpu", executor=executor, num_threads=2, **options)
+def batches(index: ImageIndex, decode: str = "cpu", **options: Any) -> list[torch.Tensor]:
+    loader = TrainLoader(index, Recipe.load("a3", SMALL), device="cpu", decode=decode, num_threads=2, **options)
     try:
         return [batch.images for batch in loader]
     finally:
@@ -213,20 +213,20 @@ def test_a_store_that_fails_now_and_then(bucket: Bucket, proxy: Proxy, image_tre
     assert proxy.failures == 0
 
 
-@pytest.mark.parametrize("executor", ["host", "graph"])
-def test_a_store_that_is_down(bucket: Bucket, proxy: Proxy, image_tree: ImageTree, executor: str) -> None:
+@pytest.mark.parametrize("decode", ["cpu", "graph"])
+def test_a_store_that_is_down(bucket: Bucket, proxy: Proxy, image_tree: ImageTree, decode: str) -> None:
     index = ImageIndex.load(bucket.upload(image_tree(classes=2, per_class=8), "x"))
     proxy.failures = 1 << 30
     with pytest.raises(SourceError, match=rf"s3://{bucket.name}/x/class.*: the store fails, 4 tries"):
-        batches(index, executor)
+        batches(index, decode)
 
 
-@pytest.mark.parametrize("executor", ["host", "graph"])
-def test_an_object_that_vanishes_is_replaced(bucket: Bucket, image_tree: ImageTree, executor: str) -> None:
+@pytest.mark.parametrize("decode", ["cpu", "graph"])
+def test_an_object_that_vanishes_is_replaced(bucket: Bucket, image_tree: ImageTree, decode: str) -> None:
     index = ImageIndex.load(bucket.upload(image_tree(classes=2, per_class=8), "x"))
     bucket.fs.rm(f"{bucket.name}/x/class1/3.JPEG")
     named: dict[str, str] = {}
-    assert len(batches(index, executor, on_bad=named.__setitem__)) == len(batches(index, executor)) == 4
+    assert len(batches(index, decode, on_bad=named.__setitem__)) == len(batches(index, decode)) == 4
     assert named == {f"s3://{bucket.name}/x/class1/3.JPEG": f"s3://{bucket.name}/x/class1/3.JPEG: no such object"}
 
 

@@ -128,7 +128,7 @@ def test_names_of_runs(tmp_path: Path) -> None:
     (tmp_path / "mine/last.pth.tar").touch()
     assert choose("mine", resume="auto") == "mine"
     for resume in (None, str(tmp_path / "a3-resnet50/last.pth.tar")):
-        with pytest.raises(RsbdaliError, match="mine holds a run already: go on with --resume auto"):
+        with pytest.raises(RsbdaliError, match="mine holds a run already: go on with --resume "):
             check_free(tmp_path / "mine", "mine", resume)
     check_free(tmp_path / "mine", "mine", str(tmp_path / "mine/checkpoint-3.pth.tar"))
     assert choose("mine", str(tmp_path / "mine/checkpoint-3.pth.tar")) == "mine"
@@ -142,7 +142,7 @@ def test_names_of_runs(tmp_path: Path) -> None:
     "name", ["../x", "a/../../b", "/tmp/x", "a//b", "a/", "", ".", "a/./b", "a b", "a\n", "\udcff", "x" * 101]
 )
 def test_an_experiment_stays_in_the_output_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RsbdaliError, match=r"--experiment '.*' is no name: letters, .* parts with / between"):
+    with pytest.raises(RsbdaliError, match=r"experiment '.*' is no name: letters, .* parts with / between"):
         choose_folder(tmp_path, name, Recipe(), resume=None)
 
 

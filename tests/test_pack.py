@@ -181,13 +181,17 @@ def test_mistakes(data: Path, tmp_path: Path) -> None:
 
 
 def test_the_command(data: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli, ["pack", str(data), str(tmp_path / "out"), "--shards", "2", "--max-size", "100"])
+    result = CliRunner().invoke(
+        cli, ["pack", str(data), "-o", str(tmp_path / "out"), "--shards", "2", "--max-size", "100"]
+    )
     assert result.exit_code == 0, result.output
     assert "train: 21 images in 2 shards\nval: 6 images in 1 shards\n" in result.output
     assert "images made smaller" in result.output
-    again = CliRunner().invoke(cli, ["pack", str(data), str(tmp_path / "out"), "--shards", "2", "--max-size", "100"])
+    again = CliRunner().invoke(
+        cli, ["pack", str(data), "-o", str(tmp_path / "out"), "--shards", "2", "--max-size", "100"]
+    )
     assert "3 shards were there already" in again.output
-    repacked = CliRunner().invoke(cli, ["pack", str(tmp_path / "out"), str(tmp_path / "out2"), "--shards", "3"])
+    repacked = CliRunner().invoke(cli, ["pack", str(tmp_path / "out"), "-o", str(tmp_path / "out2"), "--shards", "3"])
     assert repacked.exit_code == 0, repacked.output
     listed = CliRunner().invoke(cli, ["index", str(tmp_path / "out2")])
     assert "21 (" in listed.output

@@ -20,7 +20,7 @@ from rsbdali.data.index import ImageIndex
 from rsbdali.pipelines.train import GraphExecutor
 from rsbdali.plan.draws import draw_crops
 from rsbdali.plan.planner import BatchPlan, Planner
-from rsbdali.plan.randaugment import BICUBIC, BILINEAR, FILL_RGB, GEOMETRIC, Op
+from rsbdali.plan.randaugment import BICUBIC, BILINEAR, FILL_RGB, GEOMETRIC, NUM_OPS, Op
 from rsbdali.recipe import Recipe
 
 HEIGHT, WIDTH = 56, 72
@@ -132,11 +132,15 @@ def make_plan(
         position_N=np.arange(n),
         sample_N=sample_N,
         crop_N4=crop_N4.astype(np.int32),
+        resized_N2=np.zeros((n, 2), np.int32),
+        offset_N2=np.zeros((n, 2), np.int32),
         flip_N=np.zeros(n, bool) if flip_N is None else flip_N,
         interp_N=np.zeros(n, np.uint8) if interp_N is None else interp_N,
         op_NL=none_NL if op_NL is None else op_NL.astype(np.int8),
         arg_NL=np.zeros((n, 2)) if arg_NL is None else arg_NL,
         op_interp_NL=np.zeros((n, 2), np.uint8) if op_interp_NL is None else op_interp_NL,
+        erase_NK4=np.zeros((n, 1, 4), np.int32),
+        noise_N=np.zeros(n, np.int64),
         partner_N=np.arange(n, dtype=np.int32),
         lam_N=np.ones(n, np.float32),
         box_N4=np.zeros((n, 4), np.int32),
@@ -205,7 +209,11 @@ def executor(request: pytest.FixtureRequest, photos: Folder) -> Iterator[GraphEx
 
 
 # only geometric ops interpolate
-CASES = [(op, interp) for op in list(Op)[1:] for interp in ((BILINEAR, BICUBIC) if op in GEOMETRIC else (BILINEAR,))]
+CASES = [
+    (op, interp)
+    for op in map(Op, range(NUM_OPS))
+    for interp in ((BILINEAR, BICUBIC) if op in GEOMETRIC else (BILINEAR,))
+]
 
 
 @pytest.mark.parametrize("layer", [0, 1])

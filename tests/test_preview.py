@@ -17,11 +17,10 @@ Tree = Callable[..., Path]
 SMALL = {"img_size": "32", "test_img_size": "32"}
 
 
-@pytest.mark.parametrize("executor", ["host", "graph"])
-def test_preview_writes_a_picture_of_the_stated_size(image_tree: Tree, tmp_path: Path, executor: str) -> None:
+def test_preview_writes_a_picture_of_the_stated_size(image_tree: Tree, tmp_path: Path) -> None:
     recipe = Recipe.load("a3", SMALL)
     image_tree()
-    out = preview(recipe, tmp_path / "data", tmp_path / "new" / "grid.png", images=3, draws=4, executor=executor)
+    out = preview(recipe, tmp_path / "data", tmp_path / "new" / "grid.png", images=3, draws=4)
     layout = Layout.of(recipe, 3, 4)
     assert layout.rows == 4  # three images and the mixed row
     with Image.open(out) as image:

@@ -21,11 +21,12 @@ from rsbdali.ops.randaugment import randaugment
 from rsbdali.ops.randaugment_reference import randaugment_reference
 from rsbdali.pipelines.host.augment import find_augment
 from rsbdali.plan.planner import BatchPlan, Planner
-from rsbdali.plan.randaugment import BICUBIC, BILINEAR, FILL_RGB, GEOMETRIC, Op, level_to_arg
+from rsbdali.plan.randaugment import BICUBIC, BILINEAR, FILL_RGB, NUM_OPS, WARPS, Op, level_to_arg
 from rsbdali.recipe import Recipe
 
 SIZES = [(1, 1), (1, 7), (9, 1), (2, 2), (17, 23), (32, 32)]  # (H, W)
 FILTERS = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}
+TIMM_NAMES = [*_RAND_INCREASING_TRANSFORMS, "", "TranslateX", "TranslateY"]
 WITHOUT_ARGUMENT = (Op.AUTO_CONTRAST, Op.EQUALIZE, Op.INVERT)
 # beyond what any recipe asks for, too
 ARGUMENTS: dict[Op, list[float]] = {
@@ -37,7 +38,9 @@ ARGUMENTS: dict[Op, list[float]] = {
     Op.SHEAR_Y: [0, -0.3, 0.07, -2.5, -1e9],
     Op.TRANSLATE_X: [0, 0.45, -0.2713, 1, -1e300],
     Op.TRANSLATE_Y: [0, -0.45, 0.125, 0.9, 1e300],
-    **{op: [0] for op in WITHOUT_ARGUMENT},
+    Op.TRANSLATE_X_ABS: [0, 3, -7, 31, 2.5],
+    Op.TRANSLATE_Y_ABS: [0, -3, 7, -31, 0.125],
+    **{op: [0] for op in (*WITHOUT_ARGUMENT, Op.FLIP_Y)},
     **{op: [0, 0.1, 0.6437, 1, 1.3, 1.9, 40, -1.5] for op in (Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS)},
 }
 few = settings(
@@ -66,8 +69,11 @@ def timm_chain(
             continue
         # timm hands over ints where its level function makes them
         arg = int(arg) if op in (Op.POSTERIZE, Op.SOLARIZE, Op.SOLARIZE_ADD) else float(arg)
+        if op == Op.FLIP_Y:
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+            continue
         args = () if op in WITHOUT_ARGUMENT else (arg,)
-        image = NAME_TO_OP[_RAND_INCREASING_TRANSFORMS[op]](image, *args, resample=FILTERS[interp], fillcolor=fill)
+        image = NAME_TO_OP[TIMM_NAMES[op]](image, *args, resample=FILTERS[interp], fillcolor=fill)
     return np.asarray(image)
 
 
@@ -108,9 +114,9 @@ def assert_exact(images_NHWC: np.ndarray, rows: Rows, fill: tuple[int, ...] = FI
 
 def every_op(op: Op) -> Rows:
     """One layer: an op with all its arguments, both filters, flipped and not."""
-    interps = (BILINEAR, BICUBIC) if op in GEOMETRIC else (BILINEAR,)
+    interps = (BILINEAR, BICUBIC) if op in WARPS else (BILINEAR,)
     cases = [(flip, arg, interp) for arg in ARGUMENTS[op] for interp in interps for flip in (False, True)]
-    if op not in GEOMETRIC:  # an image of each kind
+    if op not in WARPS:  # an image of each kind
         cases = [case for case in cases for _ in range(2 if len(cases) > 2 else 4)]
     flip_N, arg_N, interp_N = (np.array(column) for column in zip(*cases, strict=True))
     return flip_N, np.full((len(cases), 1), op), arg_N[:, None].astype(float), interp_N[:, None]
@@ -181,7 +187,7 @@ def check_blocks() -> None:
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[np.ndarray, Rows, tuple[int, ...]]:
     rows, layers = draw(st.integers(1, 3)), draw(st.integers(0, 3))
-    cell = st.tuples(st.sampled_from(list(Op)), st.floats(0, 10), st.booleans(), st.booleans())
+    cell = st.tuples(st.sampled_from(list(Op)[: 1 + NUM_OPS]), st.floats(0, 10), st.booleans(), st.booleans())
     cells = draw(st.lists(cell, min_size=rows * layers, max_size=rows * layers))
     columns = np.array(cells, float).reshape(rows, layers, 4)
     op, level, negate, cubic = columns.transpose(2, 0, 1)
@@ -204,7 +210,7 @@ def check_planned_rows_three_ways() -> None:
     for recipe, rows, side in (("a3", 64, 160), ("a1", 512, 32)):
         plan = planned(recipe, rows)
         assert (len(plan), plan.op_NL.shape[1]) == (rows, 2)
-        assert set(plan.op_NL.ravel().tolist()) == set(map(int, Op))
+        assert set(plan.op_NL.ravel().tolist()) == set(range(-1, NUM_OPS))
         images_NHWC = random_images(rows, side, side, seed=rows)
         assert_exact(images_NHWC, plan_rows(plan))
         for row in range(rows):

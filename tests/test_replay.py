@@ -1,5 +1,6 @@
 """Replay shows exactly the batch that training had: the same pixels bit for bit, the same names, a picture of them."""
 
+import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -91,13 +92,19 @@ def test_replay_command_writes_names_and_a_picture(
     trained: tuple[Path, dict[tuple[int, int, int], TrainBatch]], tmp_path: Path
 ) -> None:
     folder, seen = trained
-    result = CliRunner().invoke(cli, ["replay", "--run", str(folder), "--step", "3", "--images", "3"])
+    result = CliRunner().invoke(cli, ["replay", "--run", str(folder), "--step", "4", "--images", "3"])
     assert result.exit_code == 0, result.output
-    *lines, last = result.output.splitlines()
-    picture = folder / "replay-1-1.png"
-    assert last == f"picture {picture}"
-    assert len(lines) == 8
+    *lines, drawn, table = result.output.splitlines()
+    picture = folder / "replay-epoch2-step2.png"
+    assert drawn == f"picture {picture}"
+    assert table == f"all 8 rows: {picture.with_suffix('.csv')}"
+    with picture.with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["group"], row["row"]) for row in rows[:3]] == [("0", "0"), ("1", "0"), ("0", "1")]
+    assert len(rows) == 8
+    assert [line.split(":")[0] for line in lines] == ["group 0 row 0", "group 1 row 0", "group 0 row 1"]
     plan = seen[1, 1, 1].plan
+    lines = replay(ReplayOptions(run=folder, step=3)).lines()
     index = replay(ReplayOptions(run=folder, step=3)).index
     y, x, h, w = plan.crop_N4[2].tolist()
     expected = f"group 1 row 2: {index.path(int(plan.sample_N[2]))}  crop {h} x {w} at ({y}, {x}), "
@@ -122,15 +129,15 @@ def test_replay_mistakes_are_one_line(
     folder, _ = trained
     mistakes: list[tuple[type[RsbdaliError], str, dict[str, Any]]] = [
         (RsbdaliError, "is no run's folder: it holds no args.yaml", {"run": tmp_path}),
-        (RecipeError, "the run has no step 4: it has 2 epochs of 2 steps", {"step": 4}),
-        (RecipeError, "the run has no step 2 in epoch 0", {"epoch": 0, "step": 2}),
-        (RecipeError, "the run has no step 0 in epoch 2", {"epoch": 2}),
+        (RecipeError, "the run has no step 5: it has 2 epochs of 2 steps", {"step": 4}),
+        (RecipeError, "the run has no step 3 in epoch 1", {"epoch": 0, "step": 2}),
+        (RecipeError, "the run has no step 1 in epoch 3", {"epoch": 2}),
         (DataError, "no such folder", {"data": tmp_path / "nowhere"}),
     ]
     for error, words, values in mistakes:
         with pytest.raises(error, match=words):
             replay(ReplayOptions(**{"run": folder, "step": 0, **values}))
-    result = CliRunner().invoke(cli, ["replay", "--run", str(folder), "--step", "0", "--out", "a.jpg"])
+    result = CliRunner().invoke(cli, ["replay", "--run", str(folder), "--step", "1", "--out", "a.jpg"])
     assert isinstance(result.exception, RecipeError)
     root = Path(replay(ReplayOptions(run=folder, step=0)).index.root)
     next(root.glob("class0/*")).unlink()
@@ -147,7 +154,7 @@ def test_replay_is_what_a_lost_loss_asks_for(trained: tuple[Path, dict[tuple[int
         train(TrainOptions(recipe=recipe, data=data, output=folder.parent, experiment="nan", device="cpu", workers=1))
     command = str(caught.value).split("`")[1].split()
     options = dict(zip(command[2::2], command[3::2], strict=True))
-    epoch, step = int(options["--epoch"]), int(options["--step"])
+    epoch, step = int(options["--epoch"]) - 1, int(options["--step"]) - 1  # the command line counts from 1
     record = json.loads((folder.parent / f"nan/nan-{epoch}-{step}.json").read_text())
     found = replay(ReplayOptions(run=Path(options["--run"]), epoch=epoch, step=step))
     assert [group["samples"] for group in record["groups"]] == [b.plan.sample_N.tolist() for b in found.batches]

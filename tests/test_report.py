@@ -81,10 +81,10 @@ def test_plain_lines(caplog: pytest.LogCaptureFixture) -> None:
         plain.epoch(EpochReport(2, 0.006, 6.4e-3, SPEED, RESULT, 61.25))
         plain.epoch(EpochReport(3, 0.006, 6.4e-3, SPEED, None, 61.25))
     assert lines_of(caplog) == [
-        "epoch 3/100 step 50/100  loss 0.00612  1234 images/s  wait 3%  left 2.0 h  lr 0.0064",
-        "epoch 3/100  train loss 0.00600  eval loss 1.5000000  top-1 61.250 %  top-5 83.500 %  best 61.250 %  "
-        "1234 images/s  wait 3%  A3: 100 epochs in 6.2 h of 15 h",
-        "epoch 4/100  train loss 0.00600  1234 images/s  wait 3%  A3: 100 epochs in 6.2 h of 15 h",
+        "epoch 3/100 step 50/100  BCE 0.006120  1234 img/s  wait 3%  left 2.0 h  lr 0.0064",
+        "epoch 3/100  BCE 0.006000  CE 1.500  top-1 61.25 %  best 61.25 %  1234 img/s  wait 3%  left 2.0 h",
+        "at this pace A3: 100 epochs in 6.2 h of 15 h",
+        "epoch 4/100  BCE 0.006000  1234 img/s  wait 3%  left 2.0 h",
     ]
 
 
@@ -109,14 +109,14 @@ def test_live_display(terminal: Callable[[bool], Console]) -> None:
     for text in (
         "2/100",
         "7/100",
-        "loss 0.00612",
-        "1234 images/s",
+        "BCE 0.006120",
+        "1234 img/s",
         "wait 3%",
         "left 2.0 h",
         "best top-1 60.00 %",
         "A3: 100 epochs in 6.2 h of 15 h",
         "evaluate",
-        "top-1 61.250 %",
+        "top-1 61.25 %",
         "3/100",
     ):
         assert text in shown, text

@@ -25,7 +25,7 @@ from rsbdali.data.sources.read_ahead import AheadReader
 from rsbdali.errors import RsbdaliError
 from rsbdali.integrations.tuple_loader import TupleLoader
 
-KINDS = ("host", "graph", "eval")
+KINDS = ("cpu", "graph", "eval")
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
 
 
@@ -38,7 +38,7 @@ def make(image_tree: Callable[..., Path]) -> Callable[[str], TupleLoader]:
         common: dict[str, Any] = {"device": "cpu", "num_workers": 2}
         if kind == "eval":
             return create_loader(data / "train", 32, 4, **common)
-        return create_loader(data, 32, 4, True, auto_augment=RANDAUGMENT, executor=kind, **common)
+        return create_loader(data, 32, 4, True, auto_augment=RANDAUGMENT, decode=kind, **common)
 
     return make_one
 
@@ -76,7 +76,7 @@ def test_threads_that_share_a_pass(make: Callable[[str], TupleLoader], kind: str
 
 
 def test_closed_in_the_middle_of_a_wait(make: Callable[[str], TupleLoader]) -> None:
-    loader = make("host")
+    loader = make("cpu")
     executor = loader.loader._prefetcher._executor
     plan = loader.loader.planner.group(0, 0, 0)
     for _ in range(40):
@@ -94,8 +94,8 @@ data = sys.argv[1]
 common = dict(device="cpu", num_workers=2)
 randaugment = dict(auto_augment="rand-m9-mstd0.5-inc1", **common)
 makers = dict(
-    host=lambda: rsbdali.create_loader(data, 32, 4, True, executor="host", **randaugment),
-    graph=lambda: rsbdali.create_loader(data, 32, 4, True, executor="graph", **randaugment),
+    cpu=lambda: rsbdali.create_loader(data, 32, 4, True, decode="cpu", **randaugment),
+    graph=lambda: rsbdali.create_loader(data, 32, 4, True, decode="graph", **randaugment),
     eval=lambda: rsbdali.create_loader(data + "/train", 32, 4, **common),
 )
 for kind, make in makers.items():
@@ -135,7 +135,7 @@ def test_forked_children_are_told_what_to_do(image_tree: Callable[..., Path]) ->
 
 @pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_copies_are_refused_in_one_line(make: Callable[[str], TupleLoader], copied: Callable[[Any], Any]) -> None:
-    with make("host") as train, make("eval") as evaluation:
+    with make("cpu") as train, make("eval") as evaluation:
         for loader in (train, train.loader, evaluation.loader):
             with pytest.raises(TypeError, match=r"cannot be pickled or copied.*make one in each process") as told:
                 copied(loader)
@@ -159,7 +159,7 @@ def test_a_dropped_loader_is_gone_at_once(make: Callable[[str], TupleLoader], ki
         assert [part() for part in parts] == [None] * 4
     finally:
         gc.enable()
-    if kind == "host":
+    if kind == "cpu":
         assert threading.active_count() == threads
 
 
@@ -177,7 +177,7 @@ def test_the_collector_may_end_a_loader_in_a_thread_of_its_own(
     monkeypatch.setattr(ImageIndex, "read_bytes", read_bytes)
     gc.disable()
     try:
-        circle: list[Any] = [make("host")]
+        circle: list[Any] = [make("cpu")]
         circle.append(circle)
         next(iter(circle[0]))
         workers = circle[0].loader._prefetcher._executor._workers._threads

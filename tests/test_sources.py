@@ -136,8 +136,8 @@ def assert_same_images(found: ImageIndex, folder: ImageIndex, *, skip: tuple[str
         np.testing.assert_array_equal(found.read_bytes(i), folder.read_bytes(i))
 
 
-def batches(index: ImageIndex, executor: str = "host", **options: object) -> Iterator[torch.Tensor]:
-    loader = TrainLoader(index, Recipe.load("a3", SMALL), device="cpu", executor=executor, num_threads=2, **options)  # type: ignore[arg-type]
+def batches(index: ImageIndex, decode: str = "cpu", **options: object) -> Iterator[torch.Tensor]:
+    loader = TrainLoader(index, Recipe.load("a3", SMALL), device="cpu", decode=decode, num_threads=2, **options)  # type: ignore[arg-type]
     try:
         for epoch in range(2):
             loader.set_epoch(epoch)
@@ -212,15 +212,15 @@ class Spy:
         self.reader.close()
 
 
-@pytest.mark.parametrize("executor", ["host", "graph"])
-def test_readers_are_told_of_plans_ahead(executor: str, image_tree: ImageTree, shards: Path) -> None:
+@pytest.mark.parametrize("decode", ["cpu", "graph"])
+def test_readers_are_told_of_plans_ahead(decode: str, image_tree: ImageTree, shards: Path) -> None:
     index = ImageIndex.scan(as_tar(image_tree(classes=2, per_class=16), shards / "train.tar"))
     spy = Spy(index.reader)
     loader = TrainLoader(
         dataclasses.replace(index, reader=spy),
         Recipe.load("a3", SMALL),
         device="cpu",
-        executor=executor,
+        decode=decode,
         num_threads=2,
         prefetch=3,
     )
@@ -232,9 +232,9 @@ def test_readers_are_told_of_plans_ahead(executor: str, image_tree: ImageTree, s
     assert spy.told == {index._place(i) for i in planned}
 
 
-@pytest.mark.parametrize("executor", ["host", "graph"])
+@pytest.mark.parametrize("decode", ["cpu", "graph"])
 def test_broken_images_in_shards_are_replaced(
-    executor: str, image_tree: ImageTree, write_image: WriteImage, shards: Path
+    decode: str, image_tree: ImageTree, write_image: WriteImage, shards: Path
 ) -> None:
     root = image_tree(classes=2, per_class=8)
     write_image(root / "class0" / "cut.JPEG", "truncated", width=150, height=150)
@@ -245,13 +245,13 @@ def test_broken_images_in_shards_are_replaced(
     index = ImageIndex.load(shards)
     (shards / "b.tar").unlink()  # a shard that vanishes after it was indexed
     named: dict[str, str] = {}
-    taken = list(batches(index, executor, on_bad=named.__setitem__))
+    taken = list(batches(index, decode, on_bad=named.__setitem__))
     assert len(taken) == 2 * 2 * 2
     assert all(torch.isfinite(images).all() for images in taken)
     gone = f"{shards}/b.tar::class1/zzz.JPEG"
     assert "No such file" in named.pop(gone)
     assert set(named) == {f"{shards}/a.tar::class0/cut.JPEG"}
-    plain = list(batches(ImageIndex.load(root), executor, on_bad=lambda path, reason: None))
+    plain = list(batches(ImageIndex.load(root), decode, on_bad=lambda path, reason: None))
     assert len(plain) == len(taken)
 
 

@@ -129,7 +129,7 @@ def test_out_of_memory_says_what_to_set() -> None:
 
     recipe = fakes.recipe(opt="sgd")
     step = make_step(recipe, Greedy(2, 2))
-    with pytest.raises(DeviceError, match=r"16 images of 32 × 32 pixels: --set micro_batch_size=8"):
+    with pytest.raises(DeviceError, match=r"16 images of 32 × 32 pixels: micro_batch_size=8"):
         step([fakes.FakeTrainLoader(recipe).batch(0, 0, 0)], update=1)
 
 

@@ -158,7 +158,7 @@ def test_a_users_mistakes(options: TrainOptions, data: Path, monkeypatch: pytest
 def test_too_many_bad_images(options: TrainOptions, data: Path, write_image: Callable[..., Path]) -> None:
     for i in range(6):
         write_image(data / f"train/class1/bad{i}.JPEG", "truncated")
-    with pytest.raises(DataError, match="more than --max-bad-images 0"):
+    with pytest.raises(DataError, match="more than max_bad_images=0"):
         train(with_recipe(dataclasses.replace(options, max_bad_images=0), scale=[1, 1], ratio=[1, 1], epochs=8))
 
 

@@ -93,16 +93,19 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         "preview --data {}/data --images 1 --draws 1 --executor graph --out {}/output/../d.png",
         ["d.png"],
     ),
-    "the report is a folder": ("report {}/run-processes --output {}/data", ["{}/data", "Is a directory"]),
-    "the report is below a file": ("report {}/run-processes --output {}/file/x", ["{}/file", "File exists"]),
-    "the shards are below a file": ("pack {}/data {}/file/x --shards 1", ["{}/file/x", "Not a directory"]),
-    "the demo data is below a file": ("demo-data {}/file/x", ["{}/file/x", "Not a directory"]),
+    "the report is a folder": ("report {}/run-processes --out {}/data", ["{}/data", "Is a directory"]),
+    "the report is below a file": ("report {}/run-processes --out {}/file/x", ["{}/file", "File exists"]),
+    "the shards are below a file": ("pack {}/data -o {}/file/x --shards 1", ["{}/file/x", "Not a directory"]),
+    "the demo data is below a file": ("demo-data -o {}/file/x", ["{}/file/x", "Not a directory"]),
     "the bad list is below a file": ("index {}/data --bad-list {}/file/x", ["{}/file/x", "Not a directory"]),
     "nothing to resume": (
         "train --data {}/data --output {}/output --resume {}/gone.pth",
         ["no checkpoint {}/gone.pth"],
     ),
-    "resume from a folder": ("train --data {}/data --output {}/output --resume {}/data", ["no checkpoint {}/data"]),
+    "resume from a folder": (
+        "train --data {}/data --output {}/output --resume {}/data",
+        ["{}/data is no run's folder: it holds no args.yaml"],
+    ),
     "resume from text": ("train --data {}/data --output {}/output --resume {}/text.pth", ["{}/text.pth", "damaged"]),
     "resume behind the epoch": (
         "train --data {}/data --output {}/output --resume {}/behind.pth",
@@ -131,10 +134,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "a report of binary settings": ("report {}/run-binary", ["{}/run-binary/args.yaml"]),
     "a report of settings in a list": ("report {}/run-list", ["{}/run-list/args.yaml holds no settings"]),
     "a replay of damaged facts": (
-        "replay --run {}/run-processes --step 0",
+        "replay --run {}/run-processes --step 1",
         ["args.yaml is damaged: processes: many"],
     ),
-    "a replay of no run": ("replay --run {}/data --step 0", ["{}/data", "no args.yaml"]),
+    "a replay of no run": ("replay --run {}/data --step 1", ["{}/data", "no args.yaml"]),
     "a table of binary data": ("index {}/empty.pth", ["{}/empty.pth"]),
 }
 
@@ -159,7 +162,7 @@ def test_a_mistake_of_the_command_line(
     if mistake == "the picture is a folder":
         (place / "d.png").mkdir(exist_ok=True)
     arguments = [word.format(*[place] * 3) for word in text.split()]
-    more = [*SMALL, "--device", "cpu", "--workers", "1", "--executor", "graph"] if arguments[0] == "train" else []
+    more = [*SMALL, "--device", "cpu", "--workers", "1", "--decode", "cpu"] if arguments[0] == "train" else []
     line = command([*arguments, *more], monkeypatch, capsys)
     for word in words:
         assert word.format(place) in line
@@ -171,9 +174,7 @@ def test_the_run_is_told_who_is_in_its_folder(
 ) -> None:
     words = ["train", "--data", place / "data", "--output", place / "output", "--experiment", "mine", *SMALL]
     with claimed(place / "output", "mine", Recipe(), resume=None):
-        line = command(
-            [*map(str, words), "--device", "cpu", "--workers", "1", "--executor", "graph"], monkeypatch, capsys
-        )
+        line = command([*map(str, words), "--device", "cpu", "--workers", "1", "--decode", "cpu"], monkeypatch, capsys)
     assert f"{place / 'output/mine'} is in use: process {os.getpid()} on" in line
 
 
@@ -240,14 +241,14 @@ def test_faults_of_the_program_keep_their_traceback(error: Exception) -> None:
 
 def of_loader(**arguments: Any) -> Callable[[str], object]:
     def make(data: str) -> object:
-        return create_loader(data, 32, 2, True, num_workers=1, device="cpu", executor="graph", **arguments)
+        return create_loader(data, 32, 2, True, num_workers=1, device="cpu", decode="graph", **arguments)
 
     return make
 
 
 def load_state(state: dict[str, Any]) -> Callable[[str], object]:
     def load(data: str) -> object:
-        with create_loader(data, 32, 2, True, num_workers=1, device="cpu", executor="graph") as loader:
+        with create_loader(data, 32, 2, True, num_workers=1, device="cpu", decode="graph") as loader:
             loader.load_state_dict({**loader.state_dict(), **state} if state else state)
         return None
 

@@ -67,15 +67,15 @@ def test_evaluation_takes_what_pillow_decodes(zoo_index: ImageIndex, threads: in
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize("executor", ["host", "graph"])
-def test_training_replaces_what_pillow_refuses(zoo_index: ImageIndex, executor: str, threads: int) -> None:
+@pytest.mark.parametrize("decode", ["cpu", "graph"])
+def test_training_replaces_what_pillow_refuses(zoo_index: ImageIndex, decode: str, threads: int) -> None:
     named = Counter(bad.path for bad in zoo_index.bad)
     recipe = Recipe.load("a3", RECIPE)
     loader = TrainLoader(
         zoo_index,
         recipe,
         device="cpu",
-        executor=executor,
+        decode=decode,
         num_threads=threads,
         on_bad=lambda path, reason: named.update([path]),
     )

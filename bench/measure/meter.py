@@ -14,13 +14,13 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from rsbdali.distributed import processes
 from rsbdali.distributed.processes import stat_fields
 
 PROC = Path("/proc")
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PPID, _UTIME, _CSTIME = 1, 11, 14  # fields of /proc/PID/stat behind the name: utime stime cutime cstime are adjacent
-_IDLE = (3, 4)  # idle and iowait among the fields of a core in /proc/stat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +78,7 @@ def cpu_s(pid: int) -> float:
 
 def busy_s(cores: Set[int]) -> float:
     """CPU seconds since the start of the machine that some cores were not idle, whoever used them."""
-    ticks = 0
-    for line in (PROC / "stat").read_text().splitlines():
-        name, *fields = line.split()
-        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cores:
-            # of user nice system idle iowait irq softirq steal; the guests' are in user and nice already
-            ticks += sum(int(field) for i, field in enumerate(fields[:8]) if i not in _IDLE)
-    return ticks * _TICK_S
+    return processes.busy_s(cores, PROC)
 
 
 def memory_bytes(pid: int) -> int:

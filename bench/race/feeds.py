@@ -33,7 +33,10 @@ class FeedSpec:
         batch_size: images a batch.
         workers: CPU threads, or worker processes, that make batches.
         device: `cpu` or `cuda`.
-        executor: of our loader: auto, graph or host.
+        decode: of our loader (`loader.decode_mode`).
+        hw_decoder_load: likewise.
+        prefetch: of our loader: batches in flight.
+        chunk: of our loader: most images that its host executor gives DALI at a time; None: as it is.
     """
 
     kind: str
@@ -43,7 +46,10 @@ class FeedSpec:
     batch_size: int
     workers: int
     device: str
-    executor: str = "auto"
+    decode: str = "auto"
+    hw_decoder_load: float | None = None
+    prefetch: int = PREFETCH
+    chunk: int | None = None
 
     def load_recipe(self) -> Recipe:
         """The recipe as an object."""
@@ -80,14 +86,16 @@ class RsbdaliFeed:
     """Our `TrainLoader`, with everything it does in training."""
 
     def __init__(self, spec: FeedSpec) -> None:
-        self.ready, self.note = 2 * PREFETCH + 1, ""
+        self.ready, self.note = 2 * spec.prefetch + 1, ""
         self._loader = TrainLoader(
             spec.load_index(),
             spec.load_recipe(),
             device=spec.device,
-            executor=spec.executor,
+            decode=spec.decode,
+            hw_decoder_load=spec.hw_decoder_load,
             num_threads=spec.workers,
-            prefetch=PREFETCH,
+            prefetch=spec.prefetch,
+            chunk=spec.chunk,
         )
         self._batches = forever(self._loader)
 

@@ -19,7 +19,8 @@ from nvidia.dali import fn
 from rsbdali.bench.race.feeds import PREFETCH, Feed, FeedSpec, RsbdaliFeed
 from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import resolve_device
-from rsbdali.loader.train import create_executor
+from rsbdali.distributed.world import World
+from rsbdali.loader.decode_mode import choose_decode, create_executor
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.dali_queue import Fields, PipelineQueue
 from rsbdali.pipelines.decode import decode, decode_window, gpu_settings
@@ -168,13 +169,14 @@ class ExecutorRung:
         self.ready, self.note = 2 * PREFETCH + 1, ""
         index, self._recipe = spec.load_index(), spec.load_recipe()
         self._plans, self._mixed = _plans(spec, index), mixed
+        place = {"device": resolve_device(spec.device), "num_threads": spec.workers}
         self._executor = create_executor(
-            spec.executor,
+            choose_decode(spec.decode, index, self._recipe, **place, world=World()),
             index,
             self._recipe,
             rows=spec.batch_size,
-            device=resolve_device(spec.device),
-            num_threads=spec.workers,
+            hw_decoder_load=spec.hw_decoder_load,
+            **place,
         )
         self._queue: list[BatchPlan] = []
         for _ in range(PREFETCH):

@@ -1,8 +1,9 @@
 """RandAugment on the CPU, equal to timm's to the bit: compiled loops, or Pillow itself where they cannot run."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 
@@ -10,8 +11,22 @@ from rsbdali.pipelines.host import augment_pillow
 from rsbdali.pipelines.host.compiled import kernels
 from rsbdali.plan.randaugment import BICUBIC, BILINEAR, Op
 
-# (image_HWC, op_L, arg_L, interp_L), in place; see `augment_pillow.augment`
-Augment = Callable[[np.ndarray, Sequence[int], Sequence[float], Sequence[int]], None]
+
+class Augment(Protocol):
+    """One image's layers, in place; see `augment_pillow.augment`."""
+
+    def __call__(
+        self,
+        image_HWC: np.ndarray,
+        op_L: Sequence[int],
+        arg_L: Sequence[float],
+        interp_L: Sequence[int],
+        fill: tuple[int, ...] = ...,
+    ) -> None:
+        """Apply the layers."""
+        ...
+
+
 # to try: where Pillow's own compiler may have fused a multiplication and an addition, other pixels come out
 TRIALS = (
     (Op.ROTATE, 17.3),

@@ -11,18 +11,28 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rsbdali.pipelines.host import pillow_ops
 from rsbdali.pipelines.host.compiled import inner, kernel
-from rsbdali.plan.randaugment import BICUBIC, FILL_RGB, Op
+from rsbdali.plan.randaugment import BICUBIC, FILL_RGB, HOST_OPS, WARPS, Op
 
-FILL_C = np.array(FILL_RGB, np.uint8)
 LEVELS = 256
 
 
-def augment(image_HWC: np.ndarray, op_L: Sequence[int], arg_L: Sequence[float], interp_L: Sequence[int]) -> None:
+def augment(
+    image_HWC: np.ndarray,
+    op_L: Sequence[int],
+    arg_L: Sequence[float],
+    interp_L: Sequence[int],
+    fill: tuple[int, ...] = FILL_RGB,
+) -> None:
     """Apply one image's layers in turn, in place; as `augment_pillow.augment`."""
     for op, arg, interp in zip(op_L, arg_L, interp_L, strict=True):
-        if op != Op.NONE:
-            OPS[op](image_HWC, arg, interp)
+        if op in WARPS:
+            WARP_OPS[op](image_HWC, arg, interp, np.array(fill, np.uint8))
+        elif op in HOST_OPS:
+            pillow_ops.apply(image_HWC, op, arg)
+        elif op != Op.NONE:
+            OPS[op](image_HWC, arg)
 
 
 # ---------------------------------------------------------------- ops that map a level to a level
@@ -212,8 +222,8 @@ def _clip(value: float) -> np.uint8:
     return np.uint8(np.int32(min(max(value, 0.0), 255.0)))
 
 
-@kernel("void(u1[:, :, ::1], f8, f8, i8)")
-def _move_rows(image_HWC: np.ndarray, shear: float, pixels: float, interp: int) -> None:
+@kernel("void(u1[:, :, ::1], f8, f8, i8, u1[::1])")
+def _move_rows(image_HWC: np.ndarray, shear: float, pixels: float, interp: int, fill_C: np.ndarray) -> None:
     """Move each row along itself by `shear · (y + ½) + pixels`: of Pillow's taps those of one line are not 0.
 
     Pillow takes the floor of each position, here the whole part of the shift moves all pixels of a row alike. They
@@ -241,9 +251,9 @@ def _move_rows(image_HWC: np.ndarray, shear: float, pixels: float, interp: int) 
         while stop > first and center_X[stop - 1] + shift >= width:
             stop -= 3
         for x in range(first):
-            row_X[x] = FILL_C[x % 3]
+            row_X[x] = fill_C[x % 3]
         for x in range(stop, 3 * width):
-            row_X[x] = FILL_C[x % 3]
+            row_X[x] = fill_C[x % 3]
         whole = math.floor(shift)
         out_X, at_X = row_X[first:stop], center_X[first:stop]
         v1_X = tap_X[start + first + 3 * int(whole) - 3 :]
@@ -272,8 +282,8 @@ def _move_columns_wholly(image_HWC: np.ndarray, whole_X: np.ndarray, moved_RWC: 
             moved_RWC[r, x, 2] = image_HWC[y, x, 2]
 
 
-@kernel("void(u1[:, :, ::1], f8, f8, i8)")
-def _move_columns(image_HWC: np.ndarray, shear: float, pixels: float, interp: int) -> None:
+@kernel("void(u1[:, :, ::1], f8, f8, i8, u1[::1])")
+def _move_columns(image_HWC: np.ndarray, shear: float, pixels: float, interp: int, fill_C: np.ndarray) -> None:
     """Move each column along itself by `shear · (x + ½) + pixels`."""
     height, width, _ = image_HWC.shape
     source_HWC = image_HWC.copy()
@@ -283,7 +293,7 @@ def _move_columns(image_HWC: np.ndarray, shear: float, pixels: float, interp: in
     for x in range(3 * width):
         shift_X[x] = shear * (x // 3 + 0.5) + pixels
         whole_X[x] = math.floor(shift_X[x])
-        fill_X[x] = FILL_C[x % 3]
+        fill_X[x] = fill_C[x % 3]
     moved_RWC = np.empty((height + 3, width, 3), np.uint8)
     _move_columns_wholly(source_HWC, whole_X, moved_RWC)
     moved_RX = moved_RWC.reshape(height + 3, 3 * width)
@@ -370,8 +380,18 @@ def _compute_block(
             out_PC[pixel_B[b], c] = _clip(level_X[c * BLOCK + b])
 
 
-@kernel("void(u1[:, :, ::1], f8, f8, f8, f8, f8, f8, i8)")
-def _warp(image_HWC: np.ndarray, a0: float, a1: float, a2: float, a3: float, a4: float, a5: float, interp: int) -> None:
+@kernel("void(u1[:, :, ::1], f8, f8, f8, f8, f8, f8, i8, u1[::1])")
+def _warp(
+    image_HWC: np.ndarray,
+    a0: float,
+    a1: float,
+    a2: float,
+    a3: float,
+    a4: float,
+    a5: float,
+    interp: int,
+    fill_C: np.ndarray,
+) -> None:
     """`ImagingTransformAffine`: find where each pixel reads, and compute those that read the image block by block."""
     height, width, _ = image_HWC.shape
     word_HW = _padded_words(image_HWC)
@@ -393,7 +413,7 @@ def _warp(image_HWC: np.ndarray, a0: float, a1: float, a2: float, a3: float, a4:
                 b += 1
             else:
                 for c in range(3):
-                    out_PC[y * width + x, c] = FILL_C[c]
+                    out_PC[y * width + x, c] = fill_C[c]
             if b == BLOCK or (y == height - 1 and x == width - 1):
                 _compute_block(word_HW, first_B, d_2X, pixel_B, b, interp, out_PC)
                 b = 0
@@ -402,7 +422,7 @@ def _warp(image_HWC: np.ndarray, a0: float, a1: float, a2: float, a3: float, a4:
 # ---------------------------------------------------------------- the ops by the plan's numbers
 
 
-def _rotate(image_HWC: np.ndarray, degrees: float, interp: int) -> None:
+def _rotate(image_HWC: np.ndarray, degrees: float, interp: int, fill_C: np.ndarray) -> None:
     """`Image.rotate` about the middle, whose matrix is rounded to 15 digits."""
     height, width, _ = image_HWC.shape
     if degrees % 360.0 == 0.0:
@@ -412,24 +432,35 @@ def _rotate(image_HWC: np.ndarray, degrees: float, interp: int) -> None:
     middle_x, middle_y = width / 2, height / 2
     x = cos * -middle_x + sin * -middle_y + 0.0 + middle_x
     y = round(-math.sin(angle), 15) * -middle_x + cos * -middle_y + 0.0 + middle_y
-    _warp(image_HWC, cos, sin, x, round(-math.sin(angle), 15), cos, y, interp)
+    _warp(image_HWC, cos, sin, x, round(-math.sin(angle), 15), cos, y, interp, fill_C)
 
 
-OPS: dict[int, Callable[[np.ndarray, float, int], None]] = {
-    Op.AUTO_CONTRAST: lambda image, _arg, _interp: _auto_contrast(image),
-    Op.EQUALIZE: lambda image, _arg, _interp: _equalize(image),
-    Op.INVERT: lambda image, _arg, _interp: _invert(image),
+def _flip_y(image_HWC: np.ndarray, _arg: float, _interp: int, _fill_C: np.ndarray) -> None:
+    image_HWC[:] = image_HWC[::-1].copy()
+
+
+OPS: dict[int, Callable[[np.ndarray, float], None]] = {
+    Op.AUTO_CONTRAST: lambda image, _arg: _auto_contrast(image),
+    Op.EQUALIZE: lambda image, _arg: _equalize(image),
+    Op.INVERT: lambda image, _arg: _invert(image),
+    Op.POSTERIZE: lambda image, bits: _posterize(image, int(bits)),
+    Op.SOLARIZE: lambda image, threshold: _solarize(image, int(threshold)),
+    Op.SOLARIZE_ADD: lambda image, addend: _solarize_add(image, int(addend)),
+    Op.COLOR: lambda image, factor: _color(image, factor),
+    Op.CONTRAST: lambda image, factor: _contrast(image, factor),
+    Op.BRIGHTNESS: lambda image, factor: _brightness(image, factor),
+    Op.SHARPNESS: lambda image, factor: _sharpness(image, factor),
+}
+WARP_OPS: dict[int, Callable[[np.ndarray, float, int, np.ndarray], None]] = {
     Op.ROTATE: _rotate,
-    Op.POSTERIZE: lambda image, bits, _interp: _posterize(image, int(bits)),
-    Op.SOLARIZE: lambda image, threshold, _interp: _solarize(image, int(threshold)),
-    Op.SOLARIZE_ADD: lambda image, addend, _interp: _solarize_add(image, int(addend)),
-    Op.COLOR: lambda image, factor, _interp: _color(image, factor),
-    Op.CONTRAST: lambda image, factor, _interp: _contrast(image, factor),
-    Op.BRIGHTNESS: lambda image, factor, _interp: _brightness(image, factor),
-    Op.SHARPNESS: lambda image, factor, _interp: _sharpness(image, factor),
-    Op.SHEAR_X: lambda image, shear, interp: _move_rows(image, shear, 0.0, interp),
-    Op.SHEAR_Y: lambda image, shear, interp: _move_columns(image, shear, 0.0, interp),
-    Op.TRANSLATE_X: lambda image, share, interp: _move_rows(image, 0.0, share * image.shape[1], interp),
-    Op.TRANSLATE_Y: lambda image, share, interp: _move_columns(image, 0.0, share * image.shape[0], interp),
+    Op.SHEAR_X: lambda image, shear, interp, fill_C: _move_rows(image, shear, 0.0, interp, fill_C),
+    Op.SHEAR_Y: lambda image, shear, interp, fill_C: _move_columns(image, shear, 0.0, interp, fill_C),
+    Op.TRANSLATE_X: lambda image, share, interp, fill_C: _move_rows(image, 0.0, share * image.shape[1], interp, fill_C),
+    Op.TRANSLATE_Y: lambda image, share, interp, fill_C: _move_columns(
+        image, 0.0, share * image.shape[0], interp, fill_C
+    ),
+    Op.FLIP_Y: _flip_y,
+    Op.TRANSLATE_X_ABS: lambda image, pixels, interp, fill_C: _move_rows(image, 0.0, pixels, interp, fill_C),
+    Op.TRANSLATE_Y_ABS: lambda image, pixels, interp, fill_C: _move_columns(image, 0.0, pixels, interp, fill_C),
 }
 assert BICUBIC == 1  # the kernels' code of the filters

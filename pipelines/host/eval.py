@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from rsbdali.pipelines.eval import eval_geometry
+from rsbdali.pipelines.eval import border_color, eval_geometry
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource
+from rsbdali.pipelines.host.place import resize_and_pad
 from rsbdali.pipelines.host.resize import find_resize
 from rsbdali.pipelines.host.workers import Job, Workers
 from rsbdali.plan.randaugment import BICUBIC, BILINEAR
@@ -25,13 +26,16 @@ class HostEvalExecutor:
         height_N, width_N = (
             side_N[sample_N].astype(np.int32) for side_N in (self._index.height_N, self._index.width_N)
         )
-        resized_N2, offset_N2 = eval_geometry(width_N, height_N, self._recipe.test_size, self._recipe.crop_pct)
-        interp = BICUBIC if self._recipe.interpolation == "bicubic" else BILINEAR
+        recipe = self._recipe
+        resized_N2, offset_N2 = eval_geometry(width_N, height_N, recipe.test_size, recipe.crop_pct, recipe.crop_mode)
+        interp = BICUBIC if recipe.interpolation == "bicubic" else BILINEAR
         resize, size_N2, start_N2 = find_resize(), resized_N2.astype(int).tolist(), offset_N2.tolist()
+        fill = border_color(recipe)
 
         def write(row: int, image_HWC: np.ndarray, _: tuple[int, int], out_HWC: np.ndarray) -> None:
             height, width, _ = image_HWC.shape
-            resize(image_HWC, (0, 0, height, width), out_HWC, interp, size=size_N2[row], offset=start_N2[row])
+            where = {"size": tuple(size_N2[row]), "offset": tuple(start_N2[row])}
+            resize_and_pad(resize, image_HWC, (0, 0, height, width), out_HWC, interp, fill=fill, **where)
 
         whole_N4 = np.stack([np.zeros_like(height_N), np.zeros_like(width_N), height_N, width_N], axis=1)
         rows_N = [np.array([row]) for row in range(len(sample_N))]

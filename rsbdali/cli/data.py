@@ -6,17 +6,26 @@ from typing import Any
 import click
 from rich.console import Console
 
-from rsbdali.cli.options import DATA, EXECUTOR, parse_overrides, recipe_options
+from rsbdali.cli.help import command
+from rsbdali.cli.options import (
+    CLASS_MAP,
+    DATA,
+    PATH,
+    VAL_LABELS,
+    out_option,
+    parse_overrides,
+    recipe_options,
+)
 from rsbdali.errors import RsbdaliError
 
 
-@click.command("index")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--workers", "-j", type=click.IntRange(1), help="Threads of the scan (default: all cores).")
+@command("index")
+@click.argument("folder", type=PATH)
+@click.option("--workers", "-j", type=click.IntRange(1), show_default="all cores", help="Threads of the scan.")
 @click.option("--rebuild", is_flag=True, help="Scan again, even where the cache still fits.")
-@click.option("--val-labels", type=click.Path(path_type=Path), help="Label file of a flat val folder (ImageNet's).")
-@click.option("--class-map", type=click.Path(path_type=Path), help="Class names in label order, one a line (timm's).")
-@click.option("--bad-list", type=click.Path(path_type=Path), help="Write what is skipped or converted here (CSV).")
+@VAL_LABELS
+@CLASS_MAP
+@click.option("--bad-list", type=PATH, help="Write what is skipped or converted here (CSV).")
 def index_command(
     folder: Path,
     workers: int | None,
@@ -42,12 +51,12 @@ def index_command(
     )
 
 
-@click.command("demo-data")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def demo_data(folder: Path, seed: int) -> None:
-    """Make a small data set of real JPEGs in FOLDER: ten classes of shapes and textures."""
-    make_demo(folder, seed)
+@command("demo-data")
+@out_option("demo-data", "Folder to make.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the drawings.")
+def demo_data(out: Path, seed: int) -> None:
+    """Make a small data set of real JPEGs: ten classes of shapes and textures."""
+    make_demo(out, seed)
 
 
 def make_demo(folder: Path, seed: int = 0) -> None:
@@ -57,49 +66,58 @@ def make_demo(folder: Path, seed: int = 0) -> None:
     click.echo(f"demo data in {folder}: {make_demo_data(folder, seed=seed)}")
 
 
-@click.command()
+@command("preview")
 @recipe_options
 @DATA
-@click.option("--out", type=click.Path(path_type=Path), default=Path("preview.png"), show_default=True)
-@click.option("--images", type=click.IntRange(1, 64), default=4, show_default=True)
-@click.option("--draws", type=click.IntRange(1, 16), default=4, show_default=True, help="Augmentations of each image.")
-@EXECUTOR
+@out_option("preview.png", "Picture to write (PNG).")
+@click.option("--images", type=click.IntRange(1, 64), default=4, help="Images, a row each.")
+@click.option("--draws", type=click.IntRange(1, 16), default=4, help="Augmentations of each image.")
 def preview(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
     """Draw what a recipe does to a few images, with the ops and their arguments."""
+    from rsbdali.progress_bar import waiting
     from rsbdali.recipe import Recipe
     from rsbdali.tools.preview import preview as draw
 
     if data is None:
         raise RsbdaliError("--data is missing: a folder of images by class, or one with train/")
-    path = draw(Recipe.load(recipe, parse_overrides(overrides)), data, **rest)
+    with waiting("preview"):
+        path = draw(Recipe.load(recipe, parse_overrides(overrides)), data, **rest)
     click.echo(f"wrote {path}")
 
 
-@click.command("pack")
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@command("pack")
+@click.argument("folder", type=PATH)
+@out_option(None, "Folder of the shards.", required=True)
 @click.option("--shards", type=click.IntRange(1), required=True, help="Shards of the training set.")
-@click.option("--max-size", type=click.IntRange(32), help="Shrink images whose longer side exceeds this (pixels).")
-@click.option("--val-labels", type=click.Path(path_type=Path), help="Label file of a flat val folder (ImageNet's).")
-@click.option("--workers", "-j", type=click.IntRange(1), help="Shards written at a time (default: all CPUs).")
-def pack_command(
-    folder: Path, out: Path, shards: int, max_size: int | None, val_labels: Path | None, workers: int | None
-) -> None:
-    """Write the images of FOLDER (train and val kept apart) into OUT as WebDataset shards, and check them.
+@click.option(
+    "--max-size",
+    type=click.IntRange(32),
+    show_default="as they are",
+    help="Shrink images whose longer side exceeds this (pixels).",
+)
+@click.option("--seekable", is_flag=True, help="Restart markers, without loss: a crop's part of a JPEG is read alone.")
+@VAL_LABELS
+@click.option("--workers", "-j", type=click.IntRange(1), show_default="all cores", help="Shards written at a time.")
+def pack_command(folder: Path, **options: Any) -> None:
+    """Write the images of FOLDER (train and val kept apart) as WebDataset shards, and check them.
 
     FOLDER may be any data source: a folder, tar files, Parquet, a table, a URL. Run it again after a stop: whole shards
     are kept.
     """
-    from rsbdali.tools.index_summary import counting
+    from rsbdali.progress_bar import counting
     from rsbdali.tools.pack import PackOptions, pack
 
-    options = PackOptions(folder, out, shards, max_size=max_size, val_labels=val_labels, workers=workers)
-    with counting(Console(stderr=True), "pack and check") as progress:
-        packed = pack(options, progress)
+    chosen = PackOptions(folder, **options)
+    with counting("pack and check") as progress:
+        packed = pack(chosen, progress)
     for split, images in packed.images.items():
         click.echo(f"{split}: {images:,} images in {packed.shards[split]:,} shards")
     if packed.kept_shards:
         click.echo(f"{packed.kept_shards:,} shards were there already")
-    if max_size is not None:
+    if chosen.seekable:
+        others = sum(packed.images.values()) - packed.seekable
+        lines = f", of {packed.whole_lines:,} whole lines only" if packed.whole_lines else ""
+        click.echo(f"{packed.seekable:,} images are read in part{lines}; {others:,} are as they were")
+    if chosen.max_size is not None:
         click.echo(f"{packed.shrunk:,} images made smaller: batches are no longer the original's (see the manifest)")
     click.echo(f"read back and checked; wrote {packed.manifest}")

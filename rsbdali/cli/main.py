@@ -11,6 +11,8 @@ from rich.logging import RichHandler
 
 from rsbdali import __version__
 from rsbdali.cli import bench, data, recipes, runs, training
+from rsbdali.cli.completion import completion
+from rsbdali.cli.help import Group
 from rsbdali.cli.refusals import name_standard_output, of_the_machine
 from rsbdali.distributed.launch import end_with_launcher
 from rsbdali.errors import RsbdaliError
@@ -60,13 +62,14 @@ def _set_up_logging(debug: bool) -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        # files of a cluster's job are read afterwards: when it was belongs to each line
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.getLogger("rsbdali").addHandler(handler)
     logging.getLogger("rsbdali").setLevel(logging.DEBUG if debug else logging.INFO)
     logging.captureWarnings(True)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="rsbdali")
 def cli() -> None:
     """ResNet Strikes Back (A1, A2, A3) at the speed of the GPU.
@@ -88,9 +91,11 @@ for command in (
     recipes.recipe,
     bench.bench_loader,
     bench.bench_step,
+    bench.tune,
     bench.doctor,
     runs.export_command,
     runs.report_command,
     runs.replay,
+    completion,
 ):
     cli.add_command(command)

@@ -5,60 +5,71 @@ from typing import Any
 
 import click
 
-from rsbdali.cli.options import DEVICE
+from rsbdali.cli.help import command
+from rsbdali.cli.options import DEVICE, PATH, out_option
 
 
-@click.command()
-@click.option("--run", type=click.Path(path_type=Path), required=True, help="The run's folder.")
-@click.option("--step", type=click.IntRange(0), required=True, help="From 0; in --epoch, else over the whole run.")
-@click.option("--epoch", type=click.IntRange(0), help="From 0.")
-@click.option("--data", type=click.Path(path_type=Path), help="Where the data lies now (default: where it lay).")
-@click.option("--out", type=click.Path(path_type=Path), help="Picture to write (default: replay-….png in the folder).")
-@click.option("--images", type=click.IntRange(1), default=12, show_default=True, help="Rows of the picture.")
+@command("replay")
+@click.option("--run", type=PATH, required=True, help="The run's folder.")
+@click.option(
+    "--step",
+    type=click.IntRange(1),
+    required=True,
+    help="Counted from 1, as the run's lines count: in --epoch, else over the whole run.",
+)
+@click.option("--epoch", type=click.IntRange(1), help="Counted from 1.")
+@click.option("--data", type=PATH, show_default="where it lay", help="Where the data lies now.")
+@out_option(None, "Picture to write (PNG); a CSV of that name gets all rows.", show_default="replay-….png in the run")
+@click.option("--images", type=click.IntRange(1), default=12, help="Rows that are drawn and printed.")
 @DEVICE
-def replay(out: Path | None, images: int, **rest: Any) -> None:
+def replay(out: Path | None, images: int, step: int, epoch: int | None, **rest: Any) -> None:
     """The batch of one step of a run again: names, augmentation, pictures."""
     from rsbdali.errors import RecipeError
+    from rsbdali.progress_bar import waiting
     from rsbdali.tools.replay import ReplayOptions
     from rsbdali.tools.replay import replay as again
 
     if out is not None and out.suffix.lower() != ".png":
         raise RecipeError(f"--out {out}: the picture is a PNG, so the name must end in .png")
-    found = again(ReplayOptions(**rest))
-    for line in found.lines():
+    with waiting("replay"):
+        found = again(ReplayOptions(step=step - 1, epoch=None if epoch is None else epoch - 1, **rest))
+    lines = found.lines()
+    for line in lines[:images]:
         click.echo(line)
-    name = f"replay-{found.epoch}-{found.step}.png"
-    click.echo(f"picture {found.draw(out or rest['run'] / name, images)}")
+    picture = found.draw(out or rest["run"] / f"replay-epoch{found.epoch + 1}-step{found.step + 1}.png", images)
+    click.echo(f"picture {picture}")
+    click.echo(f"all {len(lines)} rows: {found.write_csv(picture.with_suffix('.csv'))}")
 
 
-@click.command("report")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--output", "-o", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
-def report_command(runs: tuple[Path, ...], output: Path) -> None:
+@command("report")
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@out_option("report.html", "Page to write.")
+def report_command(runs: tuple[Path, ...], out: Path) -> None:
     """Draw RUNS (folders of `rsbdali train`) side by side: curves, settings that differ, machines, checkpoints."""
     from rsbdali.runs.report.page import write_report
 
-    write_report(runs, output)
-    click.echo(f"wrote {output}")
+    write_report(runs, out)
+    click.echo(f"wrote {out}")
 
 
-@click.command("export")
-@click.option(
-    "--checkpoint", required=True, type=click.Path(path_type=Path), help="A checkpoint that `rsbdali train` wrote."
-)
+@command("export")
+@click.option("--checkpoint", required=True, type=PATH, help="A checkpoint that `rsbdali train` wrote.")
 @click.option(
     "--format",
     required=True,
     type=click.Choice(["safetensors", "onnx", "timm", "hf"]),
     help="timm: a folder for create_model('local-dir:…'); hf: the same with a model card.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@out_option(None, "Folder to make.", required=True)
 @click.option(
-    "--ema/--no-ema", "use_ema", default=None, help="Averaged weights or not (default: where there are some)."
+    "--ema/--no-ema", "use_ema", default=None, show_default="where there are some", help="Averaged weights or not."
 )
 def export_command(**options: Any) -> None:
     """Write a checkpoint's model as safetensors, ONNX, a timm folder or a Hugging Face one."""
+    from rsbdali.progress_bar import waiting
     from rsbdali.tools.export.export import ExportOptions, export
 
-    for line in export(ExportOptions(**options)):
+    with waiting(f"export: {options['format']}"):
+        lines = export(ExportOptions(**options))
+    for line in lines:
         click.echo(line)

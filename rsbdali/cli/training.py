@@ -1,54 +1,100 @@
 """`train` and `validate`."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from rsbdali.cli.completion import complete_recipes
 from rsbdali.cli.data import make_demo
-from rsbdali.cli.options import DATA, DEVICE, EXECUTOR, WORKERS, parse_overrides, recipe_options
-from rsbdali.errors import RsbdaliError
+from rsbdali.cli.help import command
+from rsbdali.cli.options import (
+    CLASS_MAP,
+    COMPILE_MODES,
+    DATA,
+    DEVICE,
+    PATH,
+    RECIPE_GIVEN,
+    VAL_LABELS,
+    WORKERS,
+    decode_options,
+    out_option,
+    parse_overrides,
+    recipe_options,
+)
+from rsbdali.cli.recipe_keys import key_options
+from rsbdali.errors import RecipeError, RsbdaliError
+
+EXAMPLES = """\
+rsbdali train a3 --data IMAGENET --nproc 4
+rsbdali train a3 --data FOLDER --model resnet18 --batch-size 64 --lr auto
+rsbdali train --resume output/a3-resnet50
+"""
+log = logging.getLogger(__name__)
 
 
-@click.command()
+@command("train", epilog=EXAMPLES)
 @recipe_options
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    show_default="the recipe's global batch, shared",
+    help="Rows of each GPU and step: the global batch is this times the processes.",
+)
 @DATA
 @click.option("--demo", is_flag=True, help="Scale the recipe down, on a small made-up data set.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("output"), show_default=True)
-@click.option("--experiment", help="Folder below --output (default: recipe and model, numbered).")
-@click.option("--resume", metavar="auto|PATH", help="Go on from a checkpoint; auto: the experiment's newest whole one.")
-@click.option("--checkpoint-every", metavar="500steps|10m", help="Save that often too, besides the ends of epochs.")
+@out_option("output", "Folder of all experiments (--output is timm's name for it).", "--output", "output")
+@click.option("--experiment", show_default="recipe and model, numbered", help="Folder below --out.")
+@click.option(
+    "--resume",
+    metavar="RUN|FILE|auto",
+    help="Go on with a run: RUN is its folder; FILE a checkpoint; auto: the experiment's newest whole one, if there "
+    "is one. Recipe, data and options are the run's own but for what is given.",
+)
+@click.option(
+    "--checkpoint-every",
+    metavar="500steps|10m",
+    show_default="ends of epochs alone",
+    help="Save that often too, besides the ends of epochs.",
+)
 @click.option(
     "--on-nan",
     type=click.Choice(["stop", "skip"]),
     default="stop",
-    show_default=True,
     help="A loss that is not finite: stop and note the batch, or leave the step's update out.",
 )
-@click.option("--initial-checkpoint", type=click.Path(path_type=Path), help="Start from these weights.")
+@click.option("--initial-checkpoint", type=PATH, show_default="random weights", help="Start from these weights.")
 @click.option("--pretrained", is_flag=True, help="Start from timm's weights for the model.")
 @DEVICE
 @WORKERS
-@EXECUTOR
-@click.option("--deterministic", is_flag=True, help="Bitwise repeatable steps, slower on a GPU.")
+@decode_options
+@click.option("--tuned", is_flag=True, help="Run the loader as `rsbdali tune` found best on this machine.")
+@click.option("--deterministic/--no-deterministic", help="Bitwise repeatable steps, slower on a GPU.")
 @click.option(
     "--torch-compile",
     default="off",
-    show_default=True,
-    type=click.Choice(["off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]),
-    help="Run the model through torch.compile in this mode.",
+    metavar="MODE",
+    type=click.Choice(COMPILE_MODES),
+    help=f"Run the model through torch.compile: {', '.join(COMPILE_MODES)}.",
 )
-@click.option("--cuda-graph", is_flag=True, help="Capture the step into CUDA graphs and replay them (one GPU).")
-@click.option("--max-bad-images", type=click.IntRange(0), help="Stop once more images than this do not decode.")
-@click.option("--val-labels", type=click.Path(path_type=Path), help="Label file of a flat val folder (ImageNet's).")
-@click.option("--class-map", type=click.Path(path_type=Path), help="Class names in label order, one a line (timm's).")
+@click.option("--cuda-graph/--no-cuda-graph", help="Capture the step into CUDA graphs and replay them (one GPU).")
+@click.option(
+    "--max-bad-images",
+    type=click.IntRange(0),
+    show_default="no limit",
+    help="Stop once more images than this do not decode.",
+)
+@VAL_LABELS
+@CLASS_MAP
 @click.option(
     "--log",
     "loggers",
     multiple=True,
     type=click.Choice(["tensorboard", "wandb", "mlflow"]),
-    help="Send the figures there too (repeatable); needs the extra of that name.",
+    show_default="files alone",
+    help="Send the figures there too (repeatable); needs that package.",
 )
 @click.option("--nproc", type=click.IntRange(1), default=1, help="Processes on this machine, one a GPU (torchrun's).")
 @click.option("--affinity/--no-affinity", default=True, help="Keep each of several processes to its own cores.")
@@ -56,19 +102,36 @@ from rsbdali.errors import RsbdaliError
     "--rank-timeout",
     type=click.FloatRange(0, 1e6, min_open=True),
     default=10.0,
-    show_default=True,
     help="Minutes that processes wait for each other in a step.",
 )
-def train(recipe: str, overrides: tuple[str, ...], demo: bool, data: Path | None, nproc: int, **rest: Any) -> int:
+@click.pass_context
+def train(
+    context: click.Context,
+    recipe: str,
+    overrides: tuple[str, ...],
+    batch_size: int | None,
+    demo: bool,
+    **rest: Any,
+) -> int:
     """Train a recipe: from a folder of images to a validated checkpoint."""
     from functools import partial
 
+    from rsbdali.cli import resuming
     from rsbdali.distributed.launch import launch
     from rsbdali.recipe import Recipe, demo_overrides
     from rsbdali.training.train import TrainOptions
     from rsbdali.training.train import train as run
 
-    chosen = Recipe.load(recipe, {**(demo_overrides() if demo else {}), **parse_overrides(overrides)})
+    changed = parse_overrides(overrides)
+    chosen = Recipe.load(recipe, {**(demo_overrides() if demo else {}), **changed})
+    before = resuming.run_of(rest["resume"], rest["output"], rest["experiment"], chosen)
+    if before is not None:
+        named = context.meta[RECIPE_GIVEN] or demo
+        chosen = resuming.same_recipe(before, chosen) if named else resuming.recipe_of(before, changed)
+        rest = resuming.options_of(before, context, rest)
+    data, nproc = rest.pop("data"), rest.pop("nproc")
+    if batch_size is not None:
+        chosen = rows_a_gpu(chosen, batch_size, nproc, changed)
     if demo and data is None:
         data = rest["output"] / "demo-data"
         rest["prepare"] = partial(make_demo, data)
@@ -82,18 +145,45 @@ def train(recipe: str, overrides: tuple[str, ...], demo: bool, data: Path | None
     return summary.exit_code
 
 
-@click.command()
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="A checkpoint that `rsbdali train` wrote.")
+def rows_a_gpu(recipe: Any, rows: int, nproc: int, given: dict[str, str]) -> Any:
+    """The recipe with a global batch of so many rows for each process, which is said.
+
+    Raises:
+        RecipeError: another global batch is given too.
+    """
+    from rsbdali.distributed.world import World
+
+    world = World.from_env()
+    ranks = max(world.size, nproc)
+    total = rows * ranks
+    if given.get("global_batch_size", str(total)) != str(total):
+        other = given["global_batch_size"]
+        raise RecipeError(f"--batch-size {rows} is a global batch of {total} rows here, and {other} is given: give one")
+    if world.size > 1 or nproc == 1:  # else the ranks say it
+        log.info("batch: %d rows × %d %s = global_batch_size %d", rows, ranks, "ranks" if ranks > 1 else "rank", total)
+    return recipe.with_overrides({"global_batch_size": total, **({"lr": "auto"} if given.get("lr") == "auto" else {})})
+
+
+@command("validate")
+@click.option("--checkpoint", type=PATH, help="A checkpoint that `rsbdali train` wrote.")
 @click.option("--model", help="A timm model instead of a checkpoint.")
 @click.option("--pretrained", is_flag=True, help="With --model: timm's weights.")
-@click.option("--recipe", help="Settings of the evaluation (default: the checkpoint's own, else a3).")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
+@click.option(
+    "--recipe",
+    is_eager=True,
+    shell_complete=complete_recipes,
+    show_default="the checkpoint's own, else a3",
+    help="Settings of the evaluation.",
+)
+@key_options(without=("model",))
 @DATA
 @DEVICE
 @WORKERS
-@click.option("--batch-size", type=click.IntRange(1), help="Images a batch (default: 256 on a GPU, 64 on a CPU).")
-@click.option("--val-labels", type=click.Path(path_type=Path), help="Label file of a flat val folder (ImageNet's).")
-@click.option("--class-map", type=click.Path(path_type=Path), help="Class names in label order, one a line (timm's).")
+@click.option(
+    "--batch-size", type=click.IntRange(1), show_default="256 on a GPU, 64 on a CPU", help="Images of a batch."
+)
+@VAL_LABELS
+@CLASS_MAP
 def validate(overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
     """Top-1, top-5 and loss over exactly all validation images."""
     from rsbdali.distributed.world import World

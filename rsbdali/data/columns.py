@@ -31,6 +31,7 @@ def to_scan(
     classes: Sequence[str] | None = None,
     bad: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
+    numbered: bool = False,
 ) -> Scan:
     """Order images and make columns of them.
 
@@ -42,6 +43,7 @@ def to_scan(
         classes: class names that the labels count in, where the source lists them all.
         bad: (name, reason) of other things left out.
         notes: what the source has to say, see `Scan`.
+        numbered: `offset_N` holds `Place.offset` although there are no shards.
 
     Raises:
         DataError: labels that contradict each other.
@@ -54,7 +56,7 @@ def to_scan(
     order = sorted(range(len(kept)), key=lambda i: (label_F[i], natural_key(kept[i].place.path)))
     good = [i for i in order if not isinstance(kept[i].header, str)]
     failed = [(display(kept[i], shards), str(kept[i].header)) for i in order if isinstance(kept[i].header, str)]
-    columns = _columns([kept[i] for i in good], [label_F[i] for i in good])
+    columns = _columns([kept[i] for i in good], [label_F[i] for i in good], numbered)
     return Scan(
         classes=names,
         columns=columns,
@@ -115,7 +117,7 @@ def _labels(what: str, found: Sequence[Entry], classes: Sequence[str] | None) ->
     return names, [place[str(f.class_name)] for f in found]
 
 
-def _columns(found: Sequence[Entry], labels: Sequence[int]) -> dict[str, np.ndarray]:
+def _columns(found: Sequence[Entry], labels: Sequence[int], numbered: bool) -> dict[str, np.ndarray]:
     columns = header_columns(
         [os.fsencode(f.place.path) for f in found],
         [f.place.nbytes for f in found],
@@ -125,7 +127,7 @@ def _columns(found: Sequence[Entry], labels: Sequence[int]) -> dict[str, np.ndar
     in_shards = bool(found) and found[0].place.shard >= 0
     return columns | {
         "shard_N": np.array([f.place.shard for f in found] if in_shards else [], np.int32),
-        "offset_N": np.array([f.place.offset for f in found] if in_shards else [], np.int64),
+        "offset_N": np.array([f.place.offset for f in found] if in_shards or numbered else [], np.int64),
     }
 
 

@@ -9,8 +9,8 @@ key. Only headers are read. Files that are no image are left out and named in `b
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,22 @@ import numpy as np
 from rsbdali.data import cache
 from rsbdali.data.header import ImageFlags
 from rsbdali.data.image_parser import parse
+from rsbdali.data.interval_table import IntervalTable, load_intervals
+from rsbdali.data.intervals import Intervals
 from rsbdali.data.labels import labels_of, read_class_map
 from rsbdali.data.levels import refuse_other_level
+from rsbdali.data.listing import Listed, files_listing, listing_of
 from rsbdali.data.rgb_copy import PillowError, png_size, rgb_copy
-from rsbdali.data.sources.base import Place, Progress, Reader, Scan
+from rsbdali.data.selection import canonical_rows, draw_share, row_numbers, take_columns
+from rsbdali.data.sources.base import COLUMNS, Place, Progress, Reader, Scan, Source
+from rsbdali.data.sources.folder import FileReader
+from rsbdali.data.sources.listed import Label, ListedSource, listed_reader
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.registry import image_root, open_source, reader_of
+from rsbdali.data.sources.storage import RangeReader
 from rsbdali.errors import DataError, UnreadableImage
 
+PART_READERS = (FileReader, RangeReader)  # those of local files
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +63,9 @@ class ImageIndex:
         path_bytes: uint8, all relative paths in a row.
         path_end_N: int64, where each path ends in `path_bytes`.
         shard_N: int32, place in `shards`; empty where every image is a file or an object.
-        offset_N: int64, first byte within the shard (in Parquet the row); empty as well.
+        offset_N: int64, first byte within the shard (in Parquet the row); of a list the item; else empty as well.
+        intervals: where restart intervals are, of images that were packed to be read in part; None where none were.
+        canonical_N: int64, rows in the canonical order, which shuffles start from; empty where it is their own.
         name: the source as text: the folder, the pattern of its shards, its URL.
         shards: files that hold many images each, relative to the root.
         bad: files left out.
@@ -77,6 +87,8 @@ class ImageIndex:
     reader: Reader = field(repr=False)
     shard_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     offset_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    intervals: IntervalTable | None = field(default=None, repr=False)
+    canonical_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
     name: str = ""
     shards: tuple[str, ...] = ()
     bad: tuple[InvalidFile, ...] = ()
@@ -93,10 +105,26 @@ class ImageIndex:
     def __repr__(self) -> str:
         return f"ImageIndex({self.name!r}: {len(self)} images, {self.num_classes} classes, {len(self.bad)} bad)"
 
+    def __getitem__(self, i: int) -> tuple[str, int]:
+        """Path and label of image i, as in torchvision's `samples`; the label is -1 where unknown."""
+        i = range(len(self))[i]
+        return self.path(i), int(self.label_N[i])
+
     @property
     def num_classes(self) -> int:
         """Number of classes, 0 where labels are unknown."""
         return len(self.classes)
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Label of each class name, as torchvision's datasets have it."""
+        return {name: label for label, name in enumerate(self.classes)}
+
+    @property
+    def targets(self) -> list[int]:
+        """Label of each image, as torchvision's datasets have it."""
+        labels: list[int] = self.label_N.tolist()
+        return labels
 
     @property
     def memory_bytes(self) -> int:
@@ -105,7 +133,9 @@ class ImageIndex:
 
     @cached_property
     def digest(self) -> str:
-        """Fingerprint of paths, labels and sizes (pixels and bytes), in hex; of shards the same as of files."""
+        """Fingerprint of paths, labels and sizes (pixels and bytes), in hex; the same for all sources."""
+        if len(self.canonical_N):
+            return self.subset(self.canonical_N).digest
         digest = hashlib.blake2b(self.path_bytes.tobytes(), digest_size=16)
         for column_N in (self.path_end_N, self.label_N, self.width_N, self.height_N, self.nbytes_N):
             digest.update(column_N.astype("<i8").tobytes())
@@ -139,6 +169,19 @@ class ImageIndex:
         if not self.flags_N[i] & ImageFlags.CONVERT and self._parses(i, stored):
             return np.frombuffer(stored, np.uint8)
         return self._copy(i, stored)
+
+    def intervals_of(self, i: int) -> Intervals | None:
+        """The restart intervals of image i; None where it is read as a whole."""
+        return self.intervals.of(i) if self.intervals is not None else None
+
+    def read_parts(self, i: int, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
+        """Read some parts of the stored bytes of image i, given as (first byte, bytes), one behind the other.
+
+        Raises:
+            UnreadableImage, SourceError: as `read_bytes`.
+        """
+        assert isinstance(self.reader, PART_READERS), "intervals of a source that is read as a whole"
+        self.reader.read_parts(self._place(i), parts, out_B)
 
     def read_copy(self, i: int) -> np.ndarray:
         """PNG of Pillow's RGB pixels of image i, for what DALI does not decode: uint8, shape (length,).
@@ -188,8 +231,98 @@ class ImageIndex:
         self.reader.fetch_ahead([self._place(i) for i in sample_N.tolist()])
 
     def _place(self, i: int) -> Place:
-        shard, offset = (int(self.shard_N[i]), int(self.offset_N[i])) if len(self.shard_N) else (-1, 0)
+        shard = int(self.shard_N[i]) if len(self.shard_N) else -1
+        offset = int(self.offset_N[i]) if len(self.offset_N) else 0
         return Place(self.relative_path(i), shard, offset, int(self.nbytes_N[i]))
+
+    def subset(self, rows: Sequence[int] | np.ndarray) -> "ImageIndex":
+        """An index of some of the images, in the order given, with all classes.
+
+        Args:
+            rows: numbers of rows (one may come several times), or a mask of shape (N,).
+
+        Raises:
+            DataError: no rows, or one that is not there.
+        """
+        row_M = row_numbers(rows, len(self))
+        columns: dict[str, Any] = take_columns({name: getattr(self, name) for name in COLUMNS}, row_M)
+        intervals = None if self.intervals is None else self.intervals.take(row_M)
+        canonical_N = canonical_rows(self.canonical_N, row_M)
+        return replace(self, **columns, canonical_N=canonical_N, intervals=intervals)
+
+    def split(self, fraction: float, seed: int = 0) -> tuple["ImageIndex", "ImageIndex"]:
+        """Two indexes, such as for training and validation: the rest, and a share of each class drawn from the seed.
+
+        Which images they are does not depend on the order of the rows.
+
+        Args:
+            fraction: share of the second part, between 0 and 1; of each class it is rounded to whole images.
+            seed: another one draws another part.
+
+        Raises:
+            DataError: one part would be empty.
+        """
+        chosen_N = draw_share(self.label_N, self.canonical_N, fraction, seed)
+        return self.subset(~chosen_N), self.subset(chosen_N)
+
+    @classmethod
+    def from_lists(
+        cls,
+        paths: Sequence[str | os.PathLike[str]],
+        labels: Sequence[Label] | np.ndarray | None,
+        *,
+        classes: Sequence[str] | None = None,
+        root: str | os.PathLike[str] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> "ImageIndex":
+        """The index of image files, in the order given; their headers are cached as those of a folder are.
+
+        Files that are no image, and those without a label where others have one, are left out.
+
+        Args:
+            paths: N paths, absolute or relative to `root`.
+            labels: N numbers from 0 or N class names, as a list, array or tensor; None: no labels (-1).
+            classes: class names in label order; None: those that occur, by `natural_key`, or the numbers.
+            root: folder of relative paths; None: the current one.
+            cache_dir: as in `load`.
+            threads: as in `scan`.
+            progress: as in `scan`.
+
+        Raises:
+            DataError: no usable images, or labels that do not fit.
+        """
+        listed = Listed(files_listing(paths, labels, classes=classes, root=root))
+        options: dict[str, Any] = {"cache_dir": cache_dir, "threads": threads, "progress": progress}
+        return index_listing(listed, need_classes=labels is not None, **options)[0]
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        check: bool = True,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> "ImageIndex":
+        """The index of a dataset object's images, in its order.
+
+        Args:
+            dataset: a list of (path, label), a tuple (paths, labels), torchvision's `ImageFolder`, timm's
+                `ImageDataset` over a folder, a Hugging Face `Dataset` with a column of images, an object with `len()`,
+                `read(i) -> bytes` and `targets`, or torch's `Subset` of one of these.
+            cache_dir: as in `load`.
+            check: as in `load`.
+            threads: as in `scan`.
+            progress: as in `scan`.
+
+        Raises:
+            DataError: it cannot be translated, or as in `scan`.
+        """
+        options: dict[str, Any] = {"cache_dir": cache_dir, "threads": threads, "progress": progress}
+        return index_listing(listing_of(dataset), check=check, **options)[0]
 
     @classmethod
     def scan(
@@ -265,15 +398,84 @@ class ImageIndex:
         place = Location.parse(root)
         identity = place.identity if image_root is None else f"{place.identity}\0{os.path.abspath(image_root)}"
         file = cache.cache_file(folder or cache.default_folder(), identity)
-        if not check and not rebuild and (scan := cache.read(file, None)) is not None:
-            return _index(place, scan, folder, image_root, classes, class_map, labels, need_classes)
-        source = open_source(place, image_root)
-        fingerprint = source.fingerprint()
-        kept = None if rebuild else cache.read(file, fingerprint)
-        scan = kept or source.scan(threads, progress)
-        if kept is None:
-            cache.write(file, fingerprint, scan)
+        scan = _cached(
+            file,
+            lambda: open_source(place, image_root),
+            check=check,
+            rebuild=rebuild,
+            threads=threads,
+            progress=progress,
+        )
         return _index(place, scan, folder, image_root, classes, class_map, labels, need_classes)
+
+
+def index_listing(
+    listed: Listed,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    check: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    need_classes: bool = True,
+) -> tuple[ImageIndex, np.ndarray]:
+    """The index of what a program lists, rows in the order of the items, and the item that each row is: int64 (N,).
+
+    Args:
+        listed: the listing, and which of its items are meant.
+        cache_dir: as in `ImageIndex.load`.
+        check: likewise.
+        threads: likewise.
+        progress: likewise.
+        need_classes: likewise.
+
+    Raises:
+        DataError: no usable images, or labels that do not fit.
+    """
+    listing, source = listed.listing, ListedSource(listed.listing)
+    folder = None if cache_dir is None else Path(cache_dir)
+    if listing.identity is None:
+        scan = source.scan(threads, progress)
+    else:
+        file = cache.cache_file(folder or cache.default_folder(), listing.identity)
+        scan = _cached(file, lambda: source, check=check, rebuild=False, threads=threads, progress=progress)
+    index = _labeled(
+        listing.what,
+        scan,
+        folder,
+        listing.root,
+        lambda name: os.path.join(listing.root, name),
+        listed_reader(listing),
+        classes=listing.classes,
+        need_classes=need_classes,
+    )
+    row_of_item = np.full(len(listing.labels), -1)
+    row_of_item[index.offset_N] = np.arange(len(index))
+    row_M = row_of_item if listed.item_M is None else row_of_item[listed.item_M]
+    item_K = np.flatnonzero(row_M >= 0)  # the others were left out
+    if not len(item_K):
+        raise DataError(f"{listing.what}: none of the {len(row_M)} images chosen is usable")
+    return index.subset(row_M[item_K]), item_K
+
+
+def _cached(
+    file: Path,
+    opened: Callable[[], Source],
+    *,
+    check: bool,
+    rebuild: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> Scan:
+    """The scan that a cache file holds where its source is unchanged; else a new one, which is kept there."""
+    if not check and not rebuild and (unchecked := cache.read(file, None)) is not None:
+        return unchecked
+    source = opened()
+    fingerprint = source.fingerprint()
+    kept = None if rebuild else cache.read(file, fingerprint)
+    scan = kept or source.scan(threads, progress)
+    if kept is None:
+        cache.write(file, fingerprint, scan)
+    return scan
 
 
 def _index(
@@ -286,33 +488,62 @@ def _index(
     label_file: Path | None,
     need_classes: bool,
 ) -> ImageIndex:
-    """The index of a scan, its labels checked and translated."""
+    """The index of a location's scan."""
     folder = image_root(place, root)
     join = place.join if root is None else lambda name: os.path.join(folder, name)
+    refuse_other_level(place.text, scan)
+    index = _labeled(
+        place.text,
+        scan,
+        cache_dir,
+        folder,
+        join,
+        reader_of(scan, place, folder),
+        classes=classes,
+        class_map=class_map,
+        label_file=label_file,
+        need_classes=need_classes,
+    )
+    return index if place.is_url else replace(index, intervals=load_intervals(folder, scan))
+
+
+def _labeled(
+    what: str,
+    scan: Scan,
+    cache_dir: Path | None,
+    folder: str,
+    join: Callable[[str], str],
+    reader: Reader,
+    *,
+    classes: Sequence[str] | None,
+    class_map: Path | None = None,
+    label_file: Path | None = None,
+    need_classes: bool,
+) -> ImageIndex:
+    """The index of a scan, its labels checked and translated."""
     if not len(scan.columns["label_N"]):
         path, reason = scan.bad[0]
-        raise DataError(f"{place.text}: no usable images: all {len(scan.bad)} fail, {join(path)}: {reason}")
+        raise DataError(f"{what}: no usable images: all {len(scan.bad)} fail, {join(path)}: {reason}")
     if classes is None and class_map is not None:
         classes = read_class_map(Path(class_map), scan.classes)
-    refuse_other_level(place.text, scan)
     for note in scan.notes:
-        log.warning("%s: %s", place.text, note)
+        log.warning("%s: %s", what, note)
     if copies := int((scan.columns["flags_N"] & ImageFlags.CONVERT > 0).sum()):
         log.info(
             "%s: %d of %d images are read through an RGB copy, which Pillow makes at first use in %s",
-            place.text,
+            what,
             copies,
             len(scan.columns["flags_N"]),
             (cache_dir or cache.default_folder()) / "rgb",
         )
-    names, label_N = labels_of(place.text, scan, classes, label_file, need_classes=need_classes)
+    names, label_N = labels_of(what, scan, classes, label_file, need_classes=need_classes)
     columns: dict[str, Any] = {**scan.columns, "label_N": label_N}
     return ImageIndex(
         root=Path(folder),
-        name=place.text,
+        name=what,
         classes=names,
         shards=scan.shards,
-        reader=reader_of(scan, place, folder),
+        reader=reader,
         bad=tuple(InvalidFile(join(path), reason) for path, reason in scan.bad),
         cache_dir=cache_dir,
         notes=scan.notes,

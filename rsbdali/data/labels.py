@@ -192,6 +192,7 @@ def _numbering(path: Path, labels: Sequence[str], classes: Sequence[str]) -> dic
     return number
 
 
+MOST_SHOWN = 40  # characters of a class name in a message
 log = logging.getLogger(__name__)
 
 
@@ -237,13 +238,20 @@ def _by_number(what: str, label_N: np.ndarray, classes: Sequence[str] | None) ->
     return tuple(classes), label_N
 
 
+def _clipped(name: str) -> str:
+    """A name for a message: a file that is no class map has long lines, or no text."""
+    shown = name if name.isprintable() else ascii(name)
+    return shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}…"
+
+
 def _by_name(what: str, scan: Scan, classes: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
     place = {name: i for i, name in enumerate(classes)}
     unknown = [name for name in scan.classes if name not in place]
     if unknown:
         raise DataError(
             f"{what}: class folder {unknown[0]!r} (of {len(unknown)} such) is none of the {len(classes)} "
-            f"training classes ({', '.join(classes[:3])}, ...): expected the same class names as in training"
+            f"training classes ({', '.join(map(_clipped, classes[:3]))}, ...): expected the same class names as in "
+            "training, or in the class map"
         )
     if len(scan.classes) < len(classes):
         log.warning("%s: holds %d of %d classes", what, len(scan.classes), len(classes))

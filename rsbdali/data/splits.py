@@ -2,8 +2,9 @@
 
 import fnmatch
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources.location import Location
@@ -12,7 +13,9 @@ from rsbdali.distributed.collectives import on_all_ranks, rank_zero_first
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError
 
+Split = Literal["train", "val", "any"]
 NAMES = {"train": ("train",), "val": ("val", "validation")}
+MOST_LOOKED_AT = 100  # folders below the one that was given
 # in this order; * stands for numbers of shards, {} for the split's name
 FORMS = (
     "{}.tar",
@@ -27,6 +30,21 @@ FORMS = (
     "{}.csv",
     "{}.tsv",
 )
+
+
+def open_split(location: str | os.PathLike[str], split: Split, **options: Any) -> ImageIndex:
+    """The index of a split of some data: the door for every program that is given a location.
+
+    Args:
+        location: folder, shards, table or URL that holds the split.
+        split: train, val, or any: the training set where there is one, else all that is there.
+        **options: of `ImageIndex.load`.
+
+    Raises:
+        DataError: there is no such split, or it cannot be used.
+    """
+    found = find_images(location) if split == "any" else find_split(location, split)
+    return ImageIndex.load(found, **options)
 
 
 def find_split(data_dir: str | os.PathLike[str], split: str) -> Path:
@@ -56,9 +74,19 @@ def find_split(data_dir: str | os.PathLike[str], split: str) -> Path:
     if found is None:
         raise DataError(
             f"{place.text if place.is_url else os.fspath(data_dir)}: no {split} folder: expected "
-            f"{expected}/<class>/<image>"
+            f"{expected}/<class>/<image>{'' if place.is_url else _nearby(os.fspath(data_dir), names)}"
         )
     return Path(f"{place.text}/{found}") if place.is_url else Path(data_dir) / found
+
+
+def _nearby(data_dir: str, names: Sequence[str]) -> str:
+    """A folder that has the split: below, or above, where a level too many or too few was given."""
+    below = sorted(entry.path for entry in os.scandir(data_dir) if entry.is_dir())[:MOST_LOOKED_AT]
+    above = os.path.normpath(os.path.join(data_dir, ".."))
+    for near in (above, os.path.normpath(os.path.join(above, "..")), *below):
+        if any(os.path.isdir(os.path.join(near, name)) for name in names):
+            return f"; {near} has one: is that the data?"
+    return ""
 
 
 def find_images(data_dir: str | os.PathLike[str]) -> Path:
@@ -94,7 +122,12 @@ def find_parts(data_dir: str | os.PathLike[str]) -> list[tuple[str, Path]]:
 
 
 def load_indexes(
-    data_dir: str | os.PathLike[str], world: World, *, class_map: Path | None = None, val_labels: Path | None = None
+    data_dir: str | os.PathLike[str],
+    world: World,
+    *,
+    class_map: Path | None = None,
+    val_labels: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ImageIndex, ImageIndex]:
     """Indexes of the training and the validation images, labels by the training set's class names.
 
@@ -103,18 +136,18 @@ def load_indexes(
         world: the processes that call this together; rank 0 looks first whether the data is as in the cache.
         class_map: file of class names in label order, instead of the training set's own order.
         val_labels: label file of a flat validation folder.
+        progress: called with (done, in all) while images are looked at.
 
     Raises:
         DataError: a split is missing or cannot be used.
     """
-    splits = "train", "val"
-    train_root, val_root = on_all_ranks(lambda: [find_split(data_dir, name) for name in splits], world)
-    train_index = rank_zero_first(lambda first: ImageIndex.load(train_root, class_map=class_map, check=first), world)
-    classes = train_index.classes
-    val_index = rank_zero_first(
-        lambda first: ImageIndex.load(val_root, classes=classes, labels=val_labels, check=first), world
+    # both must be there before one is scanned
+    on_all_ranks(lambda: [find_split(data_dir, name) for name in ("train", "val")], world)
+    train_index = rank_zero_first(
+        lambda first: open_split(data_dir, "train", class_map=class_map, check=first, progress=progress), world
     )
-    return train_index, val_index
+    options = {"classes": train_index.classes, "labels": val_labels, "progress": progress}
+    return train_index, rank_zero_first(lambda first: open_split(data_dir, "val", check=first, **options), world)
 
 
 def _train_or_all(place: Location) -> Path:

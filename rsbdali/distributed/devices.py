@@ -23,13 +23,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise DeviceError(f"--device {device}: use auto, cpu, cuda or cuda:N") from error
+        raise DeviceError(f"device={device}: use auto, cpu, cuda or cuda:N") from error
     if resolved.type == "cuda":
         if not torch.cuda.is_available():
-            raise DeviceError(f"--device {device}: torch sees no GPU here (see rsbdali doctor); try --device cpu")
+            raise DeviceError(f"device={device}: torch sees no GPU here (see rsbdali doctor); try device=cpu")
         return torch.device("cuda", resolved.index if resolved.index is not None else torch.cuda.current_device())
     if resolved.type != "cpu":
-        raise DeviceError(f"--device {device}: only cpu and cuda are known here")
+        raise DeviceError(f"device={device}: only cpu and cuda are known here")
     return resolved
 
 
@@ -67,7 +67,7 @@ def local_device(device: str, world: World) -> str:
     if world.size == 1 or device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return device
     if device not in ("auto", "cuda"):
-        raise DeviceError(f"--device {device} under torchrun: use cuda, and each process takes its own GPU")
+        raise DeviceError(f"device={device} under torchrun: use cuda, and each process takes its own GPU")
     count = torch.cuda.device_count()
     # srun --gpus-per-task=1 lets every rank see one GPU, its own
     if world.local_rank is None or (count == 1 and world.local_rank > 0 and neighbors.joined(world)):

@@ -18,6 +18,7 @@ from typing import Any
 from rsbdali.distributed import slurm
 from rsbdali.errors import DeviceError
 
+NPROC = "RSBDALI_NPROC"  # how many ranks there are, where they were started from here
 LAUNCHER = "RSBDALI_LAUNCHER"  # number of the process that a rank ends with
 OF_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of its ranks
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -41,8 +42,12 @@ def launch(nproc: int, arguments: Sequence[str], device: str) -> int:
     """
     _check(nproc, device)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; each rank then takes its share, see affinity.py
+    os.environ[NPROC] = str(nproc)
     command = ["-u", "-m", "rsbdali", *without_nproc(arguments)]
-    return run(launch_config(nproc), command, debug="--debug" in arguments)
+    try:
+        return run(launch_config(nproc), command, debug="--debug" in arguments)
+    finally:
+        del os.environ[NPROC]
 
 
 def run(config: Any, command: Sequence[str], *, debug: bool) -> int:

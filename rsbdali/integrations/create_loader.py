@@ -1,31 +1,45 @@
 """`create_loader`: a drop-in for `timm.data.create_loader`, for a trainer that already exists.
 
-The data becomes an `ImageIndex` (`loader_data`), timm's arguments a `Recipe` (`loader_arguments`); a `TrainLoader` or
-`EvalLoader` is made of the two, and a `TupleLoader` gives its batches as pairs.
+The data becomes an `ImageIndex` (`datasets`), timm's arguments a `Recipe` (`timm_arguments`), the order of the images a
+`Sampling`; a `TrainLoader` or `EvalLoader` is made of them, and a `TupleLoader` gives its batches as pairs.
 """
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Unpack
 
 import torch
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.distributed.devices import as_current, find_device, find_world, meeting
+from rsbdali.distributed.devices import as_current, default_threads, find_device, find_world, meeting
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError, RecipeError
 from rsbdali.integrations.datasets import open_index
-from rsbdali.integrations.timm_arguments import TIMM_DEFAULTS, refuse, with_arguments
+from rsbdali.integrations.sampling import Sampler, Weights, refuse_in_evaluation, sampling_of
+from rsbdali.integrations.timm_arguments import (
+    RECIPE_ARGUMENTS,
+    TIMM_DEFAULTS,
+    OtherTimmArguments,
+    refuse,
+    with_arguments,
+)
 from rsbdali.integrations.tuple_loader import TupleLoader
+from rsbdali.loader.decode_mode import DecodeMode
 from rsbdali.loader.eval import EvalLoader
 from rsbdali.loader.train import TrainLoader
-from rsbdali.plan.randaugment import RandAugmentPolicy
+from rsbdali.loader.transform import Transform
+from rsbdali.loader.tuned import DEFAULT_PREFETCH
+from rsbdali.loader.tuned import find as find_tuned
 from rsbdali.plan.sampler import rows_per_epoch
+from rsbdali.plan.sampling import Sampling
 from rsbdali.recipe import Recipe
 
 DEFAULT_EVAL_ROWS = 256
 OUTPUTS = ("float", "uint8")
+
+log = logging.getLogger(__name__)
 
 
 def create_loader(
@@ -37,15 +51,32 @@ def create_loader(
     recipe: str | Recipe | None = None,
     scale: Sequence[float] | None = None,
     ratio: Sequence[float] | None = None,
+    train_crop_mode: str | None = None,
     hflip: float | None = None,
+    vflip: float | None = None,
+    color_jitter: float | Sequence[float] | None = None,
+    color_jitter_prob: float | None = None,
+    grayscale_prob: float | None = None,
+    gaussian_blur_prob: float | None = None,
     auto_augment: str | None = None,
     num_aug_repeats: float | None = None,
-    interpolation: str | None = None,
+    re_prob: float | None = None,
+    re_mode: Literal["const", "rand", "pixel"] | None = None,
+    re_count: int | None = None,
+    interpolation: Literal["random", "bilinear", "bicubic"] | None = None,
     crop_pct: float | None = None,
+    crop_mode: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     collate_fn: Callable[..., Any] | None = None,
     num_classes: int | None = None,
+    smoothing: float | None = None,
+    shuffle: bool | None = None,
+    drop_last: bool | None = None,
+    weights: Weights | None = None,
+    sampler: Sampler | None = None,
+    transform: Transform | None = None,
+    return_index: bool = False,
     num_workers: int | None = None,
     distributed: bool | None = None,
     rank: int | None = None,
@@ -54,22 +85,25 @@ def create_loader(
     img_dtype: torch.dtype | None = None,
     channels_last: bool = True,
     use_prefetcher: bool = True,
-    output: str = "float",
+    output: Literal["float", "uint8"] = "float",
     pad_eval: bool = True,
     seed: int | None = None,
-    executor: str = "auto",
-    prefetch: int = 2,
+    decode: DecodeMode = "auto",
+    hw_decoder_load: float | None = None,
+    prefetch: int | None = None,
+    tuned: bool = False,
     max_bad_images: int | None = None,
     on_bad: Callable[[str, str], None] | None = None,
-    **others: Any,
+    **others: Unpack[OtherTimmArguments],
 ) -> TupleLoader:
     """A loader of `(images, targets)`, with the argument names of `timm.data.create_loader` (`docs/LOADER.md` has all).
 
     Images are (N, 3, H, W), channels_last, normalized, on the device. Targets are int64 (N,), or float32 (N, C) where
-    images are mixed: by a recipe that mixes, or by timm's `FastCollateMixup` as `collate_fn`.
+    images are mixed or labels smoothed: by a recipe, by timm's `FastCollateMixup` as `collate_fn`, or by `smoothing`.
 
     Args:
-        dataset: folder, `ImageIndex`, `timm.data.ImageDataset` or torchvision `ImageFolder` (`loader_data.open_index`).
+        dataset: folder or other location, `ImageIndex`, or what `ImageIndex.from_dataset` takes: lists, a `Subset`, a
+            Hugging Face `Dataset`, torchvision's `ImageFolder`, timm's `ImageDataset`, an object with `read(i)`.
         input_size: S, (H, W) or (3, H, W) in pixels. None: the recipe's, for training or for testing.
         batch_size: rows a batch of this rank, with one λ for each batch, as in timm. None with a recipe: its mix groups
             in training, 256 in evaluation.
@@ -78,15 +112,37 @@ def create_loader(
             that color jitter is off.
         scale: bounds of the crop's share of the area.
         ratio: bounds of the crop's width / height.
-        hflip: probability.
-        auto_augment: timm's RandAugment string, or 'none'.
+        train_crop_mode: rrc or rkrc.
+        hflip: probability of a flip left to right.
+        vflip: of one upside down.
+        color_jitter: strength of brightness, contrast and saturation, or one for each, and of the hue; acts as in timm
+            beside 3-Augment or without auto_augment only.
+        color_jitter_prob: its probability; None: always.
+        grayscale_prob: probability.
+        gaussian_blur_prob: probability.
+        auto_augment: timm's string for RandAugment, AutoAugment or 3-Augment; 'trivial' or 'none'.
         num_aug_repeats: augmentations of an image in an epoch; without torchrun as well.
+        re_prob: probability of random erasing.
+        re_mode: const, rand or pixel; const without a recipe.
+        re_count: most boxes of an image.
         interpolation: random (training), bilinear or bicubic.
         crop_pct: share that the center crop leaves, in evaluation.
+        crop_mode: center, squash or border, in evaluation.
         mean: of the channels, as a share of 255.
         std: likewise.
         collate_fn: None, timm's `fast_collate`, or its `FastCollateMixup`, whose settings are taken over.
         num_classes: width of soft targets; None: the collate function's, else the number of classes in the data.
+        smoothing: label smoothing of the targets, mixed or not; None: the recipe's or the collate function's.
+        shuffle: False: the images in the order of the dataset in every epoch. None: True in training.
+        drop_last: False: the last batch of an epoch may be smaller; ranks get equal numbers of images, so that a few
+            may come twice. None: True in training, False in evaluation.
+        weights: of each image of the dataset: an epoch is as many draws with replacement, each image in proportion to
+            its weight. "balanced": each class equally often.
+        sampler: own order of the images of all ranks together: a function epoch → indices, a sampler with `set_epoch`,
+            or indices for every epoch. Equal numbers in each epoch.
+        transform: called with each batch of training images, uint8 (N, 3, H, W) on the device, augmented and not yet
+            mixed or normalized; gives the same shape and type. It draws from torch's generators, seeded for each batch.
+        return_index: give `(images, targets, index)`: int64 (N,), places of the images in the dataset.
         num_workers: CPU threads (not processes); None: all cores of this rank's share.
         distributed: False: this process alone, whatever the environment says. None: by process group or environment.
         rank: this process; None: from the process group, else torchrun's environment.
@@ -95,12 +151,16 @@ def create_loader(
         img_dtype: of the images; None: float32.
         channels_last: False makes images contiguous as (N, 3, H, W).
         use_prefetcher: False: on the CPU, unmixed, float32, as without timm's prefetcher.
-        output: 'uint8' leaves images as they are: neither mixed nor normalized.
+        output: 'uint8' leaves images as they are: neither mixed nor normalized, whatever a recipe says; labels int64.
         pad_eval: give ranks equal numbers of images, so that a few come twice, as in timm. False: each exactly once; a
             rank whose images run out yields an empty batch.
         seed: of all draws, the same on all ranks; None: the recipe's, 0 without one.
-        executor: auto, graph or host.
-        prefetch: batches in flight.
+        decode: where images are decoded: gpu (whole images), gpu-roi (the crop's region), cpu, or auto. Modes differ in
+            pixels.
+        hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine, 0 to 1; None: DALI's own, 0.65.
+        prefetch: batches in flight; None: 2, or as tuned.
+        tuned: run a training loader as `rsbdali tune` found best on this machine for the recipe's image size, but for
+            `num_workers`, `prefetch` and `decode` where they are given.
         max_bad_images: more training images that do not decode are a `DataError`.
         on_bad: called once for each image that does not decode, with path and reason; by default a warning is logged.
         **others: timm's other arguments, with values that change nothing here.
@@ -109,56 +169,42 @@ def create_loader(
         RecipeError: an argument that cannot be honored, by its name.
         DataError: the data is missing or not what it has to be.
         DeviceError: there is no such device.
+        RsbdaliError: `tuned`, and nothing is tuned on this machine.
     """
-    timm_names = {
-        "input_size": input_size,
-        "scale": scale,
-        "ratio": ratio,
-        "hflip": hflip,
-        "auto_augment": auto_augment,
-        "num_aug_repeats": num_aug_repeats,
-        "interpolation": interpolation,
-        "crop_pct": crop_pct,
-        "mean": mean,
-        "std": std,
-    }
-    settings = _recipe(recipe, timm_names, is_training)
-    randaugment = RandAugmentPolicy.parse(settings.aa) is not None
-    refuse(others, is_training=is_training, randaugment=randaugment, honored=create_loader.__annotations__)
-    settings, mix = _mixed(settings, _mix_of(collate_fn, is_training), num_classes)
-    if seed is not None:
-        settings = settings.with_overrides({"seed": seed})
-    if is_training and _is_mixing(settings) and not (use_prefetcher and output == "float"):
-        raise RecipeError(f"{_unmixed(use_prefetcher)} mixes nothing: set the recipe's mixup and cutmix to 0")
-    dtype = _dtype(output, img_dtype, use_prefetcher)
+    arguments = {name: value for name, value in locals().items() if name in RECIPE_ARGUMENTS}
+    settings = _recipe(recipe, arguments, is_training)
+    refuse(others, is_training=is_training, honored=create_loader.__annotations__)
+    mix = _mix_of(collate_fn, is_training, num_classes)
+    settings = _with_targets(settings, mix, smoothing, is_plain=output == "uint8" or not use_prefetcher)
+    if is_training and settings.reprob and output == "uint8":
+        raise RecipeError("output='uint8' erases nothing: set re_prob to 0")
+    settings = settings if seed is None else settings.with_overrides({"seed": seed})
+    order: dict[str, Any] = {"shuffle": shuffle, "drop_last": drop_last, "weights": weights, "sampler": sampler}
+    if not is_training:
+        refuse_in_evaluation(**order, transform=transform, smoothing=smoothing)
+    rows, dtype = _rows(batch_size, recipe), _dtype(output, img_dtype, use_prefetcher)
     world = find_world(distributed, rank, world_size)
     place = find_device(device if use_prefetcher else "cpu", world)
     with as_current(place):
-        index = open_index(dataset, is_training=is_training, world=meeting(world))
-    common: dict[str, Any] = {
-        "rank": world.rank,
-        "world_size": world.size,
-        "device": place,
-        "num_threads": _threads(num_workers),
-        "dtype": dtype,
-        "prefetch": prefetch,
-        "on_bad": on_bad,
-    }
-    given = None if isinstance(dataset, str | os.PathLike) else dataset
+        data = open_index(dataset, is_training=is_training, world=meeting(world))
+    pairs: dict[str, Any] = {"channels_last": channels_last, "dataset": _object(dataset)}
+    pairs |= {"return_index": return_index, "item_N": data.item_N}
+    work: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "device": place, "dtype": dtype}
+    work |= {"decode": decode, "hw_decoder_load": hw_decoder_load}
+    work |= {"num_threads": _threads(num_workers), "prefetch": prefetch or DEFAULT_PREFETCH, "on_bad": on_bad}
     if not is_training:
-        rows = _rows(batch_size, recipe) or DEFAULT_EVAL_ROWS
-        evaluation = EvalLoader(index, settings, batch_size=rows, pad=pad_eval, **common)
-        return TupleLoader(evaluation, channels_last=channels_last, dataset=given)
-    settings = _per_rank(settings, _rows(batch_size, recipe), world, index)
-    training = TrainLoader(index, settings, executor=executor, max_bad_images=max_bad_images, **common)
+        work |= {"batch_size": rows or DEFAULT_EVAL_ROWS, "pad": pad_eval}
+        return TupleLoader(EvalLoader(data.index, settings, **work), **pairs)
+    sampling = sampling_of(data, **order, repeats=settings.aug_repeats)
+    settings = _per_rank(settings, rows, world, sampling, len(data.index))
+    if tuned:
+        given = {"num_threads": num_workers, "prefetch": prefetch, "decode": None if decode == "auto" else decode}
+        work |= _tuned(settings, place, world, given)
+    work |= {"max_bad_images": max_bad_images, "transform": transform}
+    training = TrainLoader(data.index, settings, sampling=sampling, **work)
     training.mixup_enabled &= mix.enabled
-    return TupleLoader(
-        training,
-        num_classes=_soft_classes(settings, mix, index),
-        smoothing=settings.smoothing,
-        channels_last=channels_last,
-        dataset=given,
-    )
+    soft = _soft_classes(settings, mix, data.index)
+    return TupleLoader(training, num_classes=soft, smoothing=settings.smoothing, **pairs)
 
 
 @dataclass(frozen=True)
@@ -170,23 +216,35 @@ class _Mix:
     enabled: bool = True
 
 
-def _recipe(recipe: str | Recipe | None, timm_names: dict[str, Any], is_training: bool) -> Recipe:
-    if recipe is None and timm_names["input_size"] is None:
+def _recipe(recipe: str | Recipe | None, arguments: Mapping[str, Any], is_training: bool) -> Recipe:
+    if recipe is None and arguments["input_size"] is None:
         raise RecipeError("input_size is missing: give the size in pixels, or a recipe")
     base = Recipe.load(recipe) if isinstance(recipe, str) else recipe or Recipe.from_dict(TIMM_DEFAULTS)
-    return with_arguments(base, timm_names, is_training=is_training)
+    return with_arguments(base, arguments, is_training=is_training)
 
 
-def _mix_of(collate_fn: Callable[..., Any] | None, is_training: bool) -> _Mix:
-    """The settings of timm's `FastCollateMixup` as recipe keys."""
+def _with_targets(recipe: Recipe, mix: _Mix, smoothing: float | None, *, is_plain: bool) -> Recipe:
+    """The recipe with what decides the targets; plain images are not mixed, and their labels not smoothed."""
+    if is_plain and (mix.overrides or smoothing):
+        name = "smoothing" if smoothing else "collate_fn=FastCollateMixup"
+        raise RecipeError(f"{name} cannot be honored: output='uint8' and use_prefetcher=False give images unmixed")
+    if is_plain:
+        return recipe.with_overrides({"mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0})
+    smoothed = {} if smoothing is None else {"smoothing": smoothing}
+    return recipe.with_overrides({**mix.overrides, **smoothed})
+
+
+def _mix_of(collate_fn: Callable[..., Any] | None, is_training: bool, num_classes: int | None) -> _Mix:
+    """The settings of timm's `FastCollateMixup` as recipe keys; a number of classes that is given goes first."""
+    nothing = _Mix({}, num_classes)
     if collate_fn is None:
-        return _Mix({})
+        return nothing
     from timm.data import FastCollateMixup
     from timm.data.loader import fast_collate
     from torch.utils.data import default_collate
 
     if collate_fn in (fast_collate, default_collate):
-        return _Mix({})
+        return nothing
     if not isinstance(collate_fn, FastCollateMixup):
         name = getattr(collate_fn, "__name__", type(collate_fn).__name__)
         raise RecipeError(f"collate_fn={name} cannot be honored: only timm's FastCollateMixup is translated")
@@ -205,13 +263,8 @@ def _mix_of(collate_fn: Callable[..., Any] | None, is_training: bool) -> _Mix:
         "smoothing": collate_fn.label_smoothing,
         "mixup_off_epoch": 0,
     }
-    return _Mix(overrides, collate_fn.num_classes, collate_fn.mixup_enabled)
-
-
-def _mixed(recipe: Recipe, mix: _Mix, num_classes: int | None) -> tuple[Recipe, _Mix]:
-    if num_classes is not None:
-        mix = _Mix(mix.overrides, num_classes, mix.enabled)
-    return recipe.with_overrides(mix.overrides), mix
+    classes = collate_fn.num_classes if num_classes is None else num_classes
+    return _Mix(overrides, classes, collate_fn.mixup_enabled)
 
 
 def _is_mixing(recipe: Recipe) -> bool:
@@ -220,15 +273,11 @@ def _is_mixing(recipe: Recipe) -> bool:
 
 def _soft_classes(recipe: Recipe, mix: _Mix, index: ImageIndex) -> int | None:
     """Width of the targets, None for hard ones."""
-    if not _is_mixing(recipe):
+    if not _is_mixing(recipe) and not recipe.smoothing:
         return None
     if mix.num_classes is not None and mix.num_classes < index.num_classes:
         raise DataError(f"num_classes={mix.num_classes}: {index.name} has {index.num_classes} classes")
     return mix.num_classes or index.num_classes
-
-
-def _unmixed(use_prefetcher: bool) -> str:
-    return "output='uint8'" if use_prefetcher else "use_prefetcher=False"
 
 
 def _dtype(output: str, img_dtype: torch.dtype | None, use_prefetcher: bool) -> torch.dtype:
@@ -242,7 +291,24 @@ def _dtype(output: str, img_dtype: torch.dtype | None, use_prefetcher: bool) -> 
     return torch.float32 if img_dtype is None or not use_prefetcher else img_dtype
 
 
+def _tuned(recipe: Recipe, device: torch.device, world: World, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a `TrainLoader` as tuned for this machine; what was given stays."""
+    found = find_tuned(recipe, device)
+    log.info("loader tuned for this machine: %s", found)
+    # tuned is one process with all cores: several share them
+    threads = found.threads if world.size == 1 else min(found.threads, default_threads(world))
+    arguments = {"num_threads": threads, "prefetch": found.prefetch, "chunk": found.chunk, "decode": found.decode}
+    return {key: value for key, value in arguments.items() if given.get(key) is None}
+
+
+def _object(dataset: Any) -> Any:
+    """What a loader gives as its `dataset`: the object that it was made of, None for a location."""
+    return None if isinstance(dataset, str | os.PathLike) else dataset
+
+
 def _threads(num_workers: int | None) -> int | None:
+    if num_workers is not None and num_workers < 0:
+        raise RecipeError(f"num_workers={num_workers}: expected 0 or more CPU threads")
     return None if num_workers is None else max(1, num_workers)
 
 
@@ -254,13 +320,13 @@ def _rows(batch_size: int | None, recipe: str | Recipe | None) -> int | None:
     return batch_size
 
 
-def _per_rank(recipe: Recipe, rows: int | None, world: World, index: ImageIndex) -> Recipe:
+def _per_rank(recipe: Recipe, rows: int | None, world: World, sampling: Sampling, images: int) -> Recipe:
     """`rows` for each rank with a λ of its own; without them the recipe's own global batch."""
     if rows is None:
         _check_equal_shares(recipe.mix_groups, world.size)
         return recipe
-    available = rows_per_epoch(len(index), max(1, recipe.aug_repeats))
-    if rows * world.size > available:
+    available = rows_per_epoch(sampling.length(images), max(1, recipe.aug_repeats), world.size)
+    if rows * world.size > available and sampling.drop_last:
         raise DataError(f"batch_size={rows} on {world.size} ranks is more than an epoch of {available} images")
     return recipe.with_overrides({"global_batch_size": rows * world.size, "mix_groups": world.size})
 
@@ -270,7 +336,7 @@ def _check_equal_shares(groups: int, ranks: int) -> None:
     if groups > ranks and groups % ranks:
         allowed = ", ".join(str(number) for number in range(1, groups + 1) if groups % number == 0)
         raise RecipeError(
-            f"mix_groups={groups} on {ranks} processes: create_loader (also of timm's scripts, Lightning, Accelerate) "
-            f"gives each of them as many batches, which takes {allowed} processes, batch_size, or other "
+            f"mix_groups={groups} on {ranks} processes: create_loader (so timm's scripts, Lightning, Accelerate) "
+            f"gives all processes equally many batches, which takes {allowed} processes, batch_size, or other "
             "mix_groups; `rsbdali train` and TrainLoader go with any number"
         )

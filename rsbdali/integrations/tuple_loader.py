@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 
+from rsbdali.distributed.devices import to_device
 from rsbdali.errors import CheckpointError, RsbdaliError
 from rsbdali.loader.batch import EvalBatch, TrainBatch
 from rsbdali.loader.door import Door, NotPicklable
@@ -19,8 +21,9 @@ from rsbdali.loader.train import TrainLoader
 from rsbdali.ops.bce import soft_targets
 
 STATE = {"epoch": int, "step": int, "part": int, "parts": int, "mixup_enabled": bool, "identity": dict}
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[torch.Tensor, ...]  # images and targets; with `return_index` the indices too
 IMAGES = ("images", "digest")  # of a loader's identity
+LATER = ("digest", "sampling")  # which earlier states lack
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,9 @@ class EpochSampler:
         self._loader = loader
 
     def __len__(self) -> int:
+        below = self._loader.loader
+        if isinstance(below, TrainLoader):  # the last batch of an epoch may be smaller
+            return below.planner.rows_per_epoch // below.planner.groups * below.groups_per_step
         return len(self._loader) * self._loader.batch_size
 
     def set_epoch(self, epoch: int) -> None:
@@ -59,6 +65,8 @@ class TupleLoader(NotPicklable):
         smoothing: label smoothing of the soft targets.
         channels_last: memory format of the images; False costs a copy.
         dataset: what `dataset` gives; None for the loader's index.
+        return_index: give triples: also int64 (N,), which images the rows are, on the loader's device.
+        item_N: int64, what an image's index is for each row of the `ImageIndex`; None: the row.
 
     Attributes:
         loader: the `TrainLoader` or `EvalLoader` below.
@@ -76,15 +84,25 @@ class TupleLoader(NotPicklable):
         smoothing: float = 0.0,
         channels_last: bool = True,
         dataset: Any = None,
+        return_index: bool = False,
+        item_N: np.ndarray | None = None,
     ) -> None:
         self.loader, self.num_classes, self.smoothing = loader, num_classes, smoothing
-        self.channels_last = channels_last
+        self.channels_last, self.return_index, self._item_N = channels_last, return_index, item_N
         self.dataset = loader.index if dataset is None else dataset
         self._at = self._next = 0, 0  # (epoch, batch) that comes next in the running pass; that the next pass begins at
         self._loaded, self._closed = False, False
 
     def __len__(self) -> int:
         return len(self.loader)
+
+    def __repr__(self) -> str:
+        kind = "training" if isinstance(self.loader, TrainLoader) else "evaluation"
+        epoch, batch = self._at
+        return (
+            f"TupleLoader({kind} on {self.loader.device}: {self.loader.index!r}, {len(self)} batches of "
+            f"{self.batch_size}, at epoch {epoch}, batch {batch})"
+        )
 
     @property
     def batch_size(self) -> int:
@@ -104,12 +122,16 @@ class TupleLoader(NotPicklable):
     @property
     def mixup_enabled(self) -> bool:
         """Whether images are mixed; can be set for a loader that mixes, and counts from the next batch on."""
-        return self.num_classes is not None and isinstance(self.loader, TrainLoader) and self.loader.mixup_enabled
+        return self._mixes and isinstance(self.loader, TrainLoader) and self.loader.mixup_enabled
 
     @mixup_enabled.setter
     def mixup_enabled(self, enabled: bool) -> None:
-        if self.num_classes is not None and isinstance(self.loader, TrainLoader):
+        if self._mixes and isinstance(self.loader, TrainLoader):
             self.loader.mixup_enabled = enabled
+
+    @property
+    def _mixes(self) -> bool:
+        return self.num_classes is not None and (self.loader.recipe.mixup > 0 or self.loader.recipe.cutmix > 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next `iter()` run this epoch: from its start, or from where `load_state_dict` has put it."""
@@ -129,9 +151,9 @@ class TupleLoader(NotPicklable):
     def _pairs(self, batches: Iterator[TrainBatch | EvalBatch], epoch: int, batch: int) -> Iterator[Pair]:
         for given in range(batch + 1, len(self) + 1):
             self._check_open()
-            pair = self._pair(next(batches))
+            made = next(batches)
             self._at = epoch, given
-            yield pair
+            yield (*self._pair(made), self._index_of(made)) if self.return_index else self._pair(made)
         self._at = epoch + 1, 0
 
     def _pair(self, batch: TrainBatch | EvalBatch) -> Pair:
@@ -141,11 +163,15 @@ class TupleLoader(NotPicklable):
         labels = batch.label_N, batch.partner_label_N, batch.lam_N
         return images, soft_targets(*labels, num_classes=self.num_classes, smoothing=self.smoothing)
 
+    def _index_of(self, batch: TrainBatch | EvalBatch) -> torch.Tensor:
+        sample_N = batch.sample_N if isinstance(batch, EvalBatch) else batch.plan.sample_N
+        return to_device(sample_N if self._item_N is None else self._item_N[sample_N], self.loader.device)
+
     def state_dict(self) -> dict[str, Any]:
         """Where the pass stands, in plain values: the same on all ranks, for `load_state_dict` of an equal loader."""
         (epoch, batch), parts = self._at, self.batches_per_step
         position = {"epoch": epoch, "step": batch // parts, "part": batch % parts, "parts": parts}
-        told = {"length": len(self), "pixels": self.loader.pixels}
+        told = {"length": len(self), "pixels": self.loader.pixels, **self._own_order(epoch)}
         return {**position, **told, "mixup_enabled": self.mixup_enabled, "identity": self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -163,7 +189,14 @@ class TupleLoader(NotPicklable):
                 raise CheckpointError(f"the loader's state has no {name}: expected what `state_dict` gave")
         given = state["step"] * state["parts"] + state["part"]
         is_end = given >= state.get("length", len(self))
-        self._compare(state, is_within=given > 0 and not is_end)
+        is_within = given > 0 and not is_end
+        self._compare(state, is_within=is_within)
+        order = self._own_order(state["epoch"]).get("order")
+        if is_within and order != state.get("order", order):
+            raise CheckpointError(
+                f"the loader's state is within epoch {state['epoch']}, for which sampler= now gives another order: "
+                "its order must follow from the epoch alone"
+            )
         parts = self.batches_per_step
         if state["part"] and state["parts"] != parts:
             raise CheckpointError("the loader's state is within an optimizer step of another number of processes")
@@ -173,7 +206,7 @@ class TupleLoader(NotPicklable):
     def _compare(self, state: dict[str, Any], *, is_within: bool) -> None:
         """Refuse a state of a loader that gives images in another order, and log what else is other."""
         mine, theirs = self._identity(), state["identity"]
-        if missing := [name for name in mine if name not in theirs and name != "digest"]:  # which earlier ones lack
+        if missing := [name for name in mine if name not in theirs and name not in LATER]:
             raise CheckpointError(f"the loader's state has no {missing[0]}: expected what `state_dict` gave")
         changed = [name for name, value in mine.items() if theirs.get(name, value) != value]
         for name in changed:
@@ -205,7 +238,14 @@ class TupleLoader(NotPicklable):
             "seed": recipe.seed,
             "aug_repeats": recipe.aug_repeats,
             "aug_repeats_mode": recipe.aug_repeats_mode,
+            "sampling": self.loader.planner.sampling.describe(),
         }
+
+    def _own_order(self, epoch: int) -> dict[str, str]:
+        """Fingerprint of a user's own order of an epoch, which only the user's function knows."""
+        if isinstance(self.loader, EvalLoader) or self.loader.planner.sampling.own_order is None:
+            return {}
+        return {"order": self.loader.planner.order_digest(epoch)}
 
     def close(self) -> None:
         """Stop the threads; a second time does nothing. Batches already given stay valid."""

@@ -39,7 +39,7 @@ class BadImages:
         (self._on_bad or self._warn)(path, reason)
         if self._limit is not None and len(self.reasons) > self._limit:
             raise DataError(
-                f"{len(self.reasons)} images do not decode, more than --max-bad-images {self._limit}; the last: "
+                f"{len(self.reasons)} images do not decode, more than max_bad_images={self._limit}; the last: "
                 f"{path} ({reason})"
             )
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from rsbdali.plan.planner import BatchPlan
@@ -40,7 +41,9 @@ class EvalBatch:
         images: (N, 3, H, W), channels_last: normalized float; or uint8 as they are, if the loader's dtype is. N varies
             in the last batch and may be 0.
         label_N: int64.
+        sample_N: int64, on the CPU: rows of the `ImageIndex`.
     """
 
     images: torch.Tensor
     label_N: torch.Tensor
+    sample_N: np.ndarray

@@ -12,11 +12,10 @@ from rsbdali.distributed.devices import default_threads, find_device, to_device
 from rsbdali.distributed.world import World
 from rsbdali.loader.bad_images import BadImages
 from rsbdali.loader.batch import EvalBatch
+from rsbdali.loader.decode_mode import create_eval_executor
 from rsbdali.loader.door import Door, NotPicklable
 from rsbdali.loader.prefetcher import Prefetcher
 from rsbdali.ops.mix import mix_normalize
-from rsbdali.pipelines.eval import EvalExecutor
-from rsbdali.pipelines.host.eval import HostEvalExecutor
 from rsbdali.recipe import Recipe
 
 
@@ -32,6 +31,8 @@ class EvalLoader(NotPicklable):
         rank: this process.
         world_size: number of processes.
         device: where batches are made and delivered; auto: this rank's GPU where there is one, else the CPU.
+        decode: where images are decoded (`decode_mode`); auto: on a GPU where there is one.
+        hw_decoder_load: as of `TrainLoader`.
         batch_size: rows a batch.
         num_threads: CPU threads; default `default_threads`, a share of the cores.
         dtype: of the images; uint8 leaves them as they are.
@@ -52,6 +53,8 @@ class EvalLoader(NotPicklable):
         rank: int = 0,
         world_size: int = 1,
         device: str | torch.device = "auto",
+        decode: str = "auto",
+        hw_decoder_load: float | None = None,
         batch_size: int = 256,
         num_threads: int | None = None,
         dtype: torch.dtype = torch.float32,
@@ -71,12 +74,14 @@ class EvalLoader(NotPicklable):
         self.batch_size = batch_size
         self.num_threads = num_threads or default_threads(world)
         open_executor = partial(
-            EvalExecutor if self.device.type == "cuda" else HostEvalExecutor,
+            create_eval_executor,
+            _eval_mode(decode, self.device),
             index,
             recipe,
             rows=batch_size,
             device=self.device,
             num_threads=self.num_threads,
+            hw_decoder_load=hw_decoder_load,
         )
         self._prefetcher: Prefetcher[np.ndarray] = Prefetcher(
             open_executor, make=self._rows.plan, prefetch_depth=prefetch
@@ -113,7 +118,7 @@ class EvalLoader(NotPicklable):
         if not len(sample_N):
             return self._empty()
         label_N = self.index.label_N[sample_N].astype(np.int64)
-        return EvalBatch(self._finish(images_NHWC), to_device(label_N, self.device))
+        return EvalBatch(self._finish(images_NHWC), to_device(label_N, self.device), sample_N)
 
     def _finish(self, images_NHWC: torch.Tensor) -> torch.Tensor:
         if self.dtype == torch.uint8:
@@ -125,7 +130,8 @@ class EvalLoader(NotPicklable):
     def _empty(self) -> EvalBatch:
         empty_NHWC = torch.empty((0, *self.recipe.test_size, 3), dtype=self.dtype, device=self.device)
         images = empty_NHWC.permute(0, 3, 1, 2)
-        return EvalBatch(images, torch.empty(0, dtype=torch.int64, device=self.device))
+        label_N = torch.empty(0, dtype=torch.int64, device=self.device)
+        return EvalBatch(images, label_N, np.empty(0, np.int64))
 
     def _without(
         self, bad: dict[int, str], sample_N: np.ndarray, images_NHWC: torch.Tensor
@@ -152,3 +158,9 @@ class _Rows:
 def eval_batch_size(device: torch.device) -> int:
     """Rows of an evaluation batch where nobody says otherwise."""
     return 256 if device.type == "cuda" else 64
+
+
+def _eval_mode(decode: str, device: torch.device) -> str:
+    if decode != "auto":
+        return decode
+    return "gpu" if device.type == "cuda" else "cpu"

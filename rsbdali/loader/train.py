@@ -6,11 +6,9 @@ A `TrainLoader` yields mix groups: rank r of W owns groups r, r + W, … of ever
 takes `groups_per_step` batches. Prefetching runs across the ends of epochs: nothing stalls there.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,57 +17,18 @@ from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import default_threads, find_device, to_device
 from rsbdali.distributed.shares import own_groups
 from rsbdali.distributed.world import World
-from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.loader.bad_images import BadImages, BadRows
 from rsbdali.loader.batch import TrainBatch
+from rsbdali.loader.decode_mode import choose_decode, create_executor
 from rsbdali.loader.door import Door, NotPicklable
 from rsbdali.loader.prefetcher import Prefetcher
-from rsbdali.ops.backend import missing_compiler
+from rsbdali.loader.transform import Transform, apply_transform
+from rsbdali.ops.erasing import erase
 from rsbdali.ops.mix import mix_normalize
-from rsbdali.pipelines.augmented import Augmented
 from rsbdali.pipelines.buffers import BufferPool
-from rsbdali.pipelines.executor import Executor
-from rsbdali.pipelines.host.executor import HostExecutor
-from rsbdali.pipelines.train import GraphExecutor
 from rsbdali.plan.planner import BatchPlan, Planner
+from rsbdali.plan.sampling import Sampling
 from rsbdali.recipe import Recipe
-
-EXECUTORS = ("auto", "graph", "host", "dali-exact")
-log = logging.getLogger(__name__)
-
-
-def create_executor(
-    name: str, index: ImageIndex, recipe: Recipe, *, rows: int, device: torch.device, num_threads: int
-) -> Executor:
-    """The executor by name.
-
-    `host`: threads decode and resize; on a CPU they flip and augment too, on a GPU kernels do. `graph`: DALI decodes
-    and resizes, kernels (on a CPU Pillow) flip and augment. `dali-exact`: all in DALI's graph, to compare with.
-    `auto`: graph on a GPU, host on a CPU.
-
-    Where Triton cannot compile kernels for a GPU, `host` makes all of a batch on the CPU, and `auto` is `host`.
-
-    Raises:
-        RecipeError: no such executor.
-        DeviceError: `graph` was asked for on a GPU without kernels.
-    """
-    if name not in EXECUTORS:
-        raise RecipeError(f"executor={name!r}: use one of {', '.join(EXECUTORS)}")
-    on_gpu = device.type == "cuda"
-    lacking = missing_compiler() if on_gpu else None
-    if lacking and name == "graph":
-        raise DeviceError(f"executor=graph needs kernels on a GPU, and {lacking}: use executor=host")
-    if lacking and name == "auto":
-        log.warning("%s, so batches are made on the CPU (executor=host)", lacking)
-    if name == "auto":
-        name = "graph" if on_gpu and not lacking else "host"
-    options: dict[str, Any] = {"rows": rows, "device": device, "num_threads": num_threads}
-    if name == "host":
-        by_kernels = on_gpu and not lacking
-        host = HostExecutor(index, recipe, **options, augment=not by_kernels)
-        return Augmented(host, device) if by_kernels else host
-    graph = GraphExecutor(index, recipe, **options, roi=not on_gpu, augment=name == "dali-exact")
-    return graph if name == "dali-exact" else Augmented(graph, device)
 
 
 class TrainLoader(NotPicklable):
@@ -85,15 +44,20 @@ class TrainLoader(NotPicklable):
         rank: this process.
         world_size: number of processes.
         device: where batches are made and delivered; auto: this rank's GPU where there is one, else the CPU.
-        executor: auto, graph or host (`create_executor`).
+        decode: where images are decoded (`decode_mode`).
+        hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine, 0 to 1; None: DALI's own, 0.65.
         num_threads: CPU threads; default `default_threads`, a share of the cores.
         dtype: of the images; uint8 leaves them neither mixed nor normalized.
         prefetch: batches in flight.
+        chunk: most images that decode=cpu gives DALI at a time, at most 31; None: 31. Changes no pixel.
         on_bad: called once for each image that does not decode, with path and reason.
         max_bad_images: more than this is a `DataError`.
+        sampling: how an epoch's images are chosen; its canonical order is the index's. None: shuffled, each once.
+        transform: of a batch's pixels, see `loader.transform`.
 
     Attributes:
         door: threads that share the loader take turns there.
+        decode: the mode; where `auto` was asked for, the one chosen.
         pixels: what makes them (`pipelines.executor.Executor`).
         mixup_enabled: False gives the same rows unmixed (λ = 1) from the next batch on.
     """
@@ -106,17 +70,22 @@ class TrainLoader(NotPicklable):
         rank: int = 0,
         world_size: int = 1,
         device: str | torch.device = "auto",
-        executor: str = "auto",
+        decode: str = "auto",
+        hw_decoder_load: float | None = None,
         num_threads: int | None = None,
         dtype: torch.dtype = torch.float32,
         prefetch: int = 2,
+        chunk: int | None = None,
         on_bad: Callable[[str, str], None] | None = None,
         max_bad_images: int | None = None,
+        sampling: Sampling | None = None,
+        transform: Transform | None = None,
     ) -> None:
-        self.index, self.recipe, self.dtype = index, recipe, dtype
+        self.index, self.recipe, self.dtype, self.transform = index, recipe, dtype, transform
         world = World.of(rank, world_size)
         self.device = find_device(device, world)
-        self.planner = Planner(index.width_N, index.height_N, recipe, world_size)
+        sampling = replace(sampling or Sampling(), canonical_N=index.canonical_N)
+        self.planner = Planner(index.width_N, index.height_N, recipe, world_size, sampling)
         self.bad = BadImages(on_bad, limit=max_bad_images)
         self._groups = own_groups(self.planner.groups, world)
         self.door = Door()
@@ -124,14 +93,19 @@ class TrainLoader(NotPicklable):
         self._next_epoch, self._next_batch = 0, 0
         self.num_threads = num_threads or default_threads(world)
         self._pool = BufferPool((self.planner.group_rows, *recipe.train_size, 3), dtype)
+        self.decode = choose_decode(
+            decode, index, recipe, device=self.device, num_threads=self.num_threads, world=world
+        )
         open_executor = partial(
             create_executor,
-            executor,
+            self.decode,
             index,
             recipe,
             rows=self.planner.group_rows,
+            hw_decoder_load=hw_decoder_load,
             device=self.device,
             num_threads=self.num_threads,
+            chunk=chunk,
         )
         self._prefetcher: Prefetcher[BatchPlan] = Prefetcher(
             open_executor, make=_BatchPlans(self.planner, self._groups).plan, prefetch_depth=prefetch
@@ -203,14 +177,20 @@ class TrainLoader(NotPicklable):
         )
 
     def _finish(self, images_NHWC: torch.Tensor, plan: BatchPlan) -> torch.Tensor:
+        if self.transform is not None:
+            images_NHWC = apply_transform(self.transform, images_NHWC, self.planner.transform_seed(plan))
         if self.dtype == torch.uint8:
             return images_NHWC.permute(0, 3, 1, 2)
         mix = plan.partner_N, plan.lam_N, plan.box_N4
-        return mix_normalize(images_NHWC, *mix, self.recipe.mean, self.recipe.std, self.dtype, self._memory())
+        memory = self._memory(len(plan))
+        images = mix_normalize(images_NHWC, *mix, self.recipe.mean, self.recipe.std, self.dtype, memory)
+        if self.recipe.reprob:
+            erase(images, plan.erase_NK4, plan.noise_N, self.recipe.remode)
+        return images
 
-    def _memory(self) -> torch.Tensor | None:
+    def _memory(self, rows: int) -> torch.Tensor | None:
         """Memory for a batch's images: on the CPU that of a batch which nobody holds any more, on a GPU torch's own."""
-        return None if self.device.type == "cuda" else self._pool.take().permute(0, 3, 1, 2)
+        return None if self.device.type == "cuda" else self._pool.take()[:rows].permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

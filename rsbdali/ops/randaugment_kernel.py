@@ -19,7 +19,7 @@ import triton.language as tl
 from rsbdali.distributed.devices import to_device
 from rsbdali.ops.pillow_cubic import cubic_taps
 from rsbdali.ops.warp import affine_matrices
-from rsbdali.plan.randaugment import BICUBIC, GEOMETRIC, Op
+from rsbdali.plan.randaugment import BICUBIC, WARPS, Op
 
 TABLE_BLOCK = 1024  # pixels a program of `tables` counts at a time
 APPLY_BLOCK = 256  # pixels a program of `apply` makes
@@ -393,7 +393,7 @@ def pack(
     for layer in range(layers):
         op_N, arg_N = op_NL[:, layer], arg_NL[:, layer]
         value_N6 = affine_matrices(op_N, arg_N, size)
-        value_N6[:, 0] = np.where(np.isin(op_N, list(GEOMETRIC)), value_N6[:, 0], arg_N)
+        value_N6[:, 0] = np.where(np.isin(op_N, list(WARPS)), value_N6[:, 0], arg_N)
         packed_LNR[layer, :, VALUES.value :] = value_N6.view(np.int64)
     return packed_LNR
 

@@ -85,4 +85,7 @@ OPS: dict[Op, Callable[[Image.Image, float, Warp], Image.Image]] = {
     Op.SHEAR_Y: lambda image, shear, warp: _affine(image, (1, 0, 0, shear, 1, 0), warp),
     Op.TRANSLATE_X: lambda image, share, warp: _affine(image, (1, 0, share * image.width, 0, 1, 0), warp),
     Op.TRANSLATE_Y: lambda image, share, warp: _affine(image, (1, 0, 0, 0, 1, share * image.height), warp),
+    Op.FLIP_Y: lambda image, _arg, _warp: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    Op.TRANSLATE_X_ABS: lambda image, pixels, warp: _affine(image, (1, 0, pixels, 0, 1, 0), warp),
+    Op.TRANSLATE_Y_ABS: lambda image, pixels, warp: _affine(image, (1, 0, 0, 0, 1, pixels), warp),
 }

@@ -22,7 +22,7 @@ def affine_matrices(op_N: np.ndarray, arg_N: np.ndarray, size: tuple[int, int]) 
 
     Args:
         op_N: int, values of `Op`; the identity is given for ops that are not geometric.
-        arg_N: float64, degrees, shear, or share of the side.
+        arg_N: float64, degrees, shear, share of the side, or pixels.
         size: (H, W) of the image.
 
     Returns:
@@ -35,9 +35,12 @@ def affine_matrices(op_N: np.ndarray, arg_N: np.ndarray, size: tuple[int, int]) 
         (Op.SHEAR_Y, 3, 1.0),
         (Op.TRANSLATE_X, 2, width),
         (Op.TRANSLATE_Y, 5, height),
+        (Op.TRANSLATE_X_ABS, 2, 1.0),
+        (Op.TRANSLATE_Y_ABS, 5, 1.0),
     ):
         rows = op_N == op
         matrix_N6[rows, column] = arg_N[rows] * factor
+    matrix_N6[op_N == Op.FLIP_Y] = 1.0, 0.0, 0.0, 0.0, -1.0, height
     for row in np.flatnonzero(op_N == Op.ROTATE):
         matrix_N6[row] = _rotation(float(arg_N[row]), size)
     return matrix_N6

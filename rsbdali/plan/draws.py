@@ -9,7 +9,9 @@ from enum import IntEnum
 
 import numpy as np
 
-from rsbdali.plan.randaugment import BICUBIC, BILINEAR, NUM_OPS, Op, RandAugmentPolicy, level_to_arg
+from rsbdali.plan.autoaugment import AutoAugmentPolicy
+from rsbdali.plan.kinds import OP_OF_KIND, Kind, kind_to_arg, transform_set
+from rsbdali.plan.randaugment import BICUBIC, BILINEAR, LEVEL_MAX, RandAugmentPolicy
 from rsbdali.recipe import Recipe
 
 CROP_TRIES = 10
@@ -24,6 +26,14 @@ class Stream(IntEnum):
     RANDAUGMENT = 4
     MIX = 5
     REPLACEMENT = 6
+    ERASING = 7
+    VFLIP = 8
+    COLOR_JITTER = 9
+    GRAYSCALE = 10
+    GAUSSIAN_BLUR = 11
+    KEEP_RATIO = 12
+    SAMPLE = 11  # of an epoch's images by weight
+    TRANSFORM = 12  # seed of a user's transform
 
 
 def generator(seed: int, stream: Stream, epoch: int, step: int, extra: int = 0) -> np.random.Generator:
@@ -89,26 +99,49 @@ def draw_interpolation(rng: np.random.Generator, shape: tuple[int, ...], interpo
 
 
 def draw_randaugment(
-    rng: np.random.Generator, n: int, policy: RandAugmentPolicy | None, interpolation: str
+    rng: np.random.Generator, n: int, policy: RandAugmentPolicy, interpolation: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ops, arguments and filters of n images (timm's `RandAugment`, `AugmentOp`).
 
     Returns:
-        op_NL int8, arg_NL float64, op_interp_NL uint8; one layer of `Op.NONE` where the policy is None.
+        op_NL int8, arg_NL float64, op_interp_NL uint8.
     """
-    if policy is None:
-        return np.full((n, 1), Op.NONE, np.int8), np.zeros((n, 1)), np.zeros((n, 1), np.uint8)
     shape = (n, policy.num_layers)
-    op_NL = rng.integers(NUM_OPS, size=shape, dtype=np.int8)
+    kind_NL = _draw_kinds(rng, shape, policy)
     applied_NL = rng.random(shape) <= policy.prob
     if np.isinf(policy.magnitude_std):
         level_NL = rng.random(shape) * policy.magnitude
     else:
         level_NL = policy.magnitude + policy.magnitude_std * rng.standard_normal(shape)
     level_NL = np.clip(level_NL, 0.0, policy.magnitude_max)
-    arg_NL = level_to_arg(op_NL, level_NL, rng.random(shape) > 0.5, increasing=policy.increasing)
+    arg_NL = kind_to_arg(kind_NL, level_NL, rng.random(shape) > 0.5, np.zeros(shape))
     interp_NL = draw_interpolation(rng, shape, interpolation)
-    return np.where(applied_NL, op_NL, np.int8(Op.NONE)), np.where(applied_NL, arg_NL, 0.0), interp_NL
+    return OP_OF_KIND[np.where(applied_NL, kind_NL, Kind.NONE)], np.where(applied_NL, arg_NL, 0.0), interp_NL
+
+
+def _draw_kinds(rng: np.random.Generator, shape: tuple[int, int], policy: RandAugmentPolicy) -> np.ndarray:
+    """With replacement where all kinds weigh the same, else without (timm's `RandAugment.__call__`)."""
+    kinds, weights = transform_set(policy)
+    if weights is None:
+        return np.array(kinds, np.int8)[rng.integers(len(kinds), size=shape, dtype=np.int8)]
+    # the smallest of exponential numbers divided by the weights: drawn one after the other, as NumPy's choice does
+    arrival_NK = rng.standard_exponential((shape[0], len(kinds))) / weights
+    return np.array(kinds, np.int8)[arrival_NK.argsort(axis=1)[:, : shape[1]]]
+
+
+def draw_autoaugment(
+    rng: np.random.Generator, n: int, policy: AutoAugmentPolicy, interpolation: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ops, arguments and filters of n images by one sub-policy each (timm's `AutoAugment`); as `draw_randaugment`."""
+    kind_SL, prob_SL, level_SL = policy.arrays()
+    chosen_N = rng.integers(len(kind_SL), size=n)
+    kind_NL, shape = kind_SL[chosen_N], (n, policy.num_layers)
+    applied_NL = rng.random(shape) <= prob_SL[chosen_N]
+    level_NL = level_SL[chosen_N] + policy.magnitude_std * rng.standard_normal(shape)
+    level_NL = np.clip(level_NL, 0.0, LEVEL_MAX)
+    arg_NL = kind_to_arg(kind_NL, level_NL, rng.random(shape) > 0.5, rng.random(shape))
+    interp_NL = draw_interpolation(rng, shape, interpolation)
+    return OP_OF_KIND[np.where(applied_NL, kind_NL, Kind.NONE)], np.where(applied_NL, arg_NL, 0.0), interp_NL
 
 
 def draw_boxes(rng: np.random.Generator, lam_K: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """RandAugment as timm means it: the op table and the map from level to argument.
 
 Sources: RandAugment (Cubuk et al. 2019, arXiv 1909.13719); `timm.data.auto_augment` (`rand_augment_transform`,
-`LEVEL_TO_ARG`). Nothing here touches a pixel: `plan.py` draws ids and arguments, `pipelines/` carries them out.
+`LEVEL_TO_ARG`). Nothing here touches a pixel: `draws.py` draws ids and arguments, `pipelines/` carries them out.
 """
 
 import re
@@ -20,7 +20,11 @@ FILL_RGB = (124, 116, 104)  # timm: the ImageNet mean in 8 bits, min(255, round(
 
 
 class Op(IntEnum):
-    """The 15 ops in timm's order; NONE is a layer whose coin came up tails."""
+    """RandAugment's 15 ops in timm's order, and those of other transforms; NONE is a layer that does nothing.
+
+    The argument of those behind the 15: none (flip), pixels, the blur's radius and the filter's sigma in pixels, and a
+    turn of the hue as a share of the circle.
+    """
 
     NONE = -1
     AUTO_CONTRAST = 0
@@ -38,10 +42,22 @@ class Op(IntEnum):
     SHEAR_Y = 12
     TRANSLATE_X = 13
     TRANSLATE_Y = 14
+    FLIP_Y = 15  # upside down
+    TRANSLATE_X_ABS = 16
+    TRANSLATE_Y_ABS = 17
+    GAUSSIAN_BLUR = 18  # Pillow's, three box blurs
+    GAUSSIAN_FILTER = 19  # torchvision's, 23 taps an axis
+    HUE = 20
 
 
 NUM_OPS = 15
 GEOMETRIC = frozenset({Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y})
+WARPS = GEOMETRIC | {Op.FLIP_Y, Op.TRANSLATE_X_ABS, Op.TRANSLATE_Y_ABS}
+HOST_OPS = frozenset({Op.GAUSSIAN_BLUR, Op.GAUSSIAN_FILTER, Op.HUE})  # of which there is no kernel
+
+# timm's `t`: other sets of ops than all 15. Those with weights are drawn without replacement, so n has a limit
+TRANSFORM_SETS = ("", "weights", "3a", "3aw")
+MOST_LAYERS = {"weights": 15, "3aw": 14}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +71,7 @@ class RandAugmentPolicy:
         magnitude_std: standard deviation of the level; inf means uniform in 0..M (`mstd`, above 100).
         magnitude_max: upper bound of the level (`mmax`).
         increasing: severity grows with the level for every op (`inc`).
+        transforms: the set of ops (`t`): '' is all 15, see `kinds.transform_set`.
     """
 
     magnitude: float = LEVEL_MAX
@@ -63,6 +80,7 @@ class RandAugmentPolicy:
     magnitude_std: float = 0.0
     magnitude_max: float = LEVEL_MAX
     increasing: bool = False
+    transforms: str = ""
 
     @classmethod
     def parse(cls, aa: str | None) -> "RandAugmentPolicy | None":
@@ -75,15 +93,17 @@ class RandAugmentPolicy:
             return None
         head, *sections = aa.split("-")
         if head != "rand":
-            raise RecipeError(
-                f"aa={shown(aa)}: only RandAugment is known here, for example rand-m6-mstd0.5-inc1, or none"
-            )
+            raise RecipeError(f"aa={shown(aa)}: expected RandAugment here, for example rand-m6-mstd0.5-inc1, or none")
         values: dict[str, float] = {}
+        transforms = ""
         for section in sections:
+            if section[:1] == "t":
+                transforms = _transform_set(aa, section[1:])
+                continue
             match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?|\d*\.\d+|inf)", section)
             if match is None:
                 raise RecipeError(
-                    f"aa={shown(aa)}: section {shown(section)} is not one of mN, nN, pP, mstdS, mmaxN, inc0|1"
+                    f"aa={shown(aa)}: section {shown(section)} is not one of mN, nN, pP, mstdS, mmaxN, inc0|1, tSET"
                 )
             values[match[1]] = float(match[2])
             if values[match[1]] > MOST and match[1] != "mstd":  # timm: above 100 stands for infinity there
@@ -96,10 +116,21 @@ class RandAugmentPolicy:
             magnitude_std=np.inf if std > 100 else std,
             magnitude_max=int(values.get("mmax", LEVEL_MAX)) or LEVEL_MAX,
             increasing=bool(int(values.get("inc", 0))),
+            transforms=transforms,
         )
         if not 0 <= policy.prob <= 1 or policy.num_layers < 1:
             raise RecipeError(f"aa={shown(aa)}: p must be in 0..1 and n at least 1")
+        if policy.num_layers > MOST_LAYERS.get(transforms, MOST):
+            most = MOST_LAYERS[transforms]
+            raise RecipeError(f"aa={shown(aa)}: t{transforms} draws without replacement, so n is at most {most}")
         return policy
+
+
+def _transform_set(aa: str, name: str) -> str:
+    """Timm takes an unknown name for all ops."""
+    if name not in TRANSFORM_SETS[1:]:
+        raise RecipeError(f"aa={shown(aa)}: section {shown('t' + name)} is not one of tweights, t3a, t3aw")
+    return name
 
 
 def level_to_arg(op_N: np.ndarray, level_N: np.ndarray, negate_N: np.ndarray, *, increasing: bool) -> np.ndarray:

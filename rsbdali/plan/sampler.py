@@ -18,11 +18,15 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return torch.randperm(n, dtype=torch.int64, device="cpu", generator=generator).numpy()
 
 
-def rows_per_epoch(n: int, repeats: int) -> int:
-    """Rows (augmented images) of one epoch before the division into batches, for repeats >= 1."""
-    if repeats > 1 and n >= SELECTED_ROUND:
-        return n // SELECTED_ROUND * SELECTED_ROUND
-    return n
+def rows_per_epoch(n: int, repeats: int, groups: int = 1) -> int:
+    """Rows (augmented images) of one epoch before the division into batches, for repeats >= 1.
+
+    Without repeats it is filled up to a multiple of the mix groups by its first images, as `DistributedSampler` fills
+    it up to one of the ranks: else an epoch would miss a batch that timm has.
+    """
+    if repeats > 1:
+        return n // SELECTED_ROUND * SELECTED_ROUND if n >= SELECTED_ROUND else n
+    return -(-n // groups) * groups
 
 
 def epoch_order(n: int, seed: int, epoch: int, repeats: int = 1, world_size: int = 1) -> np.ndarray:
@@ -41,7 +45,12 @@ def epoch_order(n: int, seed: int, epoch: int, repeats: int = 1, world_size: int
     Returns:
         int64 array of image indices; `[rank::world_size]` is what that rank's timm sampler yields.
     """
-    order = permutation(n, seed, epoch)
+    return repeat_order(permutation(n, seed, epoch), repeats, world_size)
+
+
+def repeat_order(order: np.ndarray, repeats: int, world_size: int = 1) -> np.ndarray:
+    """`epoch_order` of any order of n images."""
+    n = len(order)
     if repeats <= 1:
         # DistributedSampler with drop_last: as many whole rounds of W as fit
         return order[: n // world_size * world_size]

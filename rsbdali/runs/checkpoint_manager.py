@@ -7,12 +7,13 @@
 epochs. The names share one file by hard links, so an epoch is written once. `last.pth.tar` gets its name last: a run
 that is killed before that goes on from the save before, and writes the other names again.
 
-`resume_from` takes a run up at a checkpoint that somebody names, or at the newest one of its folder that is whole.
+`find_saved` reads a checkpoint that somebody names, or the newest valid one of its folder; `resume_from` restores it.
 """
 
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +22,9 @@ from typing import Any
 from rsbdali.distributed import collectives
 from rsbdali.distributed.world import World
 from rsbdali.errors import CheckpointError
-from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint import link, read_verified, snapshot, sweep, write
 from rsbdali.runs.folder import BEST, LAST
-from rsbdali.runs.record import read_record
+from rsbdali.runs.record import Record, read_record
 from rsbdali.runs.state import Identity, RunState
 
 log = logging.getLogger(__name__)
@@ -149,18 +149,62 @@ def _name(epoch: int) -> str:
 ALONE = World()
 
 
-def resume_from(state: RunState, identity: Identity, resume: str | None, folder: Path, world: World = ALONE) -> None:
-    """Take a run up from `resume`: a path, or 'auto' for the folder's newest whole checkpoint, if there is one.
+@dataclass
+class Saved:
+    """A checkpoint that was read.
+
+    Attributes:
+        path: its file.
+        content: what it holds; emptied by `resume_from`, since it is as large as the run's state.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+
+    @property
+    def record(self) -> Record | None:
+        """What rsbdali wrote; None in a file of another program."""
+        return read_record(self.content, self.path)
+
+
+def find_saved(resume: str | None, folder: Path, world: World = ALONE) -> Saved | None:
+    """Read what `resume` names: a checkpoint, the newest valid one of a run's folder, or 'auto'.
+
+    'auto' is the newest valid one of `folder`, if there is one.
 
     Raises:
-        CheckpointError: the file is damaged or of another run; with 'auto', there are checkpoints and none is whole.
+        CheckpointError: the file is damaged; the folder that was named holds none; with 'auto', there are checkpoints
+            and none is valid.
     """
-    path = _newest(folder, world) if resume == "auto" else resume and Path(resume)
-    if not path:
+    path = _chosen(resume, folder, world)
+    return Saved(path, collectives.on_all_ranks(lambda: read_verified(path), world)) if path else None
+
+
+def resume_from(saved: Saved | None, state: RunState, identity: Identity, world: World = ALONE) -> None:
+    """Take a run up from a checkpoint, if there is one.
+
+    Raises:
+        CheckpointError: it is of another run.
+    """
+    if saved is None:
         return
-    content = collectives.on_all_ranks(lambda: checkpoint.read_verified(path), world)
-    collectives.on_all_ranks(lambda: state.restore(content, identity, path), world)
-    log.info("Goes on from %s: epoch %d, step %d", path, state.epoch + 1, state.step)
+    collectives.on_all_ranks(lambda: state.restore(saved.content, identity, saved.path), world)
+    saved.content = {}
+    if state.epoch < identity.recipe.epochs:
+        log.info("Goes on from %s: epoch %d, %d steps of it done", saved.path, state.epoch + 1, state.step)
+
+
+def _chosen(resume: str | None, folder: Path, world: World) -> Path | None:
+    if not resume:
+        return None
+    if resume == "auto":
+        return _newest(folder, world)
+    if not Path(resume).is_dir():
+        return Path(resume)
+    path = _newest(Path(resume), world)
+    if path is None:
+        raise CheckpointError(f"{resume} holds no checkpoint yet: begin the run again, without --resume")
+    return path
 
 
 def _newest(folder: Path, world: World) -> Path | None:

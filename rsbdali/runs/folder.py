@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from io import StringIO
 from pathlib import Path
@@ -37,15 +38,16 @@ def choose_folder(output: Path, experiment: str | None, recipe: Recipe, *, resum
     """The run's folder; nothing is made yet (see `claim`).
 
     A named experiment is one folder. Without a name it is `<recipe>-<model>`, with a number behind it where that is
-    taken; a resume stays in the folder of its checkpoint, and `auto` means the newest of the numbered ones.
+    taken; a resume stays in the folder that it names or whose checkpoint it names, and `auto` means the newest of the
+    numbered ones.
 
     Raises:
         RsbdaliError: the experiment's name leads out of the output folder.
     """
     if experiment is not None:
-        check_name("--experiment", experiment, parts=True)
+        check_name("experiment", experiment, parts=True)
         return output / experiment
-    source = _source(resume)
+    source = resumed_folder(resume)
     if source and (source / ARGS).exists():
         return source
     model = re.sub(r"[^\w.-]+", "-", recipe.model)  # of hf-hub:timm/resnet50.a1_in1k, for example
@@ -69,13 +71,18 @@ def check_free(folder: Path, experiment: str | None, resume: str | None) -> None
     """
     if experiment is None or resume == "auto" or not (folder / LAST).exists():
         return
-    source = _source(resume)
+    source = resumed_folder(resume)
     if source is None or source.resolve() != folder.resolve():
-        raise RsbdaliError(f"{folder} holds a run already: go on with --resume auto, or name another --experiment")
+        raise RsbdaliError(
+            f"{folder} holds a run already: go on with --resume {shlex.quote(str(folder))}, or name another experiment"
+        )
 
 
-def _source(resume: str | None) -> Path | None:
-    return None if resume is None or resume == "auto" else Path(resume).parent
+def resumed_folder(resume: str | None) -> Path | None:
+    """The folder that a resume names itself, or in which its checkpoint lies; None for `auto` and without a resume."""
+    if resume is None or resume == "auto":
+        return None
+    return Path(resume) if Path(resume).is_dir() else Path(resume).parent
 
 
 def _numbered(base: str, number: int) -> str:

@@ -1,7 +1,7 @@
 """What rsbdali writes into a checkpoint beside timm's keys, and its reading: checked, since anybody may write one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,14 @@ from rsbdali.runs.folder import is_epoch_file
 
 OURS = "rsbdali"
 MOST_ENTRIES = 1000
+# what checkpoints of earlier versions lack
+EARLIER: Mapping[str, Any] = {
+    "data": {"images": 0, "digest": ""},
+    "pixels": "",
+    "decode": "",
+    "hw_decoder_load": None,
+    "tuned": {},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +43,9 @@ class Record:
         images: number of training images; 0 in checkpoints of earlier versions.
         digest: of their paths, labels and sizes; empty likewise.
         pixels: what made them of the files; empty likewise.
+        decode: where they were decoded, see `loader.decode_mode`; empty likewise.
+        hw_decoder_load: share of the JPEGs that went to the GPU's JPEG engine; None: DALI's own.
+        tuned: the loader's settings, where they were tuned.
     """
 
     recipe: Mapping[str, Any]
@@ -54,6 +65,9 @@ class Record:
     images: int = 0
     digest: str = ""
     pixels: str = ""
+    decode: str = ""
+    hw_decoder_load: float | None = None
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, for the file."""
@@ -72,6 +86,9 @@ class Record:
             "history": dict(self.history),
             "data": {"images": self.images, "digest": self.digest},
             "pixels": self.pixels,
+            "decode": self.decode,
+            "hw_decoder_load": self.hw_decoder_load,
+            "tuned": dict(self.tuned),
         }
 
 
@@ -86,7 +103,7 @@ def read_record(content: Mapping[str, Any], path: Path | str) -> Record | None:
     ours = content[OURS]
     if not isinstance(ours, Mapping):
         raise CheckpointError(f"{path} is damaged: its `{OURS}` is no record of a run")
-    top = _Entries({"data": {"images": 0, "digest": ""}, "pixels": "", **ours}, path)
+    top = _Entries({**EARLIER, **ours}, path)
     data = _Entries(top.get("data", _is_mapping, "entries"), path, "data.")
     position, best = (_Entries(top.get(key, _is_mapping, "entries"), path, f"{key}.") for key in ("position", "best"))
     record = Record(
@@ -107,6 +124,9 @@ def read_record(content: Mapping[str, Any], path: Path | str) -> Record | None:
         images=data.count("images"),
         digest=data.get("digest", _is_text, "a text"),
         pixels=top.get("pixels", _is_text, "a text"),
+        decode=top.get("decode", _is_text, "a text"),
+        hw_decoder_load=top.get("hw_decoder_load", _or_none(is_number), "a number or none"),
+        tuned=dict(top.get("tuned", _is_plain_mapping, "settings")),
     )
     if record.step > record.steps_per_epoch:
         raise CheckpointError(f"{path} is damaged: step {record.step} of an epoch of {record.steps_per_epoch} steps")

@@ -39,6 +39,9 @@ class Identity:
         images: number of training images.
         digest: a fingerprint of them (`ImageIndex.digest`); empty to ask nothing of them.
         pixels: what makes their pixels; empty likewise.
+        decode: where they are decoded (`loader.decode_mode`).
+        hw_decoder_load: see `Record`.
+        tuned: the loader's settings as plain values, where they are tuned; only recorded.
     """
 
     recipe: Recipe
@@ -48,6 +51,9 @@ class Identity:
     images: int = 0
     digest: str = ""
     pixels: str = ""
+    decode: str = ""
+    hw_decoder_load: float | None = None
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -124,6 +130,9 @@ class RunState:
             images=identity.images,
             digest=identity.digest,
             pixels=identity.pixels,
+            decode=identity.decode,
+            hw_decoder_load=identity.hw_decoder_load,
+            tuned=identity.tuned,
             **{name: getattr(self, name) for name in RECORDED},
         )
 

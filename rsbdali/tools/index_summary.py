@@ -1,20 +1,18 @@
 """What `rsbdali index DIR` prints: counts, sizes, formats, and every file that is no image or needs care."""
 
 import csv
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rsbdali.data.header import Format, ImageFlags
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources.location import Location
 from rsbdali.data.splits import find_parts
 from rsbdali.errors import DataError
+from rsbdali.progress_bar import counting
 
 PERCENTILES = (0, 5, 50, 95, 100)
 CARE_TEXT = {
@@ -65,22 +63,41 @@ def print_index(console: Console, index: ImageIndex) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     line(f"{index.name}")
-    line(f"  images    {figures['images']:,} ({figures['bytes'] / 1e6:,.1f} MB), {figures['bad']:,} files left out")
+    bad = f"; {_counted(figures['bad'], 'file')} left out" if figures["bad"] else ""
+    line(f"  images    {figures['images']:,} in {figures['bytes'] / 1e6:,.1f} MB{bad}")
     if figures["images_per_class"]:
-        spread = figures["images_per_class"]
-        line(f"  classes   {figures['classes']:,}, with {spread['min']:,} to {spread['max']:,} images each")
+        line(f"  classes   {figures['classes']:,}, {_per_class(figures['images_per_class'])} each")
     else:
         line("  classes   none (a flat folder)")
-    for name in ("width", "height", "kilopixels"):
-        value = figures[name]
-        line(f"  {name:<10}{value['p5']:,} to {value['p95']:,}, median {value['p50']:,}, largest {value['p100']:,}")
+    for name, unit in (("width", "pixels"), ("height", "pixels"), ("area", "megapixels")):
+        line(f"  {name:<10}{_spread(figures['kilopixels' if name == 'area' else name], unit)}")
     line("  formats   " + ", ".join(f"{name} {count:,}" for name, count in figures["formats"].items()))
     for i in np.flatnonzero(index.flags_N).tolist():
         line(f"  care      {index.path(i)}: {flags_text(int(index.flags_N[i]))}")
     for note in index.notes:
         line(f"  note      {note}")
-    for bad in index.bad:
-        line(f"  left out  {bad.path}: {bad.reason}")
+    for each in index.bad:
+        line(f"  left out  {each.path}: {each.reason}")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _per_class(spread: dict[str, int]) -> str:
+    low, high = spread["min"], spread["max"]
+    return _counted(low, "image") if low == high else f"{low:,} to {_counted(high, 'image')}"
+
+
+def _spread(value: dict[str, int], unit: str) -> str:
+    """Percentiles in words; areas come in thousands of pixels."""
+    shown = {key: f"{n / 1000:,.2f}" if unit == "megapixels" else f"{n:,}" for key, n in value.items()}
+    if value["p0"] == value["p100"]:
+        return f"{shown['p0']} {unit}, all of them"
+    return (
+        f"half have {shown['p50']} {unit} or less; 9 of 10 have {shown['p5']} to {shown['p95']}; "
+        f"from {shown['p0']} to {shown['p100']} in all"
+    )
 
 
 def flags_text(care: int) -> str:
@@ -124,7 +141,7 @@ def report(
     refused: DataError | None = None
     special: list[tuple[str, str]] = []
     for split, part in parts or [("", folder)]:
-        with counting(console, part.name) as advance:
+        with counting(part.name, console) as advance:
             index = ImageIndex.load(part, need_classes=False, threads=threads, rebuild=rebuild, progress=advance)
         if parts or class_map is not None:
             labels = val_labels if split == "val" else None
@@ -155,16 +172,3 @@ def _write_list(path: Path, rows: list[tuple[str, str]]) -> None:
             csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *rows])
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-@contextmanager
-def counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function (done, in all) that moves the bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield advance

@@ -25,6 +25,7 @@ from rsbdali.atomic import write_text
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_parts
 from rsbdali.errors import DataError
+from rsbdali.tools.pack_seekable import INTERVAL_WIDTH, require_rewriter
 from rsbdali.tools.pack_shard import ShardJob, ShardRecord, check_shard, write_shard
 
 MANIFEST_FORMAT = 1
@@ -46,6 +47,7 @@ class PackOptions:
         out: folder for the shards.
         shards: shards of the training set; the validation set gets as many as its share asks for.
         max_size: longest side of an image in pixels; larger ones are shrunk. None: bytes stay as they are.
+        seekable: whether to give JPEGs restart markers, so that a crop can be read alone.
         val_labels: label file of a flat validation folder.
         workers: threads, each writes one shard at a time; None for one a CPU.
     """
@@ -54,17 +56,20 @@ class PackOptions:
     out: Path
     shards: int
     max_size: int | None = None
+    seekable: bool = False
     val_labels: Path | None = None
     workers: int | None = None
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What a run has done: shards and images by split, and how many shards were there already."""
+    """What a run has done: shards and images by split, how many shards were there already, and see `ShardRecord`."""
 
     shards: dict[str, int]
     images: dict[str, int]
     shrunk: int
+    seekable: int
+    whole_lines: int
     kept_shards: int
     manifest: Path
 
@@ -79,6 +84,8 @@ def pack(options: PackOptions, progress: Progress | None = None) -> Packed:
     Raises:
         DataError: no data, an output folder that holds other shards, or a shard that reads back otherwise.
     """
+    if options.seekable:
+        require_rewriter()
     indexes = _indexes(options)
     jobs = {split: _jobs(options, split, index, indexes) for split, index in indexes.items()}
     every = [job for split_jobs in jobs.values() for job in split_jobs]
@@ -88,7 +95,7 @@ def pack(options: PackOptions, progress: Progress | None = None) -> Packed:
     done = 0
     with ThreadPoolExecutor(options.workers or len(os.sched_getaffinity(0)), thread_name_prefix="pack") as pool:
         try:
-            for work in (partial(write_shard, max_size=options.max_size), check_shard):
+            for work in (partial(write_shard, max_size=options.max_size, seekable=options.seekable), check_shard):
                 for job in pool.map(work, every):
                     done += len(job)
                     if progress is not None:
@@ -103,10 +110,16 @@ def pack(options: PackOptions, progress: Progress | None = None) -> Packed:
     return Packed(
         shards={split: len(r) for split, r in records.items()},
         images={split: sum(record.images for record in r) for split, r in records.items()},
-        shrunk=sum(record.shrunk for r in records.values() for record in r),
+        shrunk=_total(records, "shrunk"),
+        seekable=_total(records, "seekable"),
+        whole_lines=_total(records, "whole_lines"),
         kept_shards=kept,
         manifest=manifest,
     )
+
+
+def _total(records: dict[str, list[ShardRecord]], name: str) -> int:
+    return sum(getattr(record, name) for split_records in records.values() for record in split_records)
 
 
 def _indexes(options: PackOptions) -> dict[str, ImageIndex]:
@@ -129,6 +142,8 @@ def _jobs(options: PackOptions, split: str, index: ImageIndex, indexes: dict[str
     order_N = np.random.default_rng(SHUFFLE_SEED).permutation(len(index))
     keys = list(_keys(index))
     settings = {"format": MANIFEST_FORMAT, "max_size": options.max_size}
+    if options.seekable:
+        settings["seekable"] = INTERVAL_WIDTH
     return [
         ShardJob(options.out, f"{split}-{i:06d}.tar", index, part.tolist(), [keys[k] for k in part], settings)
         for i, part in enumerate(np.array_split(order_N, count))
@@ -163,7 +178,6 @@ def _refuse_strangers(out: Path, jobs: Sequence[ShardJob]) -> None:
 def _manifest(
     options: PackOptions, indexes: dict[str, ImageIndex], records: dict[str, list[ShardRecord]]
 ) -> dict[str, Any]:
-    shrunk = sum(record.shrunk for r in records.values() for record in r)
     return {
         "format": MANIFEST_FORMAT,
         "made_by": f"rsbdali {__version__}",
@@ -175,8 +189,15 @@ def _manifest(
             "side": "longer",
             "filter": "lanczos",
             "jpeg_quality": 90,
-            "images": shrunk,
+            "images": _total(records, "shrunk"),
             "effect_on_parity": EFFECT,
+        },
+        "seekable": None
+        if not options.seekable
+        else {
+            "interval_width": INTERVAL_WIDTH,
+            "images": _total(records, "seekable"),
+            "by_whole_lines": _total(records, "whole_lines"),
         },
         "splits": {
             split: {

@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw
 
 from rsbdali.atomic import naming
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import default_threads
 from rsbdali.errors import DataError, RecipeError
-from rsbdali.loader.train import create_executor
+from rsbdali.loader.decode_mode import create_executor
 from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.recipe import Recipe
 from rsbdali.tools.drawing import (
@@ -45,7 +45,6 @@ def preview(
     *,
     images: int = 4,
     draws: int = 4,
-    executor: str = "auto",
 ) -> Path:
     """Draw the picture and write it as PNG.
 
@@ -55,7 +54,6 @@ def preview(
         out: the file to write.
         images: how many images; they are the first of the recipe's first epoch.
         draws: augmentations of each.
-        executor: auto, graph or host.
 
     Returns:
         `out`.
@@ -64,10 +62,10 @@ def preview(
         RsbdaliError: no such data, or a recipe that cannot be carried out.
     """
     if out.suffix.lower() != ".png":
-        raise RecipeError(f"--out {out}: the picture is a PNG, so the name must end in .png")
-    index = ImageIndex.load(find_images(data))
+        raise RecipeError(f"{out}: the picture is a PNG, so the name must end in .png")
+    index = open_split(data, "any")
     images = min(images, len(index))
-    plan, images_NHWC = _draw(recipe, index, images, draws, executor)
+    plan, images_NHWC = _draw(recipe, index, images, draws)
     layout = Layout.of(recipe, images, draws)
     canvas = Image.new("RGB", layout.size, PAPER)
     write_title(canvas, recipe.name, recipe)
@@ -82,7 +80,7 @@ def preview(
     return out
 
 
-def _draw(recipe: Recipe, index: ImageIndex, images: int, draws: int, executor: str) -> tuple[BatchPlan, torch.Tensor]:
+def _draw(recipe: Recipe, index: ImageIndex, images: int, draws: int) -> tuple[BatchPlan, torch.Tensor]:
     """A plan of `draws` augmentations for each of `images` images, and its pixels: uint8 (N, H, W, 3)."""
     # repeated augmentation in one mix group is just that; λ by element, so that the mixed row shows several
     asked = dataclasses.replace(
@@ -102,7 +100,7 @@ def _draw(recipe: Recipe, index: ImageIndex, images: int, draws: int, executor: 
     plan = Planner(width_N, height_N, asked).group(0, 0, 0)
     plan = dataclasses.replace(plan, sample_N=plan.sample_N % len(index))
     device = torch.device("cpu")
-    runner = create_executor(executor, index, asked, rows=len(plan), device=device, num_threads=default_threads())
+    runner = create_executor("cpu", index, asked, rows=len(plan), device=device, num_threads=default_threads())
     with closing(runner):
         runner.submit(plan)
         images_NHWC, bad = runner.collect()

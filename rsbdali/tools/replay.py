@@ -5,9 +5,11 @@ and by the executor that the run had, its pixels are those of the run, bit for b
 disk since, or has rotted since, shows as it is now.
 """
 
+import csv
 import dataclasses
 from contextlib import closing
 from dataclasses import dataclass
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 
@@ -15,11 +17,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rsbdali.atomic import naming
+from rsbdali.atomic import naming, write_text
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_split
+from rsbdali.data.splits import open_split
+from rsbdali.distributed.devices import resolve_device
 from rsbdali.errors import DataError, RecipeError, RsbdaliError
 from rsbdali.loader.batch import TrainBatch
+from rsbdali.loader.decode_mode import GRAPH
 from rsbdali.loader.train import TrainLoader
 from rsbdali.recipe import Recipe
 from rsbdali.runs.folder import ARGS, read_args
@@ -77,15 +81,43 @@ class Replay:
     batches: list[TrainBatch]
 
     def lines(self) -> list[str]:
-        """One line a row: mix group, row in it, image, crop, what was done to it, what it was mixed with."""
-        return [self._line(batch, row) for batch in self.batches for row in range(len(batch.plan))]
+        """One line a row, as they are drawn: mix group, row in it, image, crop, what was done to it, and mixed in."""
+        return [self._line(*place) for place in self._places()]
+
+    def write_csv(self, path: Path) -> Path:
+        """Write all rows as a table: group, row, image, crop (y, x, h, w), augmentation, mixing, partner.
+
+        Args:
+            path: a .csv file; names that are no text are written with escapes.
+        """
+        table = StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(("group", "row", "image", "y", "x", "h", "w", "augmentation", "mixing", "partner"))
+        for batch, row in self._places():
+            name, partner = self._names(batch, row)
+            plan = batch.plan
+            done = ", ".join(describe(plan, row))
+            crop = plan.crop_N4[row].tolist()
+            writer.writerow((batch.group, row, name, *crop, done, describe_mix(plan, row), partner))
+        write_text(path, table.getvalue())
+        return path
+
+    def _places(self) -> list[tuple[TrainBatch, int]]:
+        """The rows, taken in turn from the mix groups."""
+        return [(batch, row) for row in range(len(self.batches[0].plan)) for batch in self.batches]
+
+    def _names(self, batch: TrainBatch, row: int) -> tuple[str, str]:
+        """The row's image, and the one that is mixed in, if one is."""
+        plan = batch.plan
+        name, partner = (self.index.path(int(plan.sample_N[i])) for i in (row, plan.partner_N[row]))
+        return name, partner if plan.lam_N[row] < 1 else ""
 
     def _line(self, batch: TrainBatch, row: int) -> str:
         plan = batch.plan
         y, x, h, w = plan.crop_N4[row].tolist()
         done = ", ".join(describe(plan, row))
-        name, partner = (self.index.path(int(plan.sample_N[i])) for i in (row, plan.partner_N[row]))
-        mixed = f"{describe_mix(plan, row)} with {partner}" if plan.lam_N[row] < 1 else describe_mix(plan, row)
+        name, partner = self._names(batch, row)
+        mixed = describe_mix(plan, row) + (f" with {partner}" if partner else "")
         return f"group {batch.group} row {row}: {name}  crop {h} x {w} at ({y}, {x}), {done}; {mixed}"
 
     def draw(self, out: Path, images: int) -> Path:
@@ -95,7 +127,7 @@ class Replay:
             out: a .png file.
             images: rows to draw, taken in turn from the mix groups.
         """
-        places = [(batch, row) for row in range(len(self.batches[0].plan)) for batch in self.batches][:images]
+        places = self._places()[:images]
         layout = Layout.of_tiles(self.recipe, len(places), DRAWS)
         canvas = Image.new("RGB", layout.size, PAPER)
         write_title(canvas, f"{self.recipe.name}: epoch {self.epoch + 1}, step {self.step + 1}", self.recipe)
@@ -133,11 +165,11 @@ def replay(options: ReplayOptions) -> Replay:
     recipe = Recipe.from_dict(values)
     recipe = dataclasses.replace(recipe, mix_groups=max(recipe.mix_groups, processes))
     index = _index(options, facts)
-    executor = facts.get("executor", "auto")
-    if executor == "auto":  # as it was chosen then, whatever is here now
-        executor = "host" if facts.get("device", "cpu") == "cpu" else "graph"
-    device = "cpu" if executor == "host" else options.device
-    with closing(TrainLoader(index, recipe, device=device, executor=executor, dtype=torch.uint8)) as loader:
+    decode = facts.get("decode", "cpu")
+    device = torch.device("cpu") if decode == "cpu" else resolve_device(options.device)
+    if device.type == "cpu" and decode.startswith("gpu"):
+        decode = GRAPH  # what comes closest to the run's pixels without its GPU
+    with closing(TrainLoader(index, recipe, device=device, decode=decode, dtype=torch.uint8)) as loader:
         epoch, step = _place(options, recipe, loader.steps_per_epoch)
         loader.mixup_enabled = True  # the plans say how rows were mixed
         loader.seek(epoch, step)
@@ -148,9 +180,9 @@ def replay(options: ReplayOptions) -> Replay:
 def _index(options: ReplayOptions, facts: dict[str, str]) -> ImageIndex:
     data = options.data or (Path(facts["data"]) if "data" in facts else None)
     if data is None:
-        raise RsbdaliError(f"{options.run} does not say where its data lies: add --data")
+        raise RsbdaliError(f"{options.run} does not say where its data lies: say it (--data)")
     class_map = Path(facts["class_map"]) if "class_map" in facts else None
-    index = ImageIndex.load(find_split(data, "train"), class_map=class_map)
+    index = open_split(data, "train", class_map=class_map)
     then = _count(options, facts, "train_images", len(index))
     if then != len(index):
         raise DataError(f"{index.name} has {len(index)} images now and had {then} in the run: its batches are gone")
@@ -170,9 +202,9 @@ def _place(options: ReplayOptions, recipe: Recipe, steps: int) -> tuple[int, int
         epoch, step = divmod(step, steps)
     if not (0 <= step < steps and 0 <= epoch < recipe.epochs):
         raise RecipeError(
-            f"the run has no step {options.step}"
-            + (f" in epoch {epoch}" if options.epoch is not None else "")
-            + f": it has {recipe.epochs} epochs of {steps} steps, both counted from 0"
+            f"the run has no step {options.step + 1}"
+            + (f" in epoch {epoch + 1}" if options.epoch is not None else "")
+            + f": it has {recipe.epochs} epochs of {steps} steps"
         )
     return epoch, step
 

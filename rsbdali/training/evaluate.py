@@ -33,7 +33,7 @@ class EvalResult:
 
     def line(self) -> str:
         """All of it for people."""
-        return f"top-1 {self.top1:.3f} %  top-5 {self.top5:.3f} %  loss {self.loss:.7f}  over {self.n} images"
+        return f"top-1 {self.top1:.3f} %  top-5 {self.top5:.3f} %  CE {self.loss:.7f}  over {self.n:,} images"
 
 
 class Stopped(Exception):

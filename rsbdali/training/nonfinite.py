@@ -10,6 +10,7 @@ would make gradients smaller than they are: nothing fits any more, and the run i
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +19,11 @@ import torch
 from torch import nn
 
 from rsbdali.distributed import collectives
+from rsbdali.distributed.launch import NPROC
 from rsbdali.distributed.world import World
 from rsbdali.errors import RecipeError
 from rsbdali.loader.batch import TrainBatch
+from rsbdali.runs.resume_command import resume_command, shell_word
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +102,13 @@ class LossWatch:
         advice = "lower lr or set clip_grad; the last checkpoint is from before"
         if self._folder is None:
             return f"{said}: {advice}"
+        advice += f": {resume_command(self._folder, self._world, launched=NPROC in os.environ)} --clip-grad 1"
         file = self._folder / f"nan-{epoch}-{step}.json"
         for group in groups:
             group["samples"] = [int(sample) for sample in group["samples"]]
             group["names"] = [self._name_of(sample) for sample in group["samples"]]
-        replay = f"rsbdali replay --run {self._folder} --epoch {epoch} --step {step}"
+        # the command line counts as the run's lines do, from 1
+        replay = f"rsbdali replay --run {shell_word(str(self._folder))} --epoch {epoch + 1} --step {step + 1}"
         record = {"epoch": epoch, "step": step, "loss": str(loss), "replay": replay, "groups": groups}
         file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         return f"{said}: its images stand in {file}, `{replay}` shows them; {advice}"

@@ -8,23 +8,27 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from rsbdali.progress_bar import log_console
 from rsbdali.recipe import Recipe
 from rsbdali.training.evaluate import EvalResult
 from rsbdali.training.throughput import Speed, duration, projection
 
+LINE = 100  # columns of an epoch's line
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """A moment in an epoch. `step` steps of it are done; `loss` is its mean so far; `top1` the best yet, per cent."""
+    """A moment in an epoch. `step` steps of it are done; `top1` is the best evaluation yet, per cent.
+
+    `loss` is the epoch's mean so far; None before the first is known, which is a step later.
+    """
 
     epoch: int
     step: int
-    loss: float
+    loss: float | None
     lr: float
     speed: Speed
     top1: float | None
@@ -79,19 +83,23 @@ class Plain:
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int) -> None:
         self._recipe, self._steps_per_epoch = recipe, steps_per_epoch
+        self._is_projected = False
 
     def step(self, report: StepReport) -> None:
         """A line every `log_interval` steps, but for the epoch's last, which has a line of its own."""
         if report.step % self._recipe.log_interval == 0 and report.step < self._steps_per_epoch:
             place = f"epoch {report.epoch + 1}/{self._recipe.epochs} step {report.step}/{self._steps_per_epoch}"
-            log.info("%s  %s  lr %.3g", place, step_facts(report), report.lr)
+            log.info("%s  %s  lr %.3g", place, step_facts(self._recipe, report), report.lr)
 
     def evaluating(self) -> None:
         """Nothing: the epoch's line follows."""
 
     def epoch(self, report: EpochReport) -> None:
-        """One line."""
+        """One line; behind the first one of a session, what the whole run will take."""
         log.info("%s", epoch_line(self._recipe, report))
+        if not self._is_projected and report.speed.total_s is not None:
+            log.info("at this pace %s", projection(self._recipe, report.speed.total_s))
+            self._is_projected = True
 
     def close(self) -> None:
         """Nothing is held."""
@@ -108,7 +116,7 @@ class Live:
     """
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int, epoch: int, console: Console) -> None:
-        self._recipe, self._console = recipe, console
+        self._recipe, self._console, self._steps = recipe, console, steps_per_epoch
         facts = TextColumn("{task.fields[facts]}", markup=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -119,16 +127,18 @@ class Live:
             transient=True,
         )
         self._run: TaskID = self._progress.add_task("epochs", total=recipe.epochs, completed=epoch, facts="")
-        self._epoch: TaskID = self._progress.add_task("steps", total=steps_per_epoch, facts="")
+        # nothing is counted until a batch was made and kernels were compiled, which may take a minute
+        self._epoch: TaskID = self._progress.add_task("first step", total=None, facts="")
         self._progress.start()
 
     def step(self, report: StepReport) -> None:
         """Move the bars."""
-        self._progress.update(self._epoch, description="steps", completed=report.step, facts=step_facts(report))
-        facts = [] if report.top1 is None else [f"best top-1 {report.top1:.2f} %"]
+        facts = step_facts(self._recipe, report)
+        self._progress.update(self._epoch, description="steps", total=self._steps, completed=report.step, facts=facts)
+        of_run = [] if report.top1 is None else [f"best top-1 {report.top1:.2f} %"]
         if report.speed.total_s is not None:
-            facts.append(projection(self._recipe, report.speed.total_s))
-        self._progress.update(self._run, facts="  ".join(facts))
+            of_run.append(projection(self._recipe, report.speed.total_s))
+        self._progress.update(self._run, facts="  ".join(of_run))
 
     def evaluating(self) -> None:
         """Say so in the place of the steps."""
@@ -154,32 +164,45 @@ def make_reporter(recipe: Recipe, steps_per_epoch: int, *, epoch: int, console: 
         epoch: first epoch that is run.
         console: default: the one that rsbdali's log is written to, so that its lines come out above the bars.
     """
-    console = console or _log_console() or Console(stderr=True)
+    console = console or log_console()
     if console.is_terminal:
         return Live(recipe, steps_per_epoch, epoch, console)
     return Plain(recipe, steps_per_epoch)
 
 
-def _log_console() -> Console | None:
-    handlers = logging.getLogger("rsbdali").handlers
-    return next((handler.console for handler in handlers if isinstance(handler, RichHandler)), None)
-
-
-def step_facts(report: StepReport) -> str:
-    """Loss, images/s, share of waiting, time left."""
+def step_facts(recipe: Recipe, report: StepReport) -> str:
+    """Training loss by its name, images/s, share of waiting, time left."""
     speed = report.speed
-    left = "" if speed.left_s is None else f"  left {duration(speed.left_s)}"
-    return f"loss {report.loss:.5f}  {speed.images_per_s:.0f} images/s  wait {speed.wait_share:.0%}{left}"
+    parts = [] if report.loss is None else [f"{loss_name(recipe)} {digits(report.loss)}"]
+    parts += [f"{speed.images_per_s:.0f} img/s", f"wait {speed.wait_share:.0%}"]
+    if speed.left_s is not None:
+        parts.append(f"left {duration(speed.left_s)}")
+    return "  ".join(parts)
 
 
 def epoch_line(recipe: Recipe, report: EpochReport) -> str:
-    """Everything about one epoch in one line."""
+    """One epoch in at most LINE columns: training loss by its name, cross entropy and top-1 of the evaluation, speed.
+
+    What else there is of it, top-5 for example, stands in `summary.csv`.
+    """
     speed, result = report.speed, report.result
-    parts = [f"epoch {report.epoch + 1}/{recipe.epochs}", f"train loss {report.loss:.5f}"]
+    parts = [f"epoch {report.epoch + 1}/{recipe.epochs}", f"{loss_name(recipe)} {digits(report.loss)}"]
     if result is not None and report.best_top1 is not None:
-        parts += [f"eval loss {result.loss:.7f}", f"top-1 {result.top1:.3f} %", f"top-5 {result.top5:.3f} %"]
-        parts.append(f"best {report.best_top1:.3f} %")
-    parts += [f"{speed.images_per_s:.0f} images/s", f"wait {speed.wait_share:.0%}"]
-    if speed.total_s is not None:
-        parts.append(projection(recipe, speed.total_s))
-    return "  ".join(parts)
+        parts += [f"CE {digits(result.loss)}", f"top-1 {result.top1:.2f} %", f"best {report.best_top1:.2f} %"]
+    more = [f"{speed.images_per_s:.0f} img/s", f"wait {speed.wait_share:.0%}"]
+    if speed.left_s is not None:
+        more.append(f"left {duration(speed.left_s)}")
+    line = "  ".join(parts)
+    for part in more:
+        line = f"{line}  {part}" if len(line) + len(part) + 2 <= LINE else line
+    return line
+
+
+def loss_name(recipe: Recipe) -> str:
+    """What the training loss is: `BCE`, or `train CE` where the evaluation's `CE` stands beside it."""
+    return "BCE" if recipe.bce_loss else "train CE"
+
+
+def digits(value: float) -> str:
+    """A number with four digits that count."""
+    return f"{value:#.4g}".rstrip(".")

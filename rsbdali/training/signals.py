@@ -8,6 +8,7 @@ REPEAT_S of the first is taken as the same request. The second is seen by a thre
 thread hangs in a collective that a lost rank will never join.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -19,12 +20,18 @@ from rsbdali.distributed.launch import exit_code
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 REPEAT_S = 1.0
+log = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """Context manager that catches the stop signals. Outside the main thread it catches none."""
+    """Context manager that catches the stop signals. Outside the main thread it catches none.
 
-    def __init__(self) -> None:
+    Args:
+        says: whether the log tells of the first one: on one rank of several.
+    """
+
+    def __init__(self, *, says: bool = True) -> None:
+        self._says = says
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._pipe: tuple[int, int] | None = None
@@ -39,7 +46,7 @@ class StopRequest:
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-        self._watcher = threading.Thread(target=_watch, args=(self._pipe[0],), name="signals", daemon=True)
+        self._watcher = threading.Thread(target=_watch, args=(self._pipe[0], self._says), name="signals", daemon=True)
         self._watcher.start()
         return self
 
@@ -63,8 +70,8 @@ class StopRequest:
             self.signal = signal.Signals(number)
 
 
-def _watch(pipe: int) -> None:
-    """Read the signals' numbers as they come, and end the process at the second request."""
+def _watch(pipe: int, says: bool) -> None:
+    """Read the signals' numbers as they come, tell of the first, and end the process at the second request."""
     first: float | None = None
     while came := os.read(pipe, 1):
         if came[0] not in STOP_SIGNALS:
@@ -72,6 +79,8 @@ def _watch(pipe: int) -> None:
         now = time.monotonic()
         if first is None:
             first = now
+            if says:
+                log.info("%s: stopping after this step; again to quit now", signal.Signals(came[0]).name)
         elif now - first >= REPEAT_S:
             os._exit(exit_code(signal.Signals(came[0])))
 

@@ -240,5 +240,5 @@ def _out_of_memory(images: torch.Tensor) -> str:
     rows, _, height, width = images.shape
     return (
         f"out of GPU memory in a pass of {rows} images of {height} × {width} pixels: "
-        f"--set micro_batch_size={max(1, rows // 2)} halves it (gradients add up, the global batch stays as it is)"
+        f"micro_batch_size={max(1, rows // 2)} halves it (gradients add up, the global batch stays as it is)"
     )

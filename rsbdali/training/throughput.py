@@ -4,9 +4,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
-from rsbdali.recipe import Recipe, recipe_names
+from rsbdali.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class ThroughputMeter:
         """Figures of this epoch's steps in this session."""
         start, steps, wait = self._epoch_start
         last, last_wait = self._marks[-1]
-        return self._figures(last - start, last_wait - wait, self._steps - steps, epoch, self._steps_per_epoch)
+        return self._figures(last - start, last_wait - wait, self._steps - steps, epoch + 1, 0)  # it is evaluated
 
     def _figures(self, seconds: float, wait_s: float, steps: int, epoch: int, step: int) -> Speed:
         rate = steps * self._recipe.global_batch_size / seconds if seconds else 0.0
@@ -109,13 +108,8 @@ def duration(seconds: float) -> str:
 def projection(recipe: Recipe, total_s: float) -> str:
     """`A3: 100 epochs in 6.2 h of 15 h`: the run at its pace, and the hours that its recipe is reported to take.
 
-    The budget is left out where the run is of another length than the recipe that the report is about.
+    The budget is left out where the run is of another model or length than the report is about.
     """
     said = f"{recipe.name.upper()}: {recipe.epochs} epochs in {duration(total_s)}"
     hours = recipe.reported.hours
-    return f"{said} of {hours:g} h" if hours is not None and _shipped_epochs(recipe.name) == recipe.epochs else said
-
-
-@cache
-def _shipped_epochs(name: str) -> int | None:
-    return Recipe.load(name).epochs if name in recipe_names() else None
+    return f"{said} of {hours:g} h" if hours is not None and recipe.is_reported else said

@@ -75,6 +75,7 @@ class Outcome:
         best_epoch: its epoch, from 0.
         last: the last evaluation of this session.
         signal: what ended the run before its time.
+        updates: optimizer steps of this session.
     """
 
     epochs: int
@@ -82,6 +83,12 @@ class Outcome:
     best_epoch: int | None
     last: EvalResult | None
     signal: signal.Signals | None
+    updates: int = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether this session found nothing left to do."""
+        return self.updates == 0 and self.last is None and self.signal is None
 
 
 class Trainer:
@@ -142,7 +149,7 @@ class Trainer:
         self._losses = LossWatch(on_nan, scale=self._scale, world=world, folder=folder, name_of=name_of)
         self._schedule = Schedule(state.optimizer, self.recipe)
         self._pace = ThroughputMeter(self.recipe, loader.steps_per_epoch)
-        self._stop, self._due = StopRequest(), Due(save_every)
+        self._stop, self._due = StopRequest(says=world.is_rank_zero), Due(save_every)
         self._lr = 0.0
         self._last: EvalResult | None = None
         self._began = time.perf_counter() - state.seconds
@@ -154,13 +161,13 @@ class Trainer:
             RecipeError: a loss was not finite, and `on_nan` says stop.
             CheckpointError: a checkpoint could not be written.
         """
-        stopped = None
+        stopped, before = None, self.state.updates
         with self._stop, self.saver or nullcontext():  # waits for the last save while signals are still caught
             while self.state.epoch < self.recipe.epochs and stopped is None:
                 stopped = self._epoch()
         self.state.seconds = time.perf_counter() - self._began
         best = self.state.best_top1, self.state.best_epoch
-        return Outcome(self.state.epoch, *best, self._last, stopped)
+        return Outcome(self.state.epoch, *best, self._last, stopped, self.state.updates - before)
 
     def _epoch(self) -> signal.Signals | None:
         """One epoch, or what is left of it. Returns the signal that broke it off."""
@@ -231,7 +238,8 @@ class Trainer:
         if self.saver is not None:
             self.saver.check()
         speed = self._pace.speed(state.epoch, state.step)
-        self.reporter.step(StepReport(state.epoch, state.step, state.mean_loss, self._lr, speed, state.best_top1))
+        loss = state.mean_loss if state.loss_steps else None
+        self.reporter.step(StepReport(state.epoch, state.step, loss, self._lr, speed, state.best_top1))
         if self.files is not None and state.step % self.recipe.log_interval == 0:
             figures = {"images_per_s": speed.images_per_s, "wait_share": speed.wait_share}
             place = {"kind": "step", "epoch": state.epoch, "step": state.step}

@@ -1,8 +1,8 @@
 """`rsbdali validate`: a checkpoint, or one of timm's published models, on all images of a validation set."""
 
 import logging
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ import timm
 import torch
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_split
+from rsbdali.data.splits import open_split
 from rsbdali.distributed import collectives, devices, process_group
 from rsbdali.distributed.devices import resolve_device
 from rsbdali.distributed.world import World
 from rsbdali.errors import CheckpointError, RecipeError, RsbdaliError
 from rsbdali.loader import EvalLoader
+from rsbdali.loader.batch import EvalBatch
 from rsbdali.loader.eval import eval_batch_size
+from rsbdali.progress_bar import counting
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint import load_weights
@@ -93,8 +95,15 @@ def validate(options: ValidateOptions) -> EvalResult:
             batch_size=options.batch_size or eval_batch_size(device),
             dtype=dtype,
         )
-        with closing(loader):
-            return evaluate(model, loader, device=device, amp_dtype=dtype, world=world)
+        with closing(loader), counting("evaluate") if world.is_rank_zero else nullcontext() as advance:
+            return evaluate(model, _counted(loader, advance), device=device, amp_dtype=dtype, world=world)
+
+
+def _counted(loader: EvalLoader, advance: Callable[[int, int], None] | None) -> Iterator[EvalBatch]:
+    for number, batch in enumerate(loader, 1):
+        yield batch
+        if advance is not None:
+            advance(number, len(loader))
 
 
 def choose_recipe(options: ValidateOptions, content: Mapping[str, Any] | None) -> Recipe:
@@ -137,8 +146,9 @@ def _published(options: ValidateOptions) -> dict[str, Any]:
 
 def _index(options: ValidateOptions, content: Mapping[str, Any] | None, *, check: bool) -> ImageIndex:
     record = read_record(content or {}, str(options.checkpoint))
-    return ImageIndex.load(
-        find_split(options.data, "val"),
+    return open_split(
+        options.data,
+        "val",
         classes=None if record is None else record.class_names,
         labels=options.val_labels,
         class_map=options.class_map,

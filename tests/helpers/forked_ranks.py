@@ -22,7 +22,7 @@ import torch.distributed as dist
 from helpers.fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 from rsbdali.distributed.world import World
 from rsbdali.errors import RsbdaliError
-from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity
 from rsbdali.training.progress import Silent
@@ -47,7 +47,7 @@ def train(kind: str, folder: Path, steps: int, world: World) -> str:
     chosen, place = recipe(**TOY), {"rank": world.rank, "world_size": world.size}
     state = make_state(chosen, CLASSES, CPU)
     identity = Identity(chosen, tuple("abcd"), chosen.mix_groups, steps)
-    resume_from(state, identity, "auto", folder, world)
+    resume_from(find_saved("auto", folder, world), state, identity, world)
     files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_rank_zero else None
     loader = FakeTrainLoader if kind == "toy" else SpoiltLoader
     trainer = Trainer(

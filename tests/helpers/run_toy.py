@@ -16,7 +16,7 @@ from rsbdali.distributed import collectives, process_group
 from rsbdali.distributed.launch import exit_code
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity
 from rsbdali.training.progress import Plain, Silent
@@ -38,7 +38,7 @@ def run(folder: Path, steps: int, chosen: Recipe, world: World) -> int:
     loader, evaluation = FakeTrainLoader(chosen, steps=steps, **place), FakeEvalLoader(chosen, **place)
     state = make_state(chosen, CLASSES, device)
     identity = Identity(chosen, tuple(map(str, range(CLASSES))), chosen.mix_groups, steps)
-    resume_from(state, identity, "auto", folder)
+    resume_from(find_saved("auto", folder), state, identity)
     collectives.barrier(world)
     files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_rank_zero else None
     saver = CheckpointManager(folder, 2, state.history) if world.is_rank_zero else None

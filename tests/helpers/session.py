@@ -8,7 +8,7 @@ import torch
 from helpers.fakes import CLASSES, FakeEvalLoader, FakeTrainLoader
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import CheckpointManager, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.progress import EpochReport, Silent, StepReport
@@ -38,7 +38,7 @@ class Run:
     def __init__(self, folder: Path, recipe: Recipe, *, steps: int = 3, resume: str = "auto", **more: Any) -> None:
         self.state: RunState = make_state(recipe, CLASSES, CPU)
         identity = Identity(recipe, tuple("abcd"), recipe.mix_groups, steps)
-        resume_from(self.state, identity, resume, folder)
+        resume_from(find_saved(resume, folder), self.state, identity)
         self.loader, self.eval_loader = FakeTrainLoader(recipe, steps=steps), FakeEvalLoader(recipe)
         self.listener = Listener()
         self.trainer = Trainer(

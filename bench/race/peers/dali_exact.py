@@ -6,5 +6,5 @@ from rsbdali.bench.race.feeds import FeedSpec, RsbdaliFeed
 
 
 def build(spec: FeedSpec) -> RsbdaliFeed:
-    """The `dali-exact` executor in our `TrainLoader`."""
-    return RsbdaliFeed(dataclasses.replace(spec, executor="dali-exact"))
+    """The `dali-exact` decode mode of our `TrainLoader`."""
+    return RsbdaliFeed(dataclasses.replace(spec, decode="dali-exact"))

@@ -38,7 +38,7 @@ class Location:
         """Take a path, a pattern or a URL apart; nothing is opened but the local folder looked at."""
         text = os.fspath(given)
         url = re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.*)", text, re.DOTALL)
-        if url and url[1] == "file":
+        if url and url[1] in ("file", "local"):
             text, url = f"/{url[2]}", None
         if url is None or os.path.lexists(text):
             text = os.path.abspath(text)

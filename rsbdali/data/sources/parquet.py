@@ -35,7 +35,7 @@ def pyarrow_parquet() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError("reading Parquet needs pyarrow: pip install 'rsbdali[parquet]'") from error
+        raise DataError("reading Parquet needs pyarrow: pip install pyarrow") from error
     return pyarrow.parquet
 
 

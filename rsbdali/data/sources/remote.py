@@ -1,4 +1,4 @@
-"""Object stores behind fsspec URLs (`s3://`, `gs://`, …): listed, and read by range, with retries.
+"""Object stores behind fsspec URLs (`s3://`, `hf://`, `gs://`, …): listed, and read by range, with retries.
 
 Credentials and endpoints are those of the store's own tools; for S3 the environment (AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_PROFILE) and ~/.aws.
@@ -17,7 +17,9 @@ from rsbdali.data.sources.storage import Blob, FileInfo
 from rsbdali.errors import DataError, SourceError, UnreadableImage
 
 RETRY_WAITS_S = (0.1, 0.5, 2.0)  # between tries, on top of what the store's own client does
-STAMPS = ("ETag", "etag", "LastModified", "mtime", "updated", "created")
+# what tells a changed object; blob_id is the hub's
+STAMPS = ("ETag", "etag", "blob_id", "LastModified", "mtime", "updated", "created")
+PACKAGES = {"s3": "pip install fsspec s3fs", "hf": "pip install huggingface_hub"}
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -76,7 +78,7 @@ class RemoteStorage:
 
             self._fs, root = fsspec.core.url_to_fs(base)
         except ImportError as error:
-            hint = "pip install 'rsbdali[s3]'" if scheme == "s3" else f"the fsspec package for {scheme}://"
+            hint = PACKAGES.get(scheme, f"the fsspec package for {scheme}://")
             raise DataError(f"{base}: {error}: needs {hint}") from error
         except ValueError as error:
             raise DataError(f"{base}: {error}") from error

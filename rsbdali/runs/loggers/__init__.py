@@ -3,7 +3,8 @@
     metrics.jsonl line ─> RunLog.observe ─> Logger.log of each service        rank 0 alone
 
 `summary.csv` and `metrics.jsonl` are written in any case (`rsbdali.runs.folder`); services get the same figures, under
-the names and steps that `run_log.py` gives them. Each service's package is an extra: `pip install 'rsbdali[wandb]'`.
+the names and steps that `run_log.py` gives them. Each service's package is an extra: in a clone `pip install
+'.[wandb]'`.
 """
 
 import importlib.util
@@ -17,6 +18,9 @@ __all__ = ["PACKAGES", "Logger", "Place", "Status", "make_logger", "require"]
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 """Name of a service, also of its extra → the package that it needs."""
 
+PROJECTS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny"}
+"""What pip calls that package."""
+
 
 def require(names: Iterable[str]) -> None:
     """Check that the packages of these services are installed, before anything costly starts.
@@ -28,7 +32,7 @@ def require(names: Iterable[str]) -> None:
         if name not in PACKAGES:
             raise RsbdaliError(f"--log {name}: unknown, expected {', '.join(PACKAGES)}")
         if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise RsbdaliError(f"--log {name} needs a package: pip install 'rsbdali[{name}]'")
+            raise RsbdaliError(f"--log {name} needs a package: pip install {PROJECTS[name]}")
 
 
 def make_logger(name: str, place: Place) -> Logger:

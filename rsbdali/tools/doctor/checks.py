@@ -15,6 +15,7 @@ import torch
 
 from rsbdali import __version__
 from rsbdali.data.cache import default_folder
+from rsbdali.distributed.processes import cpu_quota
 from rsbdali.environment import cpu_model, package_version
 from rsbdali.tools.doctor.data import check_data
 from rsbdali.tools.doctor.findings import Finding, Level, can_train, print_findings
@@ -64,18 +65,6 @@ def judge_cpu(model: str, cores: int, usable: int, quota: float | None) -> Findi
     if usable < cores:
         return Finding(Level.NOTE, "CPU", f"{text}, of which this process may use {usable} (affinity)")
     return Finding(Level.GOOD, "CPU", f"{text}, all usable")
-
-
-def cpu_quota(cgroup: Path) -> float | None:
-    """Cores that a container's control group (version 2 or 1) grants, None without a limit."""
-    unified, quota, period = (cgroup / name for name in ("cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
-    if unified.is_file():
-        limit, span = unified.read_text().split()
-        return None if limit == "max" else int(limit) / int(span)
-    if quota.is_file() and period.is_file():
-        microseconds = int(quota.read_text())
-        return None if microseconds < 0 else microseconds / int(period.read_text())
-    return None
 
 
 def check_memory() -> list[Finding]:

@@ -8,7 +8,7 @@ import torch
 
 from rsbdali.data.header import ImageFlags
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.splits import find_images
+from rsbdali.data.splits import open_split
 from rsbdali.errors import RsbdaliError
 from rsbdali.pipelines.host.eval import HostEvalExecutor
 from rsbdali.recipe import Recipe
@@ -23,7 +23,7 @@ def main(data: str, count: int) -> None:
         SystemExit: with one line, where the data cannot be read at all.
     """
     try:
-        index = ImageIndex.load(find_images(data), need_classes=False)
+        index = open_split(data, "any", need_classes=False)
     except RsbdaliError as error:
         sys.exit(str(error))
     sample_N = np.unique(np.linspace(0, len(index) - 1, count).astype(np.int64))

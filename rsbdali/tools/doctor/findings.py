@@ -1,5 +1,6 @@
 """What `doctor` found: kinds of findings, how they are printed, and whether one stands in the way of training."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -32,6 +33,17 @@ def can_train(findings: Sequence[Finding]) -> bool:
     return all(f.level is not Level.FATAL for f in findings)
 
 
+def exit_code(findings: Sequence[Finding]) -> int:
+    """0 if this machine can train, else 1."""
+    return 0 if can_train(findings) else 1
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """The findings for programs: whether this machine can train, and each by level, topic, text and fix."""
+    listed = [{"level": f.level.name.lower(), "topic": f.topic, "text": f.text, "fix": f.fix} for f in findings]
+    return json.dumps({"can_train": can_train(findings), "findings": listed}, indent=1)
+
+
 def print_findings(console: Console, findings: Sequence[Finding]) -> int:
     """Print a table and a last line that sums it up.
 
@@ -50,4 +62,4 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> int:
     hint = f"; {wrong} {'thing' if wrong == 1 else 'things'} to fix" if wrong else ""
     said = f"This machine can train, on {device}{hint}." if fit else "This machine cannot train until ✗ is fixed."
     console.print(said, style="bold", markup=False)
-    return 0 if fit else 1
+    return exit_code(findings)

@@ -16,7 +16,7 @@ from rsbdali.ops.backend import missing_compiler
 from rsbdali.tools.doctor.findings import Finding, Level
 
 SELF_TEST_S = 120
-WITHOUT_KERNELS = "plain torch does its work, slower on a GPU, and images are made on the CPU (--executor host)"
+WITHOUT_KERNELS = "plain torch does its work, slower on a GPU, and images are made on the CPU (--decode cpu)"
 HARDWARE_JPEG = {(8, 0), (9, 0), (10, 0), (10, 3)}  # A100, A30; H100, H200; B200, B300
 
 
@@ -97,7 +97,7 @@ def judge_architecture(name: str, topic: str, capability: tuple[int, int], arch_
     text = f"{name}: this torch ({torch.__version__}) has no code for it, only for {', '.join(arch_list)}"
     if capability < (7, 5):
         fits = capability == (7, 0)
-        fix = "pip install 'rsbdali[v100]' (torch 2.7.1, whose CUDA 12.6 build holds sm_70)" if fits else ""
+        fix = "pip install 'torch>=2.7.1,<2.11' (whose builds hold sm_70)" if fits else ""
         return Finding(Level.FATAL, topic, text, fix or "this GPU is too old for any torch that rsbdali runs with")
     return Finding(Level.FATAL, topic, text, "pip install --upgrade torch")
 

@@ -78,7 +78,10 @@ def _use(source: Source, name: str) -> str:
 
 
 def _recipe(source: Source) -> str:
-    body = yaml.safe_dump(source.recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    values = source.recipe.to_dict()
+    if not source.recipe.is_reported:
+        del values["reported"]  # the paper's figures, of another model or another length
+    body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", body)), default=0))  # a shorter row does not end the block
     return f"## Recipe\n\n`rsbdali train --recipe FILE` takes this as it stands:\n\n{fence}yaml\n{body}{fence}"
 

@@ -32,7 +32,7 @@ def require_onnx() -> None:
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise RsbdaliError(f"--format onnx needs {', '.join(missing)}: pip install 'rsbdali[onnx]'")
+        raise RsbdaliError(f"--format onnx needs more packages: pip install {' '.join(missing)}")
 
 
 def write_onnx(source: Source, folder: Path, metadata: dict[str, str]) -> str:

@@ -1,0 +1,86 @@
+"""`rsbdali.train(…)`: a run from a program or a notebook, as `rsbdali train` makes it from a shell."""
+
+import dataclasses
+import difflib
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rsbdali.errors import RecipeError, RsbdaliError
+from rsbdali.recipe import Recipe
+from rsbdali.runs.folder import ARGS, read_args, resumed_folder
+from rsbdali.runs.resume_command import read_options
+from rsbdali.training.train import TrainOptions, TrainSummary
+from rsbdali.training.train import train as run
+
+OPTIONS = {f.name: f for f in dataclasses.fields(TrainOptions) if f.name != "recipe"}
+PATHS = ("data", "output", "initial_checkpoint", "val_labels", "class_map")
+
+
+def train(
+    recipe: str | Recipe | None = None, data: str | Path | None = None, *, resume: str | Path | None = None, **more: Any
+) -> TrainSummary:
+    """Train, and give back how it went; figures and checkpoints are in the summary's folder.
+
+    One process: more of them are torchrun's to start (docs/CLUSTERS.md). In a notebook, interrupting the kernel ends
+    the step, saves and returns.
+
+    Args:
+        recipe: name, path, or `Recipe`; None: the resumed run's, else a3.
+        data: folder with train/<class>/… and val/<class>/…, or another source; None: the resumed run's.
+        resume: a run's folder, a checkpoint, or 'auto'; what is not given besides is the run's own.
+        **more: options by the names of `TrainOptions` (output, device, workers, …), and recipe keys (epochs, lr, …).
+
+    Raises:
+        RsbdaliError: something given cannot work, or there is no such argument; one line says why.
+    """
+    keys = {name: value for name, value in more.items() if name not in OPTIONS}
+    _check_names(keys)
+    before = resumed_folder(None if resume is None else str(resume))
+    options, values = _of_run(before), read_args(before)[1] if before is not None else {}
+    named = recipe or (Recipe.from_dict(values) if values else "a3")
+    chosen = Recipe.load(named, keys) if isinstance(named, str) else named.with_overrides(keys)
+    options |= {name: value for name, value in more.items() if name in OPTIONS}
+    options |= {} if data is None else {"data": data}
+    if "data" not in options:
+        raise RsbdaliError("data is missing: the folder with train/<class>/… and val/<class>/…")
+    options |= {name: Path(options[name]).expanduser() for name in PATHS if options.get(name) is not None}
+    with _shown():
+        return run(TrainOptions(recipe=chosen, resume=None if resume is None else str(resume), **options))
+
+
+def _check_names(keys: dict[str, Any]) -> None:
+    known = [*OPTIONS, *(f.name for f in dataclasses.fields(Recipe))]
+    for name in keys:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise RecipeError(f"train has no argument {name!r}{f', did you mean {near[0]!r}?' if near else ''}")
+
+
+def _of_run(folder: Path | None) -> dict[str, Any]:
+    """The options of the run that is taken up."""
+    if folder is None or not (folder / ARGS).exists():
+        return {}
+    options = {name: value for name, value in read_options(folder).items() if name in OPTIONS}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """The run's lines on standard output, where the program has not said where its log goes."""
+    log = logging.getLogger("rsbdali")
+    if log.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(sys.stdout), log.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
