@@ -7,7 +7,7 @@ SOURCES := rsbdali pipelines recipes bench tests examples docs/dali_reports
 # Two processes, one OpenMP thread each: more only fight for the cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" -n 2 --hypothesis-profile=ci
 
-.PHONY: demo check test test-oldest test-newest suite coverage lint clean
+.PHONY: demo check test test-oldest test-newest suite coverage lint dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rsbdali train --recipe a3 --demo
@@ -42,6 +42,16 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+
+# The wheel is made from the sdist, so both hold everything; then it is unpacked alone, and runs from there.
+dist: $(VENV)/.installed-test
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target dist/tried dist/*.whl
+	cd dist && PYTHONPATH=tried ../$(BIN)/python -c 'import rsbdali; assert "tried" in rsbdali.__file__, rsbdali.__file__'
+	cd dist && PYTHONPATH=tried ../$(BIN)/python -m rsbdali --version
+	cd dist && PYTHONPATH=tried ../$(BIN)/python -m rsbdali recipe list
+	rm -rf dist/tried
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rsbdali needs Python 3.11 or newer")'

@@ -117,7 +117,7 @@ def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
     Raises:
         RsbdaliError: no such data, device or recipe value; our own loader failed (its last line is the message).
     """
-    _check(options)
+    check_options(options)
     with tempfile.TemporaryDirectory(prefix="rsbdali-bench-") as scratch:
         report = _run(options, Path(scratch), say)
     if options.json:
@@ -129,7 +129,12 @@ def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
     return report
 
 
-def _check(options: BenchOptions) -> None:
+def check_options(options: BenchOptions) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        RsbdaliError: one line says what.
+    """
     if options.batch_size < 2 or options.batch_size % 2:
         raise RecipeError(f"--batch-size {options.batch_size}: must be even and at least 2: images are mixed in pairs")
     for name in options.peers:
@@ -142,6 +147,27 @@ def _check(options: BenchOptions) -> None:
 
 
 def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
+    spec, images, copies = feed_spec(options, scratch, say)
+    report = partial(_report, options, spec, images, copies)
+
+    def keep(results: Results, skipped: dict[str, str]) -> None:
+        if options.json:  # what is left of a bench that is interrupted
+            write_record(options.json, to_json(report(results, skipped)) | {"finished": False})
+
+    results, skipped = _loaders(options, spec, say, keep)
+    stages, gpu_us = _stages(options, spec, say) if options.stages else ((), None)
+    model = _model(options, skipped, say) if options.against else None
+    return report(results, skipped, stages, gpu_us, model)
+
+
+def feed_spec(options: BenchOptions, scratch: Path, say: Say) -> tuple[FeedSpec, int, int]:
+    """Our loader's task; how many images there are, and how often each is read an epoch.
+
+    Args:
+        options: checked.
+        scratch: for links to the images, where they are few, and for their index.
+        say: told where images are few.
+    """
     index = open_split(options.data, "any")
     root, copies = enough_images(index, options.batch_size, scratch)
     if copies > 1:
@@ -158,16 +184,7 @@ def _run(options: BenchOptions, scratch: Path, say: Say) -> BenchReport:
         hw_decoder_load=options.hw_decoder_load,
     )
     ImageIndex.load(root, cache_dir=scratch / "cache")  # once, for all candidates
-    report = partial(_report, options, spec, len(index), copies)
-
-    def keep(results: Results, skipped: dict[str, str]) -> None:
-        if options.json:  # what is left of a bench that is interrupted
-            write_record(options.json, to_json(report(results, skipped)) | {"finished": False})
-
-    results, skipped = _loaders(options, spec, say, keep)
-    stages, gpu_us = _stages(options, spec, say) if options.stages else ((), None)
-    model = _model(options, skipped, say) if options.against else None
-    return report(results, skipped, stages, gpu_us, model)
+    return spec, len(index), copies
 
 
 def _report(

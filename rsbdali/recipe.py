@@ -364,7 +364,7 @@ def _check_range(f: "dataclasses.Field[Any]", value: Any) -> None:
 def _bounds(low: float, high: float | None, most: float, number: float) -> str:
     if high is None:
         return f"at most {most:g}" if number > most else f"at least {low:g}"
-    return "only 0 is supported" if low == high == 0 else f"{low:g} to {high:g}"
+    return f"{low:g} to {high:g}"
 
 
 def _describe(hint: Any) -> str:

@@ -1,4 +1,4 @@
-"""The augmentations of timm's `create_transform` and TrivialAugment: tables, arguments, pixels and draws against theirs.
+"""The augmentations of timm's `create_transform`, and TrivialAugment: tables, arguments, pixels, draws against theirs.
 
 | augmentation | oracle | bound |
 |---|---|---|
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -30,9 +30,10 @@ from torchvision.transforms import InterpolationMode, autoaugment
 from torchvision.transforms import functional as F
 
 from rsbdali.data.index import ImageIndex
+from rsbdali.distributed.world import World
 from rsbdali.errors import RecipeError
+from rsbdali.loader import decode_mode
 from rsbdali.loader.eval import EvalLoader
-from rsbdali.loader.train import create_executor
 from rsbdali.pipelines.eval import EvalExecutor
 from rsbdali.pipelines.host.augment import find_augment
 from rsbdali.pipelines.host.executor import HostExecutor
@@ -394,12 +395,16 @@ def test_other_policies_are_refused_by_name(aa: str, message: str) -> None:
         ({"train_crop_mode": "rkrc"}, "train_crop_mode=rkrc"),
     ],
 )
-def test_what_has_no_kernel_is_refused_unless_the_cpu_makes_it(values: dict[str, Any], named: str) -> None:
-    recipe, index = Recipe.from_dict(values), SimpleNamespace()
-    for executor, device in (("graph", "cpu"), ("dali-exact", "cuda"), ("auto", "cuda")):
-        with pytest.raises(RecipeError, match="is made on the CPU only: use executor=host") as refused:
-            create_executor(executor, index, recipe, rows=1, device=torch.device(device), num_threads=1)  # type: ignore[arg-type]
+def test_what_has_no_kernel_is_refused_unless_the_cpu_makes_it(
+    values: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_mode, "missing_compiler", lambda: None)
+    recipe, index, gpu = Recipe.from_dict(values), cast(ImageIndex, SimpleNamespace()), torch.device("cuda")
+    for decode, device in (("graph", CPU), ("dali-exact", CPU), ("gpu", gpu), ("gpu-roi", gpu)):
+        with pytest.raises(RecipeError, match="is made on the CPU only: use decode=cpu") as refused:
+            decode_mode.create_executor(decode, index, recipe, rows=1, device=device, num_threads=1)
         assert str(refused.value).startswith(named)
+    assert decode_mode.choose_decode("auto", index, recipe, device=gpu, num_threads=1, world=World()) == "cpu"
 
 
 def test_what_has_kernels_needs_no_cpu() -> None:
@@ -422,5 +427,5 @@ def test_fill_is_the_mean_and_black_for_trivialaugment() -> None:
 def test_blur_of_tiny_images_and_too_much_hue_are_refused() -> None:
     with pytest.raises(RecipeError, match="gaussian_blur_prob needs an img_size of at least 12"):
         drawn(1, img_size=11, gaussian_blur_prob=1.0)
-    with pytest.raises(RecipeError, match="the fourth, of the hue, is at most 0.5"):
+    with pytest.raises(RecipeError, match=r"the fourth, of the hue, is at most 0\.5"):
         Recipe.from_dict({"color_jitter": [0.1, 0.1, 0.1, 0.6]})

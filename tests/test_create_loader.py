@@ -190,8 +190,9 @@ def test_evaluation_repeats_itself_after_a_break(make: Callable[..., TupleLoader
 
 # timm's folder reader leaves its files for the garbage collector to close
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
-def test_evaluation_is_timms(make: Callable[..., TupleLoader], tree: Path) -> None:
-    dataset = ImageDataset(str(tree / "train"))
+def test_evaluation_is_timms(make: Callable[..., TupleLoader], tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)  # train.py's --data-dir may be relative
+    dataset = ImageDataset("train")
     theirs = timm_create_loader(dataset, 32, 4, crop_pct=0.9, num_workers=0, device=torch.device("cpu"))
     ours = make(dataset, size=32, training=False, crop_pct=0.9)
     assert ours.dataset is dataset
@@ -384,15 +385,15 @@ def test_every_argument_of_timm_is_known() -> None:
     ("arguments", "name"),
     [
         ({"no_aug": True}, "no_aug"),
-        ({"re_prob": 0.25}, "re_prob"),
-        ({"vflip": 0.5}, "vflip"),
-        ({"color_jitter": 0.4}, "color_jitter"),
-        ({"color_jitter": (0, 0.1, 0)}, "color_jitter"),
-        ({"grayscale_prob": 0.1, "auto_augment": "rand-m6"}, "grayscale_prob"),
-        ({"gaussian_blur_prob": 0.1}, "gaussian_blur_prob"),
-        ({"train_crop_mode": "rkrc"}, "train_crop_mode"),
+        ({"re_prob": 1.25}, "re_prob"),
+        ({"re_mode": "noise"}, "re_mode"),
+        ({"re_count": 0}, "re_count"),
+        ({"re_prob": 0.5, "re_split": True}, "re_split"),
+        ({"vflip": -0.5}, "vflip"),
+        ({"color_jitter": (0, 0.1)}, "color_jitter"),
+        ({"train_crop_mode": "rkrr"}, "train_crop_mode"),
         ({"num_aug_splits": 3}, "num_aug_splits"),
-        ({"training": False, "crop_mode": "squash"}, "crop_mode"),
+        ({"training": False, "crop_mode": "whole"}, "crop_mode"),
         ({"training": False, "crop_border_pixels": 4}, "crop_border_pixels"),
         ({"tf_preprocessing": True}, "tf_preprocessing"),
         ({"fp16": True}, "fp16"),
@@ -400,7 +401,7 @@ def test_every_argument_of_timm_is_known() -> None:
         ({"num_batches": 3}, "num_batches"),
         ({"worker_seeding": print}, "worker_seeding"),
         ({"auto_augment": "augmix-m5"}, "auto_augment"),
-        ({"auto_augment": "original"}, "auto_augment"),
+        ({"auto_augment": "3aw"}, "auto_augment"),
         ({"interpolation": "lanczos"}, "interpolation"),
         ({"training": False, "interpolation": "random"}, "interpolation"),
         ({"num_aug_repeats": 1.5}, "num_aug_repeats"),
@@ -416,6 +417,7 @@ def test_every_argument_of_timm_is_known() -> None:
         ({"training": False, "collate_fn": collate()}, "collate_fn"),
         ({"output": "float16"}, "output"),
         ({"output": "uint8", "collate_fn": collate()}, "output"),
+        ({"output": "uint8", "re_prob": 0.5}, "output"),
         ({"use_prefetcher": False, "collate_fn": collate()}, "use_prefetcher"),
         ({"img_dtype": torch.uint8}, "img_dtype"),
         ({"size": None}, "input_size"),
@@ -454,9 +456,43 @@ def test_harmless_arguments(make: Callable[..., TupleLoader]) -> None:
     assert same(list(make(training=False, **evaluation)), list(make(training=False)))
 
 
+def test_augmentations_are_the_recipes(make: Callable[..., TupleLoader]) -> None:
+    given = {
+        "vflip": 0.5,
+        "color_jitter": (0.4, 0.3, 0.2),
+        "color_jitter_prob": 0.8,
+        "grayscale_prob": 0.1,
+        "gaussian_blur_prob": 0.2,
+        "re_prob": 0.5,
+        "re_mode": "pixel",
+        "re_count": 2,
+        "train_crop_mode": "rkrc",
+    }
+    loader = make(**given, auto_augment="original-mstd0.5")
+    recipe = loader.loader.recipe
+    names = {"re_prob": "reprob", "re_mode": "remode", "re_count": "recount"}
+    assert {name: getattr(recipe, names.get(name, name)) for name in given} == given
+    assert recipe.aa == "original-mstd0.5"
+    assert all(torch.isfinite(images).all() for images, _ in loader)
+    assert make(re_prob=0.5, train_crop_mode="", auto_augment="").loader.recipe.remode == "const"  # timm's default
+    assert make(training=False, crop_mode="border").loader.recipe.crop_mode == "border"
+
+
+def test_an_epoch_has_the_batch_that_timms_padding_completes(make: Callable[..., TupleLoader], tree: Path) -> None:
+    theirs = len(list((tree / "train").rglob("*.*")))
+    rows = -(-theirs // 4)
+    assert theirs % 4
+    loader = make(rows=rows, rank=0, world_size=4)
+    assert len(loader) == 1
+    assert len(list(loader)) == 1
+
+
 def test_other_mistakes(make: Callable[..., TupleLoader], tree: Path) -> None:
     with pytest.raises(RecipeError, match="no argument 'color_jiter', did you mean 'color_jitter'"):
         make(color_jiter=0.4)
+    three = Recipe.load("a3", {"global_batch_size": 9, "mix_groups": 3})
+    with pytest.raises(RecipeError, match=r"mix_groups=3 on 2 processes: create_loader .* takes 1, 3 processes"):
+        make(recipe=three, rows=None, rank=1, world_size=2)
     with pytest.raises(DataError, match="batch_size=10 on 2 ranks is more than an epoch of 18 images"):
         make(rows=10, rank=0, world_size=2)
     with pytest.raises(DataError, match="num_classes=2"):

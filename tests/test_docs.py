@@ -105,6 +105,7 @@ RULES = (
     Rule(r"--log (wandb|mlflow|tensorboard)", "parse", "test_loggers.py runs each"),
     Rule(r"--format onnx", "parse", "seconds of exporting: test_export.py runs it"),
     Rule(r"rsbdali bench-", "parse", "measures for minutes: test_bench.py and test_bench_step.py run them in small"),
+    Rule(r"rsbdali tune\b|--tuned\b", "parse", "measures for minutes: test_tuned.py runs it in small"),
     Rule(r"rsbdali doctor", "parse", "starts child processes: test_doctor.py runs it"),
     Rule(r"--device cuda|--cuda-graph|--executor graph|--torch-compile", "parse", "for a GPU"),
     # ours, here

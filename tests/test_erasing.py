@@ -1,4 +1,4 @@
-"""Random erasing: boxes as timm draws them, noise that is normal and a function of (key, box, pixel), kernel and loader."""
+"""Random erasing: boxes as timm draws them, normal noise as a function of (key, box, pixel), kernel and loader."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +15,11 @@ from timm.data.random_erasing import RandomErasing
 from helpers import triton_tools
 from rsbdali.data.index import ImageIndex
 from rsbdali.loader.train import TrainLoader
-from rsbdali.ops.erasing import MODES, erase, noise, philox
-from rsbdali.plan.erasing import draw_erasing
+from rsbdali.ops.erasing import erase
+from rsbdali.ops.noise import noise, philox
+from rsbdali.plan.erasing import MODES, draw_erasing
 from rsbdali.plan.planner import Planner
+from rsbdali.plan.sampling import Sampling
 from rsbdali.recipe import Recipe
 
 SIZE = 24, 32
@@ -115,6 +117,13 @@ def test_shares_areas_and_places_are_uniform() -> None:
     square_E = np.abs(np.log(h_E / w_E)) < 0.5  # never cut off by the sides of the image
     assert stats.kstest(h_E[square_E] * w_E[square_E] / 40000, stats.uniform(0.02, 1 / 3 - 0.02).cdf).pvalue > 1e-3
     assert stats.kstest(box_E4[:, 0] / (200 - h_E), "uniform").pvalue > 1e-4  # whole pixels
+
+
+def test_a_last_batch_that_is_short_has_as_many_boxes_as_rows() -> None:
+    recipe = Recipe.from_dict({"global_batch_size": 8, "mix_groups": 2, "reprob": 0.5, "vflip": 0.5})
+    planner = Planner(np.full(11, 40), np.full(11, 40), recipe, sampling=Sampling(drop_last=False))
+    plan = planner.batch(0, planner.steps_per_epoch - 1)
+    assert len(plan.erase_NK4) == len(plan.noise_N) == len(plan.op_NL) == len(plan) == 4
 
 
 def test_loader_erases_what_is_mixed_and_normalized(image_tree: Callable[..., Path]) -> None:

@@ -29,8 +29,7 @@ from rsbdali.training.trainer import Trainer
 KEYS = (
     "--model test_resnet --img-size 32 --test-img-size 32 --epochs 2 --warmup-epochs 0 --mix-groups 1 --log-interval 1"
 )
-# the executor that compiles nothing
-QUICK = "--device cpu -j 1 --executor graph"
+QUICK = "--device cpu -j 1"
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +297,7 @@ def test_a_run_of_damaged_options(here: Path, tmp_path: Path) -> None:
 
 def test_a_run_from_python(here: Path) -> None:
     """`rsbdali.train(…)`, as in a notebook: options and keys by name, a resume by the folder; errors name arguments."""
-    quick = {"device": "cpu", "workers": 1, "executor": "graph", "output": "from python"}
+    quick = {"device": "cpu", "workers": 1, "output": "from python"}
     small = {"model": "test_resnet", "img_size": 32, "test_img_size": 32, "mix_groups": 1, "warmup_epochs": 0}
     summary = rsbdali.train("a3", "my data", epochs=1, global_batch_size=4, lr="auto", **quick, **small)
     assert summary.outcome.epochs == 1
@@ -306,10 +305,35 @@ def test_a_run_from_python(here: Path) -> None:
     assert summary.outcome.last is not None
     again = rsbdali.train(resume=summary.folder, epochs=2)
     assert (again.folder, again.outcome.epochs, again.outcome.updates) == (summary.folder, 2, 2)
+    with pytest.raises(RsbdaliError, match="num_workers=-1: expected 0 or more"):
+        rsbdali.create_loader("my data/train", 32, 2, num_workers=-1, device="cpu")
     for arguments, words in (
         ({"epoch": 3}, "no argument 'epoch', did you mean 'epochs'?"),
         ({}, "data is missing"),
         ({"data": "my data", "device": "tpu"}, "device=tpu: use auto, cpu, cuda or cuda:N"),
+        ({"data": "my data", "workers": -1}, "workers=-1: expected at least 1"),
+        ({"data": "my data", "experiment": "../x"}, "experiment '../x' is no name"),
     ):
         with pytest.raises(RsbdaliError, match=re.escape(words)):
             rsbdali.train(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_resume_starts_as_many_processes_as_the_run_had(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `--nproc` started them; a rank among them starts none."""
+    run = here / "several"
+    run.mkdir()
+    text = (here / "out put/run/args.yaml").read_text()
+    (run / "args.yaml").write_text(text.replace('"nproc": 1', '"nproc": 2'))
+    started: list[tuple[int, str]] = []
+
+    def launch(nproc: int, arguments: list[str], device: str) -> int:
+        started.append((nproc, device))
+        return 0
+
+    monkeypatch.setattr("rsbdali.distributed.launch.launch", launch)
+    assert invoke("train --resume several") == ""
+    assert started == [(2, "cpu")]
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(RsbdaliError, match="several holds no checkpoint yet"):
+        invoke("train --resume several")
+    assert started == [(2, "cpu")]

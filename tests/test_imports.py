@@ -31,7 +31,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     # an op carries out what the plan drew, so both use its op numbers and the fill color
     "ops": {"errors", "plan", "distributed"},
     "pipelines": {"errors", "recipe", "distributed", "data", "plan", "ops"},
-    "loader": {"errors", "recipe", "distributed", "data", "plan", "ops", "pipelines"},
+    # bounded, atomic, environment: what is tuned is a small file for each machine
+    "loader": {
+        "errors",
+        "bounded",
+        "atomic",
+        "recipe",
+        "environment",
+        "distributed",
+        "data",
+        "plan",
+        "ops",
+        "pipelines",
+    },
     "integrations": {"errors", "recipe", "distributed", "data", "plan", "ops", "loader"},
     "environment": {"__init__", "errors", "atomic"},
     "runs": {"__init__", "errors", "bounded", "atomic", "recipe", "environment", "distributed"},

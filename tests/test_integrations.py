@@ -83,8 +83,8 @@ def test_script_runs_as_if_started_alone(
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ("auto_augment='rand-m6', re_prob=0.25", "re_prob"),
-        ("", "color_jitter"),  # timm's own default does something
+        ("auto_augment='rand-m6', num_aug_splits=3", "num_aug_splits"),
+        ("auto_augment='augmix-m5'", "auto_augment"),
         ("auto_augment='rand-m6', collate_fn=print", "collate_fn"),
     ],
 )

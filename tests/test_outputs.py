@@ -142,7 +142,7 @@ def test_names_of_runs(tmp_path: Path) -> None:
     "name", ["../x", "a/../../b", "/tmp/x", "a//b", "a/", "", ".", "a/./b", "a b", "a\n", "\udcff", "x" * 101]
 )
 def test_an_experiment_stays_in_the_output_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RsbdaliError, match=r"--experiment '.*' is no name: letters, .* parts with / between"):
+    with pytest.raises(RsbdaliError, match=r"experiment '.*' is no name: letters, .* parts with / between"):
         choose_folder(tmp_path, name, Recipe(), resume=None)
 
 

@@ -59,7 +59,7 @@ SURFACE = {
     "RsbdaliError.exit_code": ".",
     "RsbdaliError.reported_elsewhere": ".",
     "TrainLoader": (
-        "index recipe rank world_size device decode hw_decoder_load num_threads dtype prefetch on_bad "
+        "index recipe rank world_size device decode hw_decoder_load num_threads dtype prefetch chunk on_bad "
         "max_bad_images sampling transform"
     ),
     "TrainLoader.close": "",
@@ -85,7 +85,8 @@ SURFACE = {
         "dataset input_size batch_size is_training recipe scale ratio hflip auto_augment num_aug_repeats "
         "interpolation crop_pct mean std collate_fn num_classes smoothing shuffle drop_last weights sampler "
         "transform return_index num_workers distributed rank world_size device img_dtype channels_last "
-        "use_prefetcher output pad_eval seed decode hw_decoder_load prefetch max_bad_images on_bad others"
+        "use_prefetcher output pad_eval seed decode hw_decoder_load prefetch tuned max_bad_images "
+        "on_bad others"
     ),
     "mix_normalize": "images_NHWC partner_N lam_N box_N4 mean std dtype out",
     "train": "recipe data resume more",
@@ -120,7 +121,7 @@ recipe: rsbdali.Recipe = rsbdali.Recipe.load("a3", {"epochs": 1})
 WRONG = {
     'rsbdali.create_loader("DATA", 160, 4, outptu="uint8")': 'Unexpected keyword argument "outptu"',
     'rsbdali.create_loader("DATA", 160, 4, output="int8")': 'Argument "output" to "create_loader"',
-    'rsbdali.create_loader("DATA", 160, 4, decode="gup")': 'Argument "decode" to "create_loader"',
+    'rsbdali.create_loader("DATA", 160, 4, decode="graph")': 'Argument "decode" to "create_loader"',
     'rsbdali.create_loader("DATA", 160, 4, weights="equal")': 'Argument "weights" to "create_loader"',
     'rsbdali.create_loader("DATA", 160, 4).set_epoch("a")': 'Argument 1 to "set_epoch" of "TupleLoader"',
     'rsbdali.ImageIndex.load("DATA").split("0.2")': 'Argument 1 to "split" of "ImageIndex"',

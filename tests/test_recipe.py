@@ -9,6 +9,7 @@ import yaml
 
 from rsbdali.errors import RecipeError
 from rsbdali.integrations.timm_arguments import LACKING, SAME, TRANSLATED, timm_arguments, timm_yaml
+from rsbdali.plan.augmentation import parse_policy
 from rsbdali.recipe import Recipe, demo_overrides, recipe_names, recipe_text
 
 
@@ -18,7 +19,7 @@ def test_the_three_recipes_are_the_papers() -> None:
     def column(key: str) -> list[object]:
         return [getattr(table[name], key) for name in ("a1", "a2", "a3")]
 
-    assert recipe_names() == ["a1", "a2", "a3"]
+    assert recipe_names() == ["a1", "a2", "a3", "deit3", "ra2", "torchvision_v2"]
     assert column("epochs") == [600, 300, 100]
     assert column("lr") == [5e-3, 5e-3, 8e-3]
     assert column("weight_decay") == [0.01, 0.02, 0.02]
@@ -38,6 +39,24 @@ def test_header_says_paper_command_hardware_hours_and_top1(name: str) -> None:
     header = recipe_text(name).split("\nname:")[0]
     for word in ("2110.00476", "--recipe " + name, "Hardware:", "Hours:", "Expected:"):
         assert word in header
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "aa"),
+    [
+        ("deit3", "2204.07118", "3a"),
+        ("torchvision_v2", "2103.10158", "trivial"),
+        ("ra2", "training page", "rand-m7-mstd0.5-inc1"),
+    ],
+)
+def test_recipes_of_the_family_say_their_source_and_that_they_were_not_run(name: str, source: str, aa: str) -> None:
+    header, recipe = recipe_text(name).split("\nname:")[0], Recipe.load(name)
+    for word in (source, "--recipe " + name, "Hardware:", "Hours:", "Not run here", f"{recipe.reported.top1} %"):
+        assert word in header
+    assert recipe.aa == aa
+    policy = parse_policy(recipe.aa)
+    assert policy is not None
+    assert timm_yaml(recipe, world_size=8)
 
 
 def test_round_trip_and_frozen() -> None:
@@ -79,7 +98,8 @@ def test_demo_lays_over_a_recipe() -> None:
         ({"bce_loss": "3"}, "true or false"),
         ({"amp_dtype": "int8"}, "auto or float16 or bfloat16 or float32"),
         ({"img_size": "[1, 2, 3]"}, "a whole number or a list of 2 numbers"),
-        ({"reprob": "0.25"}, "only 0 is supported"),
+        ({"reprob": "1.25"}, "0 to 1"),
+        ({"color_jitter": "[0.4, 0.4]"}, "a list of 3 numbers or a list of 4 numbers or none"),
         ({"scale": "[0.9, 0.1]"}, "low first"),
         ({"bce_loss": "false"}, "bce_target_thresh needs bce_loss"),
         ({"reported": "{top5: 1}"}, "unknown key reported.'top5'"),

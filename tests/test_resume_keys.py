@@ -49,6 +49,7 @@ BASE = {
     "aug_repeats": 3,
     "mixup": 0.1,
     "cutmix": 1.0,
+    "reprob": 0.5,
 }
 RULES: dict[str, OnResume] = {f.name: f.metadata["on_resume"] for f in dataclasses.fields(Recipe)}
 RUN = Trainer.run
@@ -74,6 +75,13 @@ def plan(t: Trainer) -> list[Any]:
 
 def images(t: Trainer) -> list[Any]:
     return [batch.images.tolist() for batch in groups(t)]
+
+
+def jitter(t: Trainer) -> list[Any]:
+    """The layers that the settings of color jitter make where `aa` leaves it on."""
+    recipe = dataclasses.replace(t.recipe, aa=None, color_jitter=t.recipe.color_jitter or 0.4)
+    size_N = np.full(8, 64)
+    return [Planner(size_N, size_N, recipe).batch(0, 0).op_NL.tolist(), recipe.color_jitter]
 
 
 def test_images(t: Trainer) -> list[Any]:
@@ -160,6 +168,7 @@ KEYS: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "img_size": (40, lambda t: [batch.images.shape for batch in groups(t)]),
     "test_img_size": ([32, 48], test_images),
     "crop_pct": (0.5, test_images),
+    "crop_mode": ("squash", test_images),
     "mean": ([0.5, 0.5, 0.5], images),
     "std": ([0.5, 0.5, 0.5], test_images),
     "epochs": (3, lambda t: (rates(t), files(t)["epochs"])),
@@ -177,13 +186,21 @@ KEYS: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "bce_target_thresh": (0.2, loss),
     "scale": ([0.5, 0.6], plan),
     "ratio": ([1, 1], plan),
+    "train_crop_mode": ("rkrc", plan),
     "hflip": (1.0, plan),
+    "vflip": (0.5, plan),
     "train_interpolation": ("bilinear", plan),
     "interpolation": ("bilinear", test_images),
     "aa": (None, plan),
+    "color_jitter": (0.3, jitter),
+    "color_jitter_prob": (0.0, jitter),
+    "grayscale_prob": (0.5, plan),
+    "gaussian_blur_prob": (0.5, plan),
     "aug_repeats": (2, plan),
     "aug_repeats_mode": ("decode_once", plan),
-    "reprob": (None, None),  # 0 is its only value
+    "reprob": (1.0, plan),
+    "remode": ("const", images),
+    "recount": (3, plan),
     "mixup": (5.0, plan),
     "cutmix": (0.1, plan),
     "mixup_prob": (0.0, plan),
@@ -281,7 +298,7 @@ def test_every_key_has_a_rule_and_a_check() -> None:
             assert bounds["low"] == bounds["high"], f"{key} has another value to check"
 
 
-@pytest.mark.parametrize("key", [key for key, rule in RULES.items() if rule is not REFUSED and key != "reprob"])
+@pytest.mark.parametrize("key", [key for key, rule in RULES.items() if rule is not REFUSED])
 def test_another_value_acts_when_its_rule_says(
     saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str
 ) -> None:

@@ -16,7 +16,7 @@ from rsbdali.training.trainer import Trainer
 PAGE = Path(__file__).parents[1] / "docs/TUTORIAL.md"
 ELSEWHERE = ("pip install .", "rsbdali doctor", "rsbdali train a3 --demo")  # an install, child processes, test_demo.py
 SMALL = {"resnet18": "test_resnet", "20": "2", "30": "3", "64": "8"}
-TINY = "--img-size 32 --test-img-size 32 --mix-groups 1 --warmup-epochs 0 --device cpu -j 1 --executor graph"
+TINY = "--img-size 32 --test-img-size 32 --mix-groups 1 --warmup-epochs 0 --device cpu -j 1"
 
 
 def commands() -> list[str]:
@@ -27,7 +27,6 @@ def commands() -> list[str]:
 def run(line: str) -> tuple[int, str]:
     words = [SMALL.get(word, word) for word in shlex.split(line)[1:]]
     words += shlex.split(TINY) if words[:2] == ["train", "a3"] else []
-    words += ["--executor", "graph"] if words[0] == "preview" else []
     words += ["--device", "cpu"] if words[0] in ("replay", "validate") else []
     result = CliRunner().invoke(cli, words, standalone_mode=False)
     if result.exception is not None:

@@ -35,6 +35,8 @@ class FeedSpec:
         device: `cpu` or `cuda`.
         decode: of our loader (`loader.decode_mode`).
         hw_decoder_load: likewise.
+        prefetch: of our loader: batches in flight.
+        chunk: of our loader: most images that its host executor gives DALI at a time; None: as it is.
     """
 
     kind: str
@@ -46,6 +48,8 @@ class FeedSpec:
     device: str
     decode: str = "auto"
     hw_decoder_load: float | None = None
+    prefetch: int = PREFETCH
+    chunk: int | None = None
 
     def load_recipe(self) -> Recipe:
         """The recipe as an object."""
@@ -82,7 +86,7 @@ class RsbdaliFeed:
     """Our `TrainLoader`, with everything it does in training."""
 
     def __init__(self, spec: FeedSpec) -> None:
-        self.ready, self.note = 2 * PREFETCH + 1, ""
+        self.ready, self.note = 2 * spec.prefetch + 1, ""
         self._loader = TrainLoader(
             spec.load_index(),
             spec.load_recipe(),
@@ -90,7 +94,8 @@ class RsbdaliFeed:
             decode=spec.decode,
             hw_decoder_load=spec.hw_decoder_load,
             num_threads=spec.workers,
-            prefetch=PREFETCH,
+            prefetch=spec.prefetch,
+            chunk=spec.chunk,
         )
         self._batches = forever(self._loader)
 

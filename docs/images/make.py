@@ -1,7 +1,8 @@
-"""Make the README's pictures from the demo: `python docs/images/make.py RUN`, after `rsbdali train a3 --demo`.
+"""Make the docs' pictures from the demo: `python docs/images/make.py RUN`, after `rsbdali train a3 --demo`.
 
-preview.png is what `rsbdali preview` draws, at half its size and in 128 colors; report.svg holds four charts of the page
-that `rsbdali report` writes, in the page's light colors.
+preview.png is what `rsbdali preview` draws, at half its size and in 128 colors; augmentations.png is a row of it for
+each of some augmentations; report.svg holds four charts of the page that `rsbdali report` writes, in the page's light
+colors.
 """
 
 import re
@@ -21,6 +22,15 @@ HERE = Path(__file__).parent
 SHOWN = ("Top-1", "Evaluation loss", "Training loss", "Learning rate")
 COLORS = {"ink": "#23262a", "faint": "#646b73", "line": "#e4e1da", "r0": "#0072b2"}
 MARGIN, TITLE = 10, 26
+PLAIN = {"img_size": 128, "test_img_size": 128, "scale": [0.6, 1.0], "aa": "none", "mixup": 0, "cutmix": 0}
+AUGMENTATIONS = {
+    "original": {"aa": "original-mstd0.5"},
+    "3a": {"aa": "3a"},
+    "trivial": {"aa": "trivial"},
+    "jitter, hue, gray": {"color_jitter": [0.4, 0.4, 0.4, 0.2], "grayscale_prob": 0.25},
+    "blur, vflip": {"gaussian_blur_prob": 0.7, "vflip": 0.5},
+    "erasing, pixel x 3": {"reprob": 1.0, "recount": 3},
+}
 
 
 def draw_preview(data: str, out: Path) -> None:
@@ -32,10 +42,24 @@ def draw_preview(data: str, out: Path) -> None:
     small.quantize(128).save(out, optimize=True)
 
 
+def draw_augmentations(data: str, out: Path) -> None:
+    """A picture of `preview` for each, one below the other; its name is the recipe's."""
+    drawn = []
+    for name, values in AUGMENTATIONS.items():
+        recipe = Recipe.load("a3", {**PLAIN, **values, "name": re.sub(r"\W+", "-", name)})
+        preview(recipe, Path(data), out, images=1, draws=4)
+        with Image.open(out) as image:
+            drawn.append(image.convert("RGB").resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS))
+    page = Image.new("RGB", (max(image.width for image in drawn), sum(image.height for image in drawn)))
+    for k, image in enumerate(drawn):
+        page.paste(image, (0, sum(above.height for above in drawn[:k])))
+    page.quantize(128).save(out, optimize=True)
+
+
 def draw_report(run: Path, out: Path) -> None:
     """Two by two charts, each with its title."""
     page = report(read_runs([run]))
-    charts = dict(re.findall(r"<figure><figcaption>([^<]*).*?</figcaption>(<svg .*?</svg>)", page, re.S))
+    charts = dict(re.findall(r"<figure><figcaption>([^<]*?) ?(?:<span>.*?)?</figcaption>(<svg .*?</svg>)", page, re.S))
     parts = []
     for k, title in enumerate(SHOWN):
         x, y = MARGIN + k % 2 * (WIDTH + MARGIN), MARGIN + k // 2 * (HEIGHT + TITLE + MARGIN)
@@ -53,4 +77,5 @@ def draw_report(run: Path, out: Path) -> None:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     draw_preview(read_args(folder)[0]["data"], HERE / "preview.png")
+    draw_augmentations(read_args(folder)[0]["data"], HERE / "augmentations.png")
     draw_report(folder, HERE / "report.svg")

@@ -22,7 +22,9 @@ class Augment(Protocol):
         arg_L: Sequence[float],
         interp_L: Sequence[int],
         fill: tuple[int, ...] = ...,
-    ) -> None: ...
+    ) -> None:
+        """Apply the layers."""
+        ...
 
 
 # to try: where Pillow's own compiler may have fused a multiplication and an addition, other pixels come out

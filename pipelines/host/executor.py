@@ -29,6 +29,7 @@ class HostExecutor:
         device: where batches are handed out; a GPU gets them by a copy from pinned memory.
         num_threads: threads that work.
         augment: flip and apply RandAugment too; else the rows are only resized.
+        chunk: most images of a call to DALI (`Workers`).
     """
 
     def __init__(
@@ -40,11 +41,14 @@ class HostExecutor:
         device: torch.device,
         num_threads: int,
         augment: bool = True,
+        chunk: int | None = None,
     ) -> None:
         self.rows, self._augment, self._fill = rows, augment, fill_color(recipe)
         self._keeps_ratio = recipe.train_crop_mode != "rrc"
         self.pixels = "the host executor"
-        self._workers = Workers(index, rows=rows, size=recipe.train_size, device=device, num_threads=num_threads)
+        self._workers = Workers(
+            index, rows=rows, size=recipe.train_size, device=device, num_threads=num_threads, chunk=chunk
+        )
 
     def submit(self, plan: BatchPlan) -> None:
         """Queue one batch."""

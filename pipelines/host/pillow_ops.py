@@ -1,7 +1,7 @@
 """Ops of which there is no loop and no kernel: Pillow and torchvision themselves, image by image.
 
-Sources: `timm.data.auto_augment.gaussian_blur`; torchvision's `GaussianBlur(kernel_size=23)` and `adjust_hue`, as timm's
-`transforms_imagenet_train` calls them.
+Sources: `timm.data.auto_augment.gaussian_blur`; torchvision's `GaussianBlur(kernel_size=23)` and `adjust_hue`, as
+timm's `transforms_imagenet_train` calls them.
 """
 
 from collections.abc import Callable

@@ -22,6 +22,7 @@ from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, close_at_exit
 from rsbdali.pipelines.host.augment import find_augment
 from rsbdali.pipelines.host.decode import WindowDecoder
+from rsbdali.pipelines.host.regions import find_splice
 from rsbdali.pipelines.host.resize import find_resize
 
 # Images a worker decodes at a time: the cost of a call to DALI is spread, a batch still splits evenly. From 32 on DALI
@@ -91,16 +92,24 @@ class Workers:
         size: H and W of a row.
         device: where batches are handed out; a GPU gets them by a copy from pinned memory.
         num_threads: threads that work.
+        chunk: most images of a call to DALI, at most CHUNK; None: CHUNK.
     """
 
     def __init__(
-        self, index: ImageSource, *, rows: int, size: tuple[int, int], device: torch.device, num_threads: int
+        self,
+        index: ImageSource,
+        *,
+        rows: int,
+        size: tuple[int, int],
+        device: torch.device,
+        num_threads: int,
+        chunk: int | None = None,
     ) -> None:
         self._rows, self._index, self._device, self._size = rows, index, torch.device(device), size
         self._pool = BufferPool((rows, *size, 3), torch.uint8)
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._batches: deque[_Batch] = deque()
-        self._chunk_images = max(1, min(CHUNK, -(-rows // num_threads)))
+        self._chunk_images = max(1, min(CHUNK, chunk or CHUNK, -(-rows // num_threads)))
         self._threads = _start_threads(num_threads, self._chunks, self._chunk_images)
         self._close = weakref.finalize(self, _stop_threads, self._threads, self._chunks)
         close_at_exit(self)
@@ -138,7 +147,7 @@ class Workers:
 
 
 def _start_threads(count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int) -> list[threading.Thread]:
-    find_resize(), find_augment()  # compiled here, once, where an error is seen
+    find_resize(), find_augment(), find_splice()  # compiled here, once, where an error is seen
     workers = [
         threading.Thread(
             target=_work, args=(WindowDecoder(chunk_images), chunks), name=f"rsbdali-host-{i}", daemon=True

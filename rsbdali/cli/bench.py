@@ -1,4 +1,4 @@
-"""`bench-loader`, `bench-step` and `doctor`: what this machine does, and can do."""
+"""`bench-loader`, `bench-step`, `tune` and `doctor`: what this machine does, and can do."""
 
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,24 @@ def bench_step(recipe: str, overrides: tuple[str, ...], **rest: Any) -> None:
     from rsbdali.recipe import Recipe
 
     bench.main(Recipe.load(recipe, parse_overrides(overrides)), Console(), **rest)
+
+
+@command("tune")
+@recipe_options
+@DATA
+@click.option("--batch-size", type=click.IntRange(2), default=128, help="Rows of a batch.")
+@DEVICE
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=2.0, help="Of searching.")
+@click.option("--allow-pixels", is_flag=True, help="Search the decode mode too: modes differ a little in pixels.")
+@click.option("--against", metavar="MODEL", help="Measure this model's training step too, and say which one waits.")
+def tune(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
+    """Find the loader's fastest settings on this machine, and keep them for `train --tuned`."""
+    from rsbdali.bench import tune as bench
+    from rsbdali.recipe import Recipe
+
+    if data is None:
+        raise RsbdaliError("--data is missing: a folder of images by class, or one with train/")
+    bench.main(Recipe.load(recipe, parse_overrides(overrides)), data, Console(), **rest)
 
 
 @command("doctor")

@@ -12,17 +12,17 @@ GROUPS = {
     "Data": "data val_labels class_map max_bad_images images draws",
     "Run": "out output experiment resume checkpoint_every on_nan initial_checkpoint checkpoint model pretrained device "
     "nproc rank_timeout run epoch step",
-    "Speed": "workers decode hw_decoder_load torch_compile cuda_graph deterministic affinity",
+    "Speed": "workers decode hw_decoder_load tuned torch_compile cuda_graph deterministic affinity",
     "Logging": "loggers json_path report_path",
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
 KEYS = "Recipe keys"
 ORDER = ("Data", "Run", "Speed", "Logging", "Recipe", KEYS, GENERAL)
 COMMANDS = {
-    "Train": "train validate tune",
+    "Train": "train validate",
     "Data": "index preview pack demo-data",
     "Recipes": "recipe",
-    "Speed": "doctor bench-loader bench-step",
+    "Speed": "doctor tune bench-loader bench-step",
     "Runs": "report replay export watch",
     "Shell": "completion",
 }
@@ -93,6 +93,6 @@ class Group(click.Group):
                 formatter.write_dl(rows)
 
 
-def command(*names: str, **settings: Any) -> Any:
+def command(name: str, **settings: Any) -> Any:
     """`click.command` with grouped options, of which each says its default."""
-    return click.command(*names, cls=Command, context_settings={"show_default": True}, **settings)
+    return click.command(name, cls=Command, context_settings={"show_default": True}, **settings)

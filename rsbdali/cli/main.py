@@ -91,6 +91,7 @@ for command in (
     recipes.recipe,
     bench.bench_loader,
     bench.bench_step,
+    bench.tune,
     bench.doctor,
     runs.export_command,
     runs.report_command,

@@ -23,7 +23,7 @@ class FilePath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, with the home folder in place of `~`."""
-        path = super().convert(value, param, ctx)
+        path = Path(str(super().convert(value, param, ctx)))
         return path.expanduser() if str(path).startswith("~") else path
 
 
@@ -50,9 +50,7 @@ def recipe_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.get_current_context().meta[RECIPE_GIVEN] = chosen is not None
         return function(*args, recipe=chosen or DEFAULT, **rest)
 
-    call = key_options()(call)
-    call = RECIPE(call)
-    return NAME(call)
+    return NAME(RECIPE(key_options()(call)))
 
 
 def _one_of(argument: str | None, option: str | None) -> str | None:
@@ -70,7 +68,7 @@ def _no_folder(recipe: str | None) -> str | None:
 def out_option(default: str | None, text: str, *more: str, **settings: Any) -> Callable[..., Any]:
     """-o/--out: where a command writes."""
     names = ["-o", "--out", *more]
-    given = {"default": Path(default)} if default else {}
+    given: dict[str, Any] = {"default": Path(default)} if default else {}
     return click.option(*names, type=PATH, help=text, **given, **settings)
 
 

@@ -50,6 +50,15 @@ HELP = {
     "aug_repeats": "Augmentations of each image in an epoch.",
     "aug_repeats_mode": "timm's order, or decoded once and augmented k times.",
     "reprob": "Probability of random erasing.",
+    "remode": "What erased boxes are filled with.",
+    "recount": "Most erased boxes of an image.",
+    "color_jitter": "Strength of color jitter, or three or four of them.",
+    "color_jitter_prob": "Probability of color jitter (none: always).",
+    "grayscale_prob": "Probability of gray.",
+    "gaussian_blur_prob": "Probability of blur.",
+    "vflip": "Probability of a flip upside down.",
+    "train_crop_mode": "Crops in training: at random, or with the aspect ratio kept.",
+    "crop_mode": "Crop in evaluation.",
     "mixup": "Alpha of mixup (0: off).",
     "cutmix": "Alpha of CutMix (0: off).",
     "mixup_prob": "Probability of mixing at all.",
@@ -97,10 +106,10 @@ def key_options(*, without: Collection[str] = ()) -> Callable[[Callable[..., Any
             given = {name: rest.pop(PREFIX + name) for name in HINTS if PREFIX + name in rest}
             return function(*args, overrides=merged(overrides, given), **rest)
 
+        decorated: Callable[..., Any] = call
         for name in reversed([name for name in HINTS if name not in without]):
-            call = _option(name)(call)
-        call = HELP_RECIPE(call)
-        return SET(call)
+            decorated = _option(name)(decorated)
+        return SET(HELP_RECIPE(decorated))
 
     return decorate
 

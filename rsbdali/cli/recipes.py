@@ -36,7 +36,7 @@ def recipe_list() -> None:
             str(r.epochs),
             str(r.global_batch_size),
             f"{reported.top1} %",
-            f"{reported.hours:g}",
+            "–" if reported.hours is None else f"{reported.hours:g}",
             reported.hardware,
         )
     Console(soft_wrap=not sys.stdout.isatty()).print(table)

@@ -2,8 +2,8 @@
 
     4 groups, 3 ranks:   rank 0: groups 0, 3    rank 1: group 1    rank 2: group 2
 
-Group g is rank g mod W's, so that the first ranks own one group more where W does not divide the groups. A step takes as
-long as a rank with most of them.
+Group g is rank g mod W's, so that the first ranks own one group more where W does not divide the groups. A step takes
+as long as a rank with most of them.
 """
 
 from rsbdali.distributed.world import World

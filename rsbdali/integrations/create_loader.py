@@ -4,6 +4,7 @@ The data becomes an `ImageIndex` (`datasets`), timm's arguments a `Recipe` (`tim
 `Sampling`; a `TrainLoader` or `EvalLoader` is made of them, and a `TupleLoader` gives its batches as pairs.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Literal, Unpack
 import torch
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.distributed.devices import as_current, find_device, find_world, meeting
+from rsbdali.distributed.devices import as_current, default_threads, find_device, find_world, meeting
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError, RecipeError
 from rsbdali.integrations.datasets import open_index
@@ -29,13 +30,16 @@ from rsbdali.loader.decode_mode import DecodeMode
 from rsbdali.loader.eval import EvalLoader
 from rsbdali.loader.train import TrainLoader
 from rsbdali.loader.transform import Transform
-from rsbdali.plan.randaugment import RandAugmentPolicy
+from rsbdali.loader.tuned import DEFAULT_PREFETCH
+from rsbdali.loader.tuned import find as find_tuned
 from rsbdali.plan.sampler import rows_per_epoch
 from rsbdali.plan.sampling import Sampling
 from rsbdali.recipe import Recipe
 
 DEFAULT_EVAL_ROWS = 256
 OUTPUTS = ("float", "uint8")
+
+log = logging.getLogger(__name__)
 
 
 def create_loader(
@@ -47,11 +51,21 @@ def create_loader(
     recipe: str | Recipe | None = None,
     scale: Sequence[float] | None = None,
     ratio: Sequence[float] | None = None,
+    train_crop_mode: str | None = None,
     hflip: float | None = None,
+    vflip: float | None = None,
+    color_jitter: float | Sequence[float] | None = None,
+    color_jitter_prob: float | None = None,
+    grayscale_prob: float | None = None,
+    gaussian_blur_prob: float | None = None,
     auto_augment: str | None = None,
     num_aug_repeats: float | None = None,
+    re_prob: float | None = None,
+    re_mode: Literal["const", "rand", "pixel"] | None = None,
+    re_count: int | None = None,
     interpolation: Literal["random", "bilinear", "bicubic"] | None = None,
     crop_pct: float | None = None,
+    crop_mode: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     collate_fn: Callable[..., Any] | None = None,
@@ -76,7 +90,8 @@ def create_loader(
     seed: int | None = None,
     decode: DecodeMode = "auto",
     hw_decoder_load: float | None = None,
-    prefetch: int = 2,
+    prefetch: int | None = None,
+    tuned: bool = False,
     max_bad_images: int | None = None,
     on_bad: Callable[[str, str], None] | None = None,
     **others: Unpack[OtherTimmArguments],
@@ -97,11 +112,22 @@ def create_loader(
             that color jitter is off.
         scale: bounds of the crop's share of the area.
         ratio: bounds of the crop's width / height.
-        hflip: probability.
-        auto_augment: timm's RandAugment string, or 'none'.
+        train_crop_mode: rrc or rkrc.
+        hflip: probability of a flip left to right.
+        vflip: of one upside down.
+        color_jitter: strength of brightness, contrast and saturation, or one for each, and of the hue; acts as in timm
+            beside 3-Augment or without auto_augment only.
+        color_jitter_prob: its probability; None: always.
+        grayscale_prob: probability.
+        gaussian_blur_prob: probability.
+        auto_augment: timm's string for RandAugment, AutoAugment or 3-Augment; 'trivial' or 'none'.
         num_aug_repeats: augmentations of an image in an epoch; without torchrun as well.
+        re_prob: probability of random erasing.
+        re_mode: const, rand or pixel; const without a recipe.
+        re_count: most boxes of an image.
         interpolation: random (training), bilinear or bicubic.
         crop_pct: share that the center crop leaves, in evaluation.
+        crop_mode: center, squash or border, in evaluation.
         mean: of the channels, as a share of 255.
         std: likewise.
         collate_fn: None, timm's `fast_collate`, or its `FastCollateMixup`, whose settings are taken over.
@@ -132,7 +158,9 @@ def create_loader(
         decode: where images are decoded: gpu (whole images), gpu-roi (the crop's region), cpu, or auto. Modes differ in
             pixels.
         hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine, 0 to 1; None: DALI's own, 0.65.
-        prefetch: batches in flight.
+        prefetch: batches in flight; None: 2, or as tuned.
+        tuned: run a training loader as `rsbdali tune` found best on this machine for the recipe's image size, but for
+            `num_workers`, `prefetch` and `decode` where they are given.
         max_bad_images: more training images that do not decode are a `DataError`.
         on_bad: called once for each image that does not decode, with path and reason; by default a warning is logged.
         **others: timm's other arguments, with values that change nothing here.
@@ -141,13 +169,15 @@ def create_loader(
         RecipeError: an argument that cannot be honored, by its name.
         DataError: the data is missing or not what it has to be.
         DeviceError: there is no such device.
+        RsbdaliError: `tuned`, and nothing is tuned on this machine.
     """
     arguments = {name: value for name, value in locals().items() if name in RECIPE_ARGUMENTS}
     settings = _recipe(recipe, arguments, is_training)
-    randaugment = RandAugmentPolicy.parse(settings.aa) is not None
-    refuse(others, is_training=is_training, randaugment=randaugment, honored=create_loader.__annotations__)
+    refuse(others, is_training=is_training, honored=create_loader.__annotations__)
     mix = _mix_of(collate_fn, is_training, num_classes)
     settings = _with_targets(settings, mix, smoothing, is_plain=output == "uint8" or not use_prefetcher)
+    if is_training and settings.reprob and output == "uint8":
+        raise RecipeError("output='uint8' erases nothing: set re_prob to 0")
     settings = settings if seed is None else settings.with_overrides({"seed": seed})
     order: dict[str, Any] = {"shuffle": shuffle, "drop_last": drop_last, "weights": weights, "sampler": sampler}
     if not is_training:
@@ -161,12 +191,15 @@ def create_loader(
     pairs |= {"return_index": return_index, "item_N": data.item_N}
     work: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "device": place, "dtype": dtype}
     work |= {"decode": decode, "hw_decoder_load": hw_decoder_load}
-    work |= {"num_threads": _threads(num_workers), "prefetch": prefetch, "on_bad": on_bad}
+    work |= {"num_threads": _threads(num_workers), "prefetch": prefetch or DEFAULT_PREFETCH, "on_bad": on_bad}
     if not is_training:
         work |= {"batch_size": rows or DEFAULT_EVAL_ROWS, "pad": pad_eval}
         return TupleLoader(EvalLoader(data.index, settings, **work), **pairs)
     sampling = sampling_of(data, **order, repeats=settings.aug_repeats)
     settings = _per_rank(settings, rows, world, sampling, len(data.index))
+    if tuned:
+        given = {"num_threads": num_workers, "prefetch": prefetch, "decode": None if decode == "auto" else decode}
+        work |= _tuned(settings, place, world, given)
     work |= {"max_bad_images": max_bad_images, "transform": transform}
     training = TrainLoader(data.index, settings, sampling=sampling, **work)
     training.mixup_enabled &= mix.enabled
@@ -258,12 +291,24 @@ def _dtype(output: str, img_dtype: torch.dtype | None, use_prefetcher: bool) -> 
     return torch.float32 if img_dtype is None or not use_prefetcher else img_dtype
 
 
+def _tuned(recipe: Recipe, device: torch.device, world: World, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a `TrainLoader` as tuned for this machine; what was given stays."""
+    found = find_tuned(recipe, device)
+    log.info("loader tuned for this machine: %s", found)
+    # tuned is one process with all cores: several share them
+    threads = found.threads if world.size == 1 else min(found.threads, default_threads(world))
+    arguments = {"num_threads": threads, "prefetch": found.prefetch, "chunk": found.chunk, "decode": found.decode}
+    return {key: value for key, value in arguments.items() if given.get(key) is None}
+
+
 def _object(dataset: Any) -> Any:
     """What a loader gives as its `dataset`: the object that it was made of, None for a location."""
     return None if isinstance(dataset, str | os.PathLike) else dataset
 
 
 def _threads(num_workers: int | None) -> int | None:
+    if num_workers is not None and num_workers < 0:
+        raise RecipeError(f"num_workers={num_workers}: expected 0 or more CPU threads")
     return None if num_workers is None else max(1, num_workers)
 
 
@@ -280,18 +325,18 @@ def _per_rank(recipe: Recipe, rows: int | None, world: World, sampling: Sampling
     if rows is None:
         _check_equal_shares(recipe.mix_groups, world.size)
         return recipe
-    available = rows_per_epoch(sampling.length(images), max(1, recipe.aug_repeats))
+    available = rows_per_epoch(sampling.length(images), max(1, recipe.aug_repeats), world.size)
     if rows * world.size > available and sampling.drop_last:
         raise DataError(f"batch_size={rows} on {world.size} ranks is more than an epoch of {available} images")
     return recipe.with_overrides({"global_batch_size": rows * world.size, "mix_groups": world.size})
 
 
 def _check_equal_shares(groups: int, ranks: int) -> None:
-    """Refuse ranks that would get unequal numbers of batches: the trainers that this loader is for would wait forever."""
+    """Refuse unequal numbers of batches on the ranks, with which the trainers of other people would wait forever."""
     if groups > ranks and groups % ranks:
         allowed = ", ".join(str(number) for number in range(1, groups + 1) if groups % number == 0)
         raise RecipeError(
-            f"mix_groups={groups} on {ranks} processes: create_loader (and so timm's scripts, Lightning and Accelerate) "
-            f"gives every process as many batches, which takes {allowed} processes, batch_size, or other mix_groups; "
-            "`rsbdali train` and TrainLoader go with any number"
+            f"mix_groups={groups} on {ranks} processes: create_loader (so timm's scripts, Lightning, Accelerate) "
+            f"gives all processes equally many batches, which takes {allowed} processes, batch_size, or other "
+            "mix_groups; `rsbdali train` and TrainLoader go with any number"
         )

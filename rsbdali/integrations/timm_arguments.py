@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import yaml
 
 from rsbdali.errors import RecipeError
-from rsbdali.plan.randaugment import RandAugmentPolicy
+from rsbdali.plan.augmentation import parse_policy
 from rsbdali.recipe import Recipe
 
 SAME_IN_BOTH = {"mean": "mean", "std": "std"}
@@ -23,21 +23,36 @@ TRAINING = {
     "interpolation": "train_interpolation",
     "scale": "scale",
     "ratio": "ratio",
+    "train_crop_mode": "train_crop_mode",
     "hflip": "hflip",
+    "vflip": "vflip",
     "auto_augment": "aa",
+    "color_jitter": "color_jitter",
+    "color_jitter_prob": "color_jitter_prob",
+    "grayscale_prob": "grayscale_prob",
+    "gaussian_blur_prob": "gaussian_blur_prob",
     "num_aug_repeats": "aug_repeats",
+    "re_prob": "reprob",
+    "re_mode": "remode",
+    "re_count": "recount",
 }
 EVALUATION = {
     **SAME_IN_BOTH,
     "input_size": "test_img_size",
     "interpolation": "interpolation",
     "crop_pct": "crop_pct",
+    "crop_mode": "crop_mode",
 }
 """Argument → key of `Recipe`, in training and in evaluation; the others change nothing there, in timm neither."""
 
 RECIPE_ARGUMENTS = frozenset({*TRAINING, *EVALUATION})
 
-TIMM_DEFAULTS = {"train_interpolation": "bilinear", "interpolation": "bilinear", "crop_pct": 0.875}
+TIMM_DEFAULTS = {
+    "train_interpolation": "bilinear",
+    "interpolation": "bilinear",
+    "crop_pct": 0.875,
+    "remode": "const",
+}
 """What timm's `create_loader` does where an argument is not given and `Recipe` does something else."""
 
 
@@ -60,18 +75,13 @@ class Refused:
 
 REFUSED = {
     "no_aug": Refused((False,), "training images are always cropped at random", evaluation=False),
-    "re_prob": Refused((0,), "random erasing is not offered: no recipe here uses it", evaluation=False),
-    "train_crop_mode": Refused((None, "", "rrc"), "only random resized crops are offered", evaluation=False),
-    "vflip": Refused((0,), "only horizontal flips are offered", evaluation=False),
-    "color_jitter": Refused(
-        (None, 0),
-        "color jitter is not offered: give auto_augment='rand-…', which turns it off in timm too, or None",
+    "re_split": Refused((False,), "all rows of a batch are erased with the same probability", evaluation=False),
+    "num_aug_splits": Refused(
+        (0,),
+        "splits (--aug-splits, for the JSD loss and AugMix) need each image several times in a batch, once clean, and "
+        "no executor here makes such batches",
         evaluation=False,
     ),
-    "grayscale_prob": Refused((None, 0), "no gray conversion is offered", evaluation=False),
-    "gaussian_blur_prob": Refused((None, 0), "no blur is offered", evaluation=False),
-    "num_aug_splits": Refused((0,), "augmentation splits (AugMix) are not offered", evaluation=False),
-    "crop_mode": Refused((None, "", "center"), "only center crops are offered", training=False),
     "crop_border_pixels": Refused((None, 0), "no border is trimmed", training=False),
     "tf_preprocessing": Refused((False,), "TensorFlow's preprocessing is not offered"),
     "fp16": Refused((False,), "give img_dtype=torch.float16"),
@@ -84,10 +94,6 @@ NO_BEARING = {
     "pin_memory": "batches reach a GPU through pinned memory anyway",
     "persistent_workers": "threads live as long as the loader",
     "use_multi_epochs_loader": "threads live as long as the loader",
-    "color_jitter_prob": "only with color_jitter, which is refused",
-    "re_mode": "only with re_prob, which is refused",
-    "re_count": "only with re_prob, which is refused",
-    "re_split": "only with re_prob, which is refused",
     "batch_size_choices": "only with input_size_choices, which is refused",
     "batch_choice_weights": "only with input_size_choices, which is refused",
     "batch_choice_seed": "only with input_size_choices, which is refused",
@@ -102,14 +108,7 @@ class OtherTimmArguments(TypedDict, total=False):
     """The arguments of timm's loader in `REFUSED` and `NO_BEARING`, for type checkers; any value is looked at above."""
 
     no_aug: bool
-    re_prob: float
-    train_crop_mode: str | None
-    vflip: float
-    color_jitter: float | tuple[float, ...] | None
-    grayscale_prob: float | None
-    gaussian_blur_prob: float | None
     num_aug_splits: int
-    crop_mode: str | None
     crop_border_pixels: int | None
     tf_preprocessing: bool
     fp16: bool
@@ -119,9 +118,6 @@ class OtherTimmArguments(TypedDict, total=False):
     pin_memory: bool
     persistent_workers: bool
     use_multi_epochs_loader: bool
-    color_jitter_prob: float | None
-    re_mode: str
-    re_count: int
     re_split: bool
     batch_size_choices: Any
     batch_choice_weights: Any
@@ -132,20 +128,20 @@ class OtherTimmArguments(TypedDict, total=False):
     batch_schedule_random_mix: Any
 
 
-def refuse(others: Mapping[str, Any], *, is_training: bool, randaugment: bool, honored: Iterable[str]) -> None:
+def refuse(others: Mapping[str, Any], *, is_training: bool, honored: Iterable[str]) -> None:
     """Go through the arguments that are not honored.
 
     Args:
         others: by name.
         is_training: of the loader.
-        randaugment: whether images are augmented, which turns color jitter off (`transforms_imagenet_train`).
         honored: names of the arguments that are, for the hint at a misspelt one.
 
     Raises:
         RecipeError: one of them is unknown, or would do something in timm.
     """
-    for name, value in others.items():
-        if name in NO_BEARING or (name == "color_jitter" and randaugment):
+    # splits first: what comes with them says less of why
+    for name, value in sorted(others.items(), key=lambda item: item[0] != "num_aug_splits"):
+        if name in NO_BEARING:
             continue
         if name not in REFUSED:
             raise RecipeError(f"create_loader has no argument {name!r}{_nearest(name, [*honored, *REFUSED])}")
@@ -166,7 +162,7 @@ def with_arguments(recipe: Recipe, arguments: Mapping[str, Any], *, is_training:
 
     def apply() -> Recipe:
         changed = recipe.with_overrides({key: _plain(key, value) for key, value in given.items()})
-        RandAugmentPolicy.parse(changed.aa)
+        parse_policy(changed.aa)
         return changed
 
     return _under_our_names(apply, {key: name for name, key in keys.items()})
@@ -181,6 +177,10 @@ def _under_our_names(make: Callable[[], Recipe], name_of: Mapping[str, str]) -> 
         raise RecipeError(f"{name_of.get(key, key)}{equals}{rest}") from error
 
 
+# what timm takes the empty text for
+EMPTY = {"train_crop_mode": "rrc", "crop_mode": "center", "remode": "const"}
+
+
 def _plain(key: str, value: Any) -> Any:
     """Notations of timm as the recipe's: (3, H, W), 3.0 repeats, any sequence of numbers."""
     if key in ("img_size", "test_img_size"):
@@ -189,6 +189,8 @@ def _plain(key: str, value: Any) -> Any:
         return int(value)
     if key == "aa" and value == "":
         return "none"
+    if key in EMPTY and value == "":
+        return EMPTY[key]
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
@@ -201,8 +203,6 @@ def _size(value: Any) -> Any:
 
 
 def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
-    if isinstance(value, tuple | list):  # color jitter takes one factor a component
-        return all(_is_neutral(factor, neutral) for factor in value)
     return value in neutral
 
 
@@ -231,12 +231,20 @@ SAME = (
     "bce_target_thresh",
     "scale",
     "ratio",
+    "train_crop_mode",
     "hflip",
+    "vflip",
     "train_interpolation",
     "interpolation",
     "aa",
+    "color_jitter",
+    "color_jitter_prob",
+    "grayscale_prob",
+    "gaussian_blur_prob",
     "aug_repeats",
     "reprob",
+    "remode",
+    "recount",
     "mixup",
     "cutmix",
     "mixup_prob",
@@ -261,7 +269,7 @@ TRANSLATED = {
     "eval_every": ("val_interval",),
 }
 # keys without an argument there: a comment says what becomes of them, where it makes a difference
-LACKING = ("name", "test_img_size", "aug_repeats_mode", "mix_groups", "reported")
+LACKING = ("name", "test_img_size", "crop_mode", "aug_repeats_mode", "mix_groups", "reported")
 
 
 def timm_arguments(recipe: Recipe, world_size: int) -> dict[str, Any]:
@@ -279,7 +287,8 @@ def timm_arguments(recipe: Recipe, world_size: int) -> dict[str, Any]:
     arguments["batch_size"], arguments["grad_accum_steps"] = _batches(recipe, world_size)
     arguments["sched"] = "cosine"
     arguments["cooldown_epochs"] = 0
-    arguments["color_jitter"] = None  # timm adds jitter where aa is none
+    if recipe.aa == "trivial":
+        arguments["aa"] = None  # timm has none of that name
     arguments["dist_bn"] = "" if recipe.dist_bn == "none" else recipe.dist_bn
     arguments["channels_last"] = True
     arguments["amp"] = recipe.amp_dtype != "float32"
@@ -331,6 +340,10 @@ def _notes(recipe: Recipe, world_size: int, arguments: Mapping[str, Any]) -> Ite
             f"timm has no test-size argument: this would evaluate at {recipe.train_size[0]} px, not at {height} x "
             f"{width}; run its validate.py with --img-size {height} afterwards"
         )
+    if recipe.crop_mode != "center":
+        yield f"timm has no crop-mode argument: this would evaluate with the model's own, not with {recipe.crop_mode}"
+    if recipe.aa == "trivial":
+        yield "timm has no TrivialAugment: aa is left out"
     lambdas = world_size * arguments["grad_accum_steps"]
     if lambdas != recipe.mix_groups:
         yield (

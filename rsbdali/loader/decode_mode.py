@@ -177,6 +177,7 @@ def create_executor(
     device: torch.device,
     num_threads: int,
     hw_decoder_load: float | None = None,
+    chunk: int | None = None,
 ) -> Executor:
     """The executor of a mode that was chosen (not auto).
 
@@ -190,6 +191,7 @@ def create_executor(
         device: where they are made.
         num_threads: CPU threads.
         hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine; None for DALI's own.
+        chunk: most images that `cpu` gives DALI at a time; None: as many as are safe.
 
     Raises:
         RecipeError, DeviceError: see `check_decode`; also a recipe that only the CPU can make.
@@ -198,7 +200,8 @@ def create_executor(
     by_cpu = cpu_only(recipe)
     if decode == "cpu":
         by_kernels = device.type == "cuda" and missing_compiler() is None and not by_cpu
-        host = HostExecutor(index, recipe, rows=rows, device=device, num_threads=num_threads, augment=not by_kernels)
+        work = {"rows": rows, "device": device, "num_threads": num_threads, "chunk": chunk}
+        host = HostExecutor(index, recipe, **work, augment=not by_kernels)
         return Augmented(host, device, fill_color(recipe)) if by_kernels else host
     if by_cpu:
         raise RecipeError(f"{by_cpu} is made on the CPU only: use decode=cpu")

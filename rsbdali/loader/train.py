@@ -49,6 +49,7 @@ class TrainLoader(NotPicklable):
         num_threads: CPU threads; default `default_threads`, a share of the cores.
         dtype: of the images; uint8 leaves them neither mixed nor normalized.
         prefetch: batches in flight.
+        chunk: most images that decode=cpu gives DALI at a time, at most 31; None: 31. Changes no pixel.
         on_bad: called once for each image that does not decode, with path and reason.
         max_bad_images: more than this is a `DataError`.
         sampling: how an epoch's images are chosen; its canonical order is the index's. None: shuffled, each once.
@@ -74,6 +75,7 @@ class TrainLoader(NotPicklable):
         num_threads: int | None = None,
         dtype: torch.dtype = torch.float32,
         prefetch: int = 2,
+        chunk: int | None = None,
         on_bad: Callable[[str, str], None] | None = None,
         max_bad_images: int | None = None,
         sampling: Sampling | None = None,
@@ -103,6 +105,7 @@ class TrainLoader(NotPicklable):
             hw_decoder_load=hw_decoder_load,
             device=self.device,
             num_threads=self.num_threads,
+            chunk=chunk,
         )
         self._prefetcher: Prefetcher[BatchPlan] = Prefetcher(
             open_executor, make=_BatchPlans(self.planner, self._groups).plan, prefetch_depth=prefetch
@@ -179,8 +182,8 @@ class TrainLoader(NotPicklable):
         if self.dtype == torch.uint8:
             return images_NHWC.permute(0, 3, 1, 2)
         mix = plan.partner_N, plan.lam_N, plan.box_N4
-        settings = self.recipe.mean, self.recipe.std, self.dtype, self._memory(len(plan))
-        images = mix_normalize(images_NHWC, *mix, *settings)
+        memory = self._memory(len(plan))
+        images = mix_normalize(images_NHWC, *mix, self.recipe.mean, self.recipe.std, self.dtype, memory)
         if self.recipe.reprob:
             erase(images, plan.erase_NK4, plan.noise_N, self.recipe.remode)
         return images

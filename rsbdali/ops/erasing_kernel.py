@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 from rsbdali.distributed.devices import to_device
-from rsbdali.ops.erasing import MODES, ROUNDS
+from rsbdali.ops.noise import ROUNDS
+from rsbdali.plan.erasing import MODES
 
 BLOCK = 512  # pixels a program
 CONST, RAND = tl.constexpr(MODES.index("const")), tl.constexpr(MODES.index("rand"))

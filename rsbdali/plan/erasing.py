@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+MODES = ("const", "rand", "pixel")  # `remode`
 TRIES = 10
 AREA = 0.02, 1 / 3
 LOG_ASPECT = math.log(0.3), math.log(1 / 0.3)

@@ -1,7 +1,7 @@
 """Resizes that keep an image's aspect ratio, and crops from their middle.
 
-Sources: `timm.data.transforms` (`ResizeKeepRatio`, `CenterCropOrPad`), with the settings of `transforms_imagenet_train` for
-`train_crop_mode: rkrc` and of `transforms_imagenet_eval` for `crop_mode: border`.
+Sources: `timm.data.transforms` (`ResizeKeepRatio`, `CenterCropOrPad`), with the settings of `transforms_imagenet_train`
+for `train_crop_mode: rkrc` and of `transforms_imagenet_eval` for `crop_mode: border`.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ def draw_keep_ratio(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sizes and crops of `train_crop_mode: rkrc`.
 
-    The image is resized so that it covers the training size, then on half the images made larger by a share of area from
+    The image is resized so that it covers the training size, on half the images made larger by a share of area from
     `scale`, and on half of them stretched by an aspect ratio from `ratio`. The middle is cut out; where the result is
     smaller than the training size, it is mirrored at its edges.
 
@@ -47,7 +47,7 @@ def keep_ratio(
     *,
     longest: bool = False,
 ) -> np.ndarray:
-    """Sizes after a resize that covers the target (H, W), or with `longest` fits into it: int32 (h, w), shape (N, 2)."""
+    """Sizes after a resize that covers the target (H, W), with `longest` fits into it: int32 (h, w), shape (N, 2)."""
     sides_N2 = np.stack([height_N, width_N], axis=1).astype(np.float64)
     ratio_N2 = sides_N2 / np.array(target)
     ratio_N1 = ratio_N2.max(axis=1, keepdims=True) if longest else ratio_N2.min(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
 """timm's names of ops: an op together with the way in which a level becomes its argument.
 
-`PosterizeIncreasing` is Posterize with another map of the level, `Desaturate` is Color with a factor below 1. So a policy
-draws kinds and levels, and what is planned are ops (`Op`) and arguments. Source: `timm.data.auto_augment`
+`PosterizeIncreasing` is Posterize with another map of the level, `Desaturate` is Color with a factor below 1. So a
+policy draws kinds and levels, and what is planned are ops (`Op`) and arguments. Source: `timm.data.auto_augment`
 (`LEVEL_TO_ARG`, `NAME_TO_OP`, `rand_augment_choices`).
 """
 
@@ -64,7 +64,7 @@ _OTHERS = {
 # by kind; the last is what NONE, -1, finds
 OP_OF_KIND = np.array([*ALL, *(_OTHERS[Kind(kind)] for kind in range(NUM_OPS, len(Kind) - 1)), Op.NONE], np.int8)
 
-WEIGHTS = {
+WEIGHTS: dict[str, dict[Kind, float]] = {
     "weights": {
         Kind.ROTATE: 3,
         Kind.SHEAR_X: 2,

@@ -4,13 +4,14 @@ A `BatchPlan` says for each row which image, which crop, flip, resize filter, Ra
 executors (`pipelines/`) only carry it out. It is drawn for the whole global batch at once (`draws.py`); ranks and mix
 groups are slices of it.
 
-Shape suffixes: N rows, L layers of ops, K boxes to erase, 2 = (h, w) or (y, x), 4 = (y, x, h, w) for crops and (y0, y1, x0, x1) for boxes.
+Shape suffixes: N rows, L layers of ops, K boxes to erase, 2 = (h, w) or (y, x),
+4 = (y, x, h, w) for crops and (y0, y1, x0, x1) for boxes.
 """
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -110,13 +111,14 @@ class Planner:
         _check_division(recipe, self.groups)
         self.group_rows = recipe.global_batch_size // self.groups
         self.repeats = max(1, recipe.aug_repeats)
-        rows = sampler.rows_per_epoch(self.sampling.length(self.n), self.repeats)
+        rows = sampler.rows_per_epoch(self.sampling.length(self.n), self.repeats, self.groups)
         self.steps_per_epoch = rows // recipe.global_batch_size
         self.rows_per_epoch = self.steps_per_epoch * recipe.global_batch_size
         if not self.sampling.drop_last:
             self.steps_per_epoch = -(-rows // recipe.global_batch_size)
             self.rows_per_epoch = -(-rows // self.groups) * self.groups
         if self.steps_per_epoch == 0:
+            rows = sampler.rows_per_epoch(self.sampling.length(self.n), self.repeats)
             raise RecipeError(
                 f"global_batch_size={recipe.global_batch_size} is larger than an epoch of {rows} images: "
                 f"set it to {rows} or less, say global_batch_size={_power_of_two(rows, self.groups)} and lr=auto"
@@ -145,7 +147,7 @@ class Planner:
         chosen = self.sampling.in_canonical_order(chosen) if pool is None else pool[chosen]
         sample_N = plan.sample_N.copy()
         sample_N[row] = chosen[0]
-        changed = {"sample_N": sample_N}
+        changed: dict[str, Any] = {"sample_N": sample_N}
         for name, new_1 in self._draw_windows(rng, chosen).items():
             changed[name] = getattr(plan, name).copy()
             changed[name][row] = new_1[0]
@@ -175,7 +177,8 @@ class Planner:
         rows = self.recipe.global_batch_size
         if not self._local:
             order, stop = self._order(epoch), min((step + 1) * rows, self.rows_per_epoch)
-            return order[np.arange(step * rows, stop) % len(order)]  # only a last batch that is kept goes round
+            # only a last batch goes round, one that is kept or that the padding completes
+            return order[np.arange(step * rows, stop) % len(order)]
         first = step * self.groups
         by_group = [
             sampler.local_group(self._order(epoch), self.repeats, self.group_rows, first + g)

@@ -18,11 +18,15 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return torch.randperm(n, dtype=torch.int64, device="cpu", generator=generator).numpy()
 
 
-def rows_per_epoch(n: int, repeats: int) -> int:
-    """Rows (augmented images) of one epoch before the division into batches, for repeats >= 1."""
-    if repeats > 1 and n >= SELECTED_ROUND:
-        return n // SELECTED_ROUND * SELECTED_ROUND
-    return n
+def rows_per_epoch(n: int, repeats: int, groups: int = 1) -> int:
+    """Rows (augmented images) of one epoch before the division into batches, for repeats >= 1.
+
+    Without repeats it is filled up to a multiple of the mix groups by its first images, as `DistributedSampler` fills
+    it up to one of the ranks: else an epoch would miss a batch that timm has.
+    """
+    if repeats > 1:
+        return n // SELECTED_ROUND * SELECTED_ROUND if n >= SELECTED_ROUND else n
+    return -(-n // groups) * groups
 
 
 def epoch_order(n: int, seed: int, epoch: int, repeats: int = 1, world_size: int = 1) -> np.ndarray:

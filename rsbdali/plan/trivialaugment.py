@@ -1,7 +1,7 @@
 """TrivialAugment: one op for each image, its strength uniform.
 
-Sources: TrivialAugment (Müller and Hutter 2021, arXiv 2103.10158), torchvision's `TrivialAugmentWide`, whose floats these
-are: magnitudes in float32, shears by way of an angle, translations in whole pixels, black outside the image.
+Sources: TrivialAugment (Müller and Hutter 2021, arXiv 2103.10158), torchvision's `TrivialAugmentWide`, whose floats
+these are: magnitudes in float32, shears by way of an angle, translations in whole pixels, black outside the image.
 """
 
 import math
@@ -46,7 +46,7 @@ def _enhance(magnitude: float) -> float:
 
 
 WIDE = 0.0, 0.99
-# op, the range of magnitudes, whether they take a sign, and the argument that a magnitude becomes; in torchvision's order
+# op, range of magnitudes, whether they take a sign, the argument that a magnitude becomes; in torchvision's order
 SPACE: tuple[tuple[Op, tuple[float, float], bool, Callable[[float], float]], ...] = (
     (Op.NONE, (0, 0), False, float),
     (Op.SHEAR_X, WIDE, True, _shear_x),

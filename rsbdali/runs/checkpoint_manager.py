@@ -190,7 +190,8 @@ def resume_from(saved: Saved | None, state: RunState, identity: Identity, world:
         return
     collectives.on_all_ranks(lambda: state.restore(saved.content, identity, saved.path), world)
     saved.content = {}
-    log.info("Goes on from %s: epoch %d, %d steps of it done", saved.path, state.epoch + 1, state.step)
+    if state.epoch < identity.recipe.epochs:
+        log.info("Goes on from %s: epoch %d, %d steps of it done", saved.path, state.epoch + 1, state.step)
 
 
 def _chosen(resume: str | None, folder: Path, world: World) -> Path | None:

@@ -117,7 +117,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
         if error.errno in HELD or _lives(holder):
             raise RsbdaliError(
                 f"{path.parent} is in use: process {holder.get('process', '?')} on {holder.get('host', '?')} trains "
-                f"there since {holder.get('since', '?')}; wait for it, or name another --experiment"
+                f"there since {holder.get('since', '?')}; wait for it, or name another experiment"
             ) from error
         said = f", and the last run here ({_text(holder)}) has left no word of its end" if holder else ""
         log.warning("%s knows no locks (%s): see that no other run uses it%s", path.parent, error.strerror, said)

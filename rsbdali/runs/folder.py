@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from io import StringIO
 from pathlib import Path
@@ -44,7 +45,7 @@ def choose_folder(output: Path, experiment: str | None, recipe: Recipe, *, resum
         RsbdaliError: the experiment's name leads out of the output folder.
     """
     if experiment is not None:
-        check_name("--experiment", experiment, parts=True)
+        check_name("experiment", experiment, parts=True)
         return output / experiment
     source = resumed_folder(resume)
     if source and (source / ARGS).exists():
@@ -72,7 +73,9 @@ def check_free(folder: Path, experiment: str | None, resume: str | None) -> None
         return
     source = resumed_folder(resume)
     if source is None or source.resolve() != folder.resolve():
-        raise RsbdaliError(f"{folder} holds a run already: go on with --resume {folder}, or name another --experiment")
+        raise RsbdaliError(
+            f"{folder} holds a run already: go on with --resume {shlex.quote(str(folder))}, or name another experiment"
+        )
 
 
 def resumed_folder(resume: str | None) -> Path | None:

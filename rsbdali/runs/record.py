@@ -1,7 +1,7 @@
 """What rsbdali writes into a checkpoint beside timm's keys, and its reading: checked, since anybody may write one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,13 @@ from rsbdali.runs.folder import is_epoch_file
 OURS = "rsbdali"
 MOST_ENTRIES = 1000
 # what checkpoints of earlier versions lack
-EARLIER: Mapping[str, Any] = {"data": {"images": 0, "digest": ""}, "pixels": "", "decode": "", "hw_decoder_load": None}
+EARLIER: Mapping[str, Any] = {
+    "data": {"images": 0, "digest": ""},
+    "pixels": "",
+    "decode": "",
+    "hw_decoder_load": None,
+    "tuned": {},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,7 @@ class Record:
         pixels: what made them of the files; empty likewise.
         decode: where they were decoded, see `loader.decode_mode`; empty likewise.
         hw_decoder_load: share of the JPEGs that went to the GPU's JPEG engine; None: DALI's own.
+        tuned: the loader's settings, where they were tuned.
     """
 
     recipe: Mapping[str, Any]
@@ -60,6 +67,7 @@ class Record:
     pixels: str = ""
     decode: str = ""
     hw_decoder_load: float | None = None
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, for the file."""
@@ -80,6 +88,7 @@ class Record:
             "pixels": self.pixels,
             "decode": self.decode,
             "hw_decoder_load": self.hw_decoder_load,
+            "tuned": dict(self.tuned),
         }
 
 
@@ -117,6 +126,7 @@ def read_record(content: Mapping[str, Any], path: Path | str) -> Record | None:
         pixels=top.get("pixels", _is_text, "a text"),
         decode=top.get("decode", _is_text, "a text"),
         hw_decoder_load=top.get("hw_decoder_load", _or_none(is_number), "a number or none"),
+        tuned=dict(top.get("tuned", _is_plain_mapping, "settings")),
     )
     if record.step > record.steps_per_epoch:
         raise CheckpointError(f"{path} is damaged: step {record.step} of an epoch of {record.steps_per_epoch} steps")

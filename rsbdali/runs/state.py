@@ -41,6 +41,7 @@ class Identity:
         pixels: what makes their pixels; empty likewise.
         decode: where they are decoded (`loader.decode_mode`).
         hw_decoder_load: see `Record`.
+        tuned: the loader's settings as plain values, where they are tuned; only recorded.
     """
 
     recipe: Recipe
@@ -52,6 +53,7 @@ class Identity:
     pixels: str = ""
     decode: str = ""
     hw_decoder_load: float | None = None
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -130,6 +132,7 @@ class RunState:
             pixels=identity.pixels,
             decode=identity.decode,
             hw_decoder_load=identity.hw_decoder_load,
+            tuned=identity.tuned,
             **{name: getattr(self, name) for name in RECORDED},
         )
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from rsbdali.data.index import ImageIndex
+from rsbdali.ops.erasing import erase
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.plan.planner import BatchPlan
 from rsbdali.plan.randaugment import BICUBIC, GEOMETRIC, Op
@@ -23,7 +24,7 @@ MARGIN, GAP, HEADER = 24, 12, 72
 TILE_MIN = 150  # smaller training images are drawn enlarged
 LINES, LINE = 3, 17  # caption: how many lines, their height
 DRAWN = Image.Resampling.NEAREST  # how a training image is enlarged: its pixels can be seen
-WITHOUT_ARGUMENT = frozenset({Op.AUTO_CONTRAST, Op.EQUALIZE, Op.INVERT})
+WITHOUT_ARGUMENT = frozenset({Op.AUTO_CONTRAST, Op.EQUALIZE, Op.INVERT, Op.FLIP_Y})
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Layout:
 
 
 def mixes(recipe: Recipe) -> bool:
-    """Whether a recipe mixes images at all."""
-    return recipe.mixup > 0 or recipe.cutmix > 0
+    """Whether a recipe mixes images at all, or erases parts of them, which comes last."""
+    return recipe.mixup > 0 or recipe.cutmix > 0 or recipe.reprob > 0
 
 
 def write_title(canvas: Image.Image, name: str, recipe: Recipe) -> None:
@@ -85,8 +86,9 @@ def write_title(canvas: Image.Image, name: str, recipe: Recipe) -> None:
 
 
 def mixed_pixels(recipe: Recipe, plan: BatchPlan, images_NHWC: torch.Tensor) -> np.ndarray:
-    """What training's `mix_normalize` makes of the batch, turned back into uint8 pixels (N, H, W, 3)."""
+    """What training mixes, normalizes and erases of the batch, turned back into uint8 pixels (N, H, W, 3)."""
     images = mix_normalize(images_NHWC, plan.partner_N, plan.lam_N, plan.box_N4, recipe.mean, recipe.std)
+    erase(images, plan.erase_NK4, plan.noise_N, recipe.remode)
     std_C, mean_C = torch.tensor([recipe.std, recipe.mean], dtype=images.dtype, device=images.device)
     values_NHWC = images.permute(0, 2, 3, 1) * std_C + mean_C
     pixels: np.ndarray = (values_NHWC * 255).round().clamp(0, 255).to(torch.uint8).numpy()
@@ -153,6 +155,8 @@ def _op_name(op: Op, arg: float, interp: int) -> str:
     if op in WITHOUT_ARGUMENT:
         return name
     units = {Op.ROTATE: f"{arg:+.1f}°", Op.POSTERIZE: f"{arg:.0f} bits", Op.SOLARIZE: f"from {arg:.0f}"}
+    units |= dict.fromkeys((Op.TRANSLATE_X_ABS, Op.TRANSLATE_Y_ABS), f"{arg:+.0f} px")
+    units |= dict.fromkeys((Op.GAUSSIAN_BLUR, Op.GAUSSIAN_FILTER), f"{arg:.2f} px") | {Op.HUE: f"{arg:+.0%}"}
     if op in (Op.TRANSLATE_X, Op.TRANSLATE_Y):
         return f"{name} {arg:+.1%}"
     if op in GEOMETRIC:

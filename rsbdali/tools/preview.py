@@ -62,7 +62,7 @@ def preview(
         RsbdaliError: no such data, or a recipe that cannot be carried out.
     """
     if out.suffix.lower() != ".png":
-        raise RecipeError(f"--out {out}: the picture is a PNG, so the name must end in .png")
+        raise RecipeError(f"{out}: the picture is a PNG, so the name must end in .png")
     index = open_split(data, "any")
     images = min(images, len(index))
     plan, images_NHWC = _draw(recipe, index, images, draws)

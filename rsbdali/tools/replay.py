@@ -180,7 +180,7 @@ def replay(options: ReplayOptions) -> Replay:
 def _index(options: ReplayOptions, facts: dict[str, str]) -> ImageIndex:
     data = options.data or (Path(facts["data"]) if "data" in facts else None)
     if data is None:
-        raise RsbdaliError(f"{options.run} does not say where its data lies: add --data")
+        raise RsbdaliError(f"{options.run} does not say where its data lies: say it (--data)")
     class_map = Path(facts["class_map"]) if "class_map" in facts else None
     index = open_split(data, "train", class_map=class_map)
     then = _count(options, facts, "train_images", len(index))

@@ -40,11 +40,9 @@ def train(
     keys = {name: value for name, value in more.items() if name not in OPTIONS}
     _check_names(keys)
     before = resumed_folder(None if resume is None else str(resume))
-    options, chosen = _of_run(before), recipe
-    if recipe is None:
-        values = read_args(before)[1] if before is not None else {}
-        chosen = Recipe.from_dict(values) if values else "a3"
-    chosen = Recipe.load(chosen, keys) if isinstance(chosen, str) else chosen.with_overrides(keys)
+    options, values = _of_run(before), read_args(before)[1] if before is not None else {}
+    named = recipe or (Recipe.from_dict(values) if values else "a3")
+    chosen = Recipe.load(named, keys) if isinstance(named, str) else named.with_overrides(keys)
     options |= {name: value for name, value in more.items() if name in OPTIONS}
     options |= {} if data is None else {"data": data}
     if "data" not in options:

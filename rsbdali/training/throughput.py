@@ -68,7 +68,7 @@ class ThroughputMeter:
         """Figures of this epoch's steps in this session."""
         start, steps, wait = self._epoch_start
         last, last_wait = self._marks[-1]
-        return self._figures(last - start, last_wait - wait, self._steps - steps, epoch, self._steps_per_epoch)
+        return self._figures(last - start, last_wait - wait, self._steps - steps, epoch + 1, 0)  # it is evaluated
 
     def _figures(self, seconds: float, wait_s: float, steps: int, epoch: int, step: int) -> Speed:
         rate = steps * self._recipe.global_batch_size / seconds if seconds else 0.0

@@ -28,11 +28,12 @@ from rsbdali.distributed.launch import NPROC, exit_code
 from rsbdali.distributed.shares import uneven_shares
 from rsbdali.distributed.world import World
 from rsbdali.environment import versions
-from rsbdali.errors import LostRankError
+from rsbdali.errors import LostRankError, RsbdaliError
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.loader.decode_mode import choose_decode, resumed_decode
 from rsbdali.loader.eval import eval_batch_size
-from rsbdali.progress_bar import counting
+from rsbdali.loader.tuned import DEFAULT_PREFETCH, LoaderSettings
+from rsbdali.progress_bar import counting, waiting
 from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import CheckpointManager, Saved, find_saved, resume_from
 from rsbdali.runs.claim import claimed
@@ -44,6 +45,7 @@ from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.acceleration import OFF, Acceleration
 from rsbdali.training.banner import banner
 from rsbdali.training.gpu_memory import say_memory
+from rsbdali.training.loader_settings import tuned_settings, tuned_threads
 from rsbdali.training.model import create_model
 from rsbdali.training.nonfinite import OnNan
 from rsbdali.training.optim import create_optimizer
@@ -76,6 +78,7 @@ class TrainOptions:
         workers: CPU threads of the loader; None: all cores of this rank's share.
         decode: where images are decoded: auto, gpu, gpu-roi or cpu (`rsbdali.loader.decode_mode`).
         hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine; None: DALI's own.
+        tuned: take the loader's settings that `rsbdali tune` keeps for this machine, but for those given here.
         deterministic: bitwise repeatable steps.
         torch_compile: mode of torch.compile, or off (`rsbdali.training.acceleration`).
         cuda_graph: capture the step and replay it.
@@ -102,6 +105,7 @@ class TrainOptions:
     workers: int | None = None
     decode: str = "auto"
     hw_decoder_load: float | None = None
+    tuned: bool = False
     deterministic: bool = False
     torch_compile: str = OFF
     cuda_graph: bool = False
@@ -113,6 +117,12 @@ class TrainOptions:
     rank_timeout: float = process_group.TIMEOUT.total_seconds() / 60
     prepare: Callable[[], object] | None = None
     loggers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("eval_batch_size", 1), ("max_bad_images", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RsbdaliError(f"{name}={value}: expected at least {least}")
 
     @property
     def acceleration(self) -> Acceleration:
@@ -198,15 +208,16 @@ def train(options: TrainOptions) -> TrainSummary:
             train_index, val_index = load_indexes(options.data, world, **named, progress=advance)
         folder = collectives.broadcast_object(on_all_ranks(lambda: _folder(options, world, held)), world)
         saved = find_saved(options.resume, folder, world)
+        tuned = _tuned(options, saved, world, device)  # before the cores are shared out: it is kept by their number
         place = world, device, folder
         with pinned(world, device, enabled=options.affinity) as threads:
-            chosen = _with_decoding(options, saved, train_index, world, device, threads)
+            chosen = _with_decoding(_with_tuned(options, tuned, saved), saved, train_index, world, device, threads)
             with (
-                closing(on_all_ranks(lambda: _train_loader(chosen, train_index, *place, threads))) as loader,
+                closing(on_all_ranks(lambda: _started(chosen, train_index, *place, threads, tuned))) as loader,
                 closing(on_all_ranks(lambda: _eval_loader(chosen, val_index, *place, threads))) as eval_loader,
                 kernel_policy(device, deterministic=options.deterministic),
             ):
-                outcome, seconds = _run(chosen, world, device, folder, loader, eval_loader, save_every, saved)
+                outcome, seconds = _run(chosen, world, device, folder, loader, eval_loader, save_every, saved, tuned)
         collectives.barrier(world)
     again = resume_command(folder, world, launched=NPROC in os.environ)
     return TrainSummary(folder, outcome, seconds, world.is_rank_zero, again)
@@ -255,6 +266,25 @@ def _folder(options: TrainOptions, world: World, held: ExitStack) -> Path:
     return held.enter_context(claimed(options.output, options.experiment, options.recipe, resume=options.resume))
 
 
+def _started(options: TrainOptions, index: ImageIndex, world: World, *place: Any) -> TrainLoader:
+    """The training loader, whose first start compiles code, which may take a minute."""
+    with waiting("start the loader") if world.is_rank_zero else nullcontext():
+        return _train_loader(options, index, world, *place)
+
+
+def _tuned(options: TrainOptions, saved: Saved | None, world: World, device: torch.device) -> LoaderSettings | None:
+    record = None if saved is None else saved.record
+    recorded, path = (None, None) if saved is None or record is None else (record.tuned, saved.path)
+    return tuned_settings(options.recipe, device, world, use_tuned=options.tuned, recorded=recorded, path=path)
+
+
+def _with_tuned(options: TrainOptions, tuned: LoaderSettings | None, saved: Saved | None) -> TrainOptions:
+    """The options with the decode mode that is tuned, unless one is given or the run that goes on has one."""
+    if tuned is None or options.decode != "auto" or (saved is not None and saved.record is not None):
+        return options
+    return replace(options, decode=tuned.decode)
+
+
 def _with_decoding(
     options: TrainOptions,
     saved: Saved | None,
@@ -280,6 +310,7 @@ def _train_loader(
     device: torch.device,
     folder: Path,
     threads: int | None,
+    tuned: LoaderSettings | None,
 ) -> TrainLoader:
     return TrainLoader(
         index,
@@ -289,7 +320,9 @@ def _train_loader(
         device=device,
         decode=options.decode,
         hw_decoder_load=options.hw_decoder_load,
-        num_threads=options.workers or threads,
+        num_threads=options.workers or tuned_threads(tuned, world, threads),
+        prefetch=DEFAULT_PREFETCH if tuned is None else tuned.prefetch,
+        chunk=None if tuned is None else tuned.chunk,
         dtype=amp_dtype(options.recipe.amp_dtype, device),
         on_bad=partial(_note_bad, folder, "does not decode, another takes its place"),
         max_bad_images=options.max_bad_images,
@@ -328,6 +361,7 @@ def _run(
     eval_loader: EvalLoader,
     save_every: Interval | None,
     saved: Saved | None,
+    tuned: LoaderSettings | None,
 ) -> tuple[Outcome, float]:
     recipe, classes = options.recipe, loader.index.classes
     start = {"initial_checkpoint": options.initial_checkpoint, "pretrained": options.pretrained}
@@ -342,12 +376,18 @@ def _run(
         pixels=loader.pixels,
         decode=loader.decode,
         hw_decoder_load=options.hw_decoder_load,
+        tuned={} if tuned is None else tuned.to_dict(),
     )
     resume_from(saved, state, identity, world)
     collectives.barrier(world)  # nobody writes before everybody has read
     files = saver = None
     sizes = {"train_images": len(loader.index), "val_images": len(eval_loader.index), "classes": len(classes)}
-    facts = {**_facts(options, world, device), **sizes, "steps_per_epoch": loader.steps_per_epoch}
+    facts = {
+        **_facts(options, world, device),
+        "tuned": tuned or "no",
+        **sizes,
+        "steps_per_epoch": loader.steps_per_epoch,
+    }
     if state.updates:  # what the run began with stays what it was
         facts |= {key: value for key, value in read_args(folder)[0].items() if key in start}
     run_log = _run_log(options, folder, state, facts) if world.is_rank_zero else RunLog((), {}, 1)

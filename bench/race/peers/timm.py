@@ -7,6 +7,7 @@ FastCollateMixup runs in the workers and PrefetchLoader normalizes on the device
 from rsbdali.bench.race.feeds import FeedSpec, forever
 from rsbdali.bench.race.peers.feed import PREFETCH_FACTOR, PeerFeed
 from rsbdali.distributed.devices import resolve_device
+from rsbdali.errors import RecipeError
 
 
 def build(spec: FeedSpec) -> PeerFeed:
@@ -14,6 +15,8 @@ def build(spec: FeedSpec) -> PeerFeed:
     from timm.data import FastCollateMixup, ImageDataset, create_loader
 
     recipe, device = spec.load_recipe(), resolve_device(spec.device)
+    if recipe.aa == "trivial":
+        raise RecipeError("aa=trivial: timm has no TrivialAugment, so leave the peer timm out, or set another aa")
     dataset = ImageDataset(spec.root)
     mixed = recipe.mixup > 0 or recipe.cutmix > 0
     collate = FastCollateMixup(
@@ -32,9 +35,17 @@ def build(spec: FeedSpec) -> PeerFeed:
         is_training=True,
         scale=recipe.scale,
         ratio=recipe.ratio,
+        train_crop_mode=recipe.train_crop_mode,
         hflip=recipe.hflip,
-        color_jitter=0.0,
+        vflip=recipe.vflip,
+        color_jitter=recipe.color_jitter,
+        color_jitter_prob=recipe.color_jitter_prob,
+        grayscale_prob=recipe.grayscale_prob,
+        gaussian_blur_prob=recipe.gaussian_blur_prob,
         auto_augment=recipe.aa,
+        re_prob=recipe.reprob,
+        re_mode=recipe.remode,
+        re_count=recipe.recount,
         interpolation=recipe.train_interpolation,
         mean=recipe.mean,
         std=recipe.std,

@@ -16,6 +16,7 @@ BUSY = 0.6  # workers that compute for less of their time wait for something els
 FULL = 0.9  # of the cores
 LACKING = 0.25  # cores that workers wait for; less is the scheduler's usual unevenness
 NOTICED_CORES = 0.1
+LONGER = 1.2  # a step from then on is another one
 NOTICED = 1.05  # a step that takes less longer beside its loader is not worth a word
 THROTTLED = 0.1  # share of the quota's periods that were used up before their end
 SPARE = 1.1  # a loader this much faster than the step leaves room for the unevenness of both
@@ -213,9 +214,10 @@ def _since_first(now: PassFigures, first: PassFigures | None) -> str:
         return ""
     if not differ(first.shares(), now.shares()):
         return f"no difference from the first pass is shown ({_share(first.waiting)})"
-    if now.waiting > first.waiting / 2:
+    is_longer = now.step_N.mean() > LONGER * first.step_N.mean()  # and so hides more of the same waiting
+    if is_longer or now.waiting > first.waiting / 2:
         return ""
-    return f"the first pass waited {_share(first.waiting)}, for files that are in the page cache since"
+    return f"the first pass waited {_share(first.waiting)}, most likely for files that are in the page cache since"
 
 
 def _beside_loader(now: PassFigures) -> str:

@@ -1,0 +1,93 @@
+"""What of our loader can be tuned: the knobs, their values on a machine, and whether they change pixels."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from rsbdali.bench.race.feeds import PREFETCH, FeedSpec
+from rsbdali.loader.tuned import LoaderSettings
+
+MOST_CHUNK = 31  # images of a call to DALI (`rsbdali.pipelines.host.workers`)
+CHUNKS, PREFETCHES = (4, 8, 16, MOST_CHUNK), (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A setting that is searched.
+
+    Attributes:
+        name: of `LoaderSettings`.
+        meaning: in words.
+        values: that are tried.
+        changes_pixels: batches are other ones; else it is a matter of speed only.
+    """
+
+    name: str
+    meaning: str
+    values: tuple[Any, ...]
+    changes_pixels: bool = False
+
+    def __str__(self) -> str:
+        effect = "changes pixels" if self.changes_pixels else "speed only"
+        return f"{self.name} ({self.meaning}; {effect}): {', '.join(map(str, self.values))}"
+
+
+def knobs(cores: int, device: str, *, allow_pixels: bool) -> tuple[Knob, ...]:
+    """All knobs, for a process that may use some cores."""
+    # threads that wait for files leave cores idle, so more of them than cores may be best
+    threads = {max(1, cores // 2), max(1, 3 * cores // 4), cores, cores + max(1, cores // 2)}
+    return (
+        Knob("threads", "CPU threads", tuple(sorted(threads))),
+        Knob("chunk", "images a call to DALI of decode=cpu", CHUNKS),
+        Knob("prefetch", "batches in flight", PREFETCHES),
+        *(
+            [Knob("decode", "where images are decoded", decode_modes(device), changes_pixels=True)]
+            if allow_pixels
+            else []
+        ),
+    )
+
+
+def decode_modes(device: str) -> tuple[str, ...]:
+    """Where images may be decoded; not by regions on a GPU, where nvImageCodec 0.9 breaks."""
+    return ("gpu", "cpu") if device.startswith("cuda") else ("auto",)
+
+
+def default_settings(cores: int) -> LoaderSettings:
+    """What a loader has that nobody tuned."""
+    return LoaderSettings(threads=cores, chunk=MOST_CHUNK, prefetch=PREFETCH)
+
+
+def grid(cores: int, device: str, rows: int, *, allow_pixels: bool) -> list[LoaderSettings]:
+    """All settings that differ in what they do, the default first.
+
+    Args:
+        cores: that this process may use.
+        device: `cpu` or `cuda`.
+        rows: of a batch: no call has more images than a thread's share of them.
+        allow_pixels: the decode mode as well.
+    """
+    searched = knobs(cores, device, allow_pixels=allow_pixels)
+    names, values = [knob.name for knob in searched], product(*(knob.values for knob in searched))
+    found = [LoaderSettings(**dict(zip(names, each, strict=True))) for each in values]
+    return list(dict.fromkeys([default_settings(cores), *_distinct(found, device, rows)]))
+
+
+def _distinct(settings: list[LoaderSettings], device: str, rows: int) -> Iterator[LoaderSettings]:
+    """With the largest chunk of those that do the same."""
+    for each in settings:
+        is_host = each.decode == "cpu" or not device.startswith("cuda")
+        share = -(-rows // each.threads)
+        yield each if is_host and each.chunk < min(MOST_CHUNK, share) else replace(each, chunk=MOST_CHUNK)
+
+
+def spec_of(spec: FeedSpec, settings: LoaderSettings) -> FeedSpec:
+    """The same task with other settings of the loader."""
+    return replace(
+        spec,
+        workers=settings.threads,
+        prefetch=settings.prefetch,
+        chunk=settings.chunk,
+        decode=settings.decode,
+    )
