@@ -37,8 +37,9 @@ SURFACE = {
     "replay": "--data --device --epoch --images --out --run --step",
     "report": "--out RUNS",
     "train": "--affinity --batch-size --checkpoint-every --class-map --cuda-graph --data --decode --demo "
-    "--deterministic --device --experiment --hw-decoder-load --initial-checkpoint --log --max-bad-images --nproc --on-nan --out "
-    "--pretrained --rank-timeout --recipe --resume --torch-compile --tuned --val-labels --workers RECIPE_NAME",
+    "--deterministic --device --experiment --hw-decoder-load --initial-checkpoint --log --max-bad-images --nproc "
+    "--on-nan --out --pretrained --rank-timeout --recipe --resume --torch-compile --tuned --val-labels --workers "
+    "RECIPE_NAME",
     "tune": "--against --allow-pixels --batch-size --data --device --minutes --recipe RECIPE_NAME",
     "validate": "--batch-size --checkpoint --class-map --data --device --model --pretrained --recipe "
     "--val-labels --workers",
