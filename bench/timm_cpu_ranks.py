@@ -19,7 +19,7 @@ class OnCpu(torch.nn.parallel.DistributedDataParallel):
 
 if __name__ == "__main__":
     loader, script, *arguments = sys.argv[1:]
-    torch.nn.parallel.DistributedDataParallel = OnCpu  # type: ignore[misc]  # before timm imports it by name
+    torch.nn.parallel.DistributedDataParallel = OnCpu  # type: ignore[assignment,misc]  # before timm imports it by name
     sys.argv = [script, *arguments]
     if loader == "ours":
         sys.argv.insert(0, "rsbdali.integrations.timm")

@@ -60,6 +60,7 @@ LINES = {
 }
 ALONE = "--amp"  # left out: float16 is not for a CPU
 SMALL = "--device cpu --img-size 32 --epochs 2 --warmup-epochs 0 -b 16 -j 1 --lr 0.02 --num-classes 10 --val-split val"
+REFUSED = "resnet50"  # its splits
 FAILED = 1
 
 
@@ -119,7 +120,7 @@ def _reason(stderr: str) -> str:
 
 
 def main(script: Path, data: Path, only: list[str], ranks: int) -> int:
-    """Run the lines and print the table; the exit status: 1 where one that timm trains fails without our word."""
+    """Run the lines and print the table; the exit status: 1 where ours trains others than the eight."""
     if not script.is_file():
         raise DataError(f"{script}: no such script; it is train.py of timm's repository")
     table = Table("line", "flags", "timm's loader: loss train / eval", "ours", title=f"{ranks} rank(s) on the CPU")
@@ -127,7 +128,7 @@ def main(script: Path, data: Path, only: list[str], ranks: int) -> int:
     for model in only or LINES:
         theirs = run(script, model, data, ours=False, ranks=ranks)
         ours = run(script, model, data, ours=True, ranks=ranks)
-        failed |= bool(ours.said and not ours.said.startswith("rsbdali: error: ") and not theirs.said)
+        failed |= bool(ours.said) != (model == REFUSED)
         table.add_row(model, _told(model), str(theirs), str(ours))
     Console(width=160).print(table)
     return FAILED if failed else 0

@@ -14,6 +14,7 @@ import numpy as np
 import nvidia.dali  # noqa: F401 - handlers run last in, first out: DALI's must be there before ours
 import torch
 
+from rsbdali.data.intervals import Intervals
 from rsbdali.distributed.devices import to_device
 from rsbdali.plan.planner import BatchPlan
 
@@ -67,6 +68,14 @@ class ImageSource(Protocol):
 
     def read_bytes(self, i: int) -> np.ndarray:
         """An encoded image that DALI may see: uint8, shape (length,). From any thread; see `ImageIndex`."""
+        ...
+
+    def intervals_of(self, i: int) -> Intervals | None:
+        """The restart intervals of image i; None where it is read as a whole."""
+        ...
+
+    def read_parts(self, i: int, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
+        """Read some parts of the stored bytes of image i, given as (first byte, bytes), one behind the other."""
         ...
 
     def read_copy(self, i: int) -> np.ndarray:

@@ -190,8 +190,9 @@ def test_evaluation_repeats_itself_after_a_break(make: Callable[..., TupleLoader
 
 # timm's folder reader leaves its files for the garbage collector to close
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
-def test_evaluation_is_timms(make: Callable[..., TupleLoader], tree: Path) -> None:
-    dataset = ImageDataset(str(tree / "train"))
+def test_evaluation_is_timms(make: Callable[..., TupleLoader], tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)  # train.py's --data-dir may be relative
+    dataset = ImageDataset("train")
     theirs = timm_create_loader(dataset, 32, 4, crop_pct=0.9, num_workers=0, device=torch.device("cpu"))
     ours = make(dataset, size=32, training=False, crop_pct=0.9)
     assert ours.dataset is dataset
@@ -489,6 +490,9 @@ def test_an_epoch_has_the_batch_that_timms_padding_completes(make: Callable[...,
 def test_other_mistakes(make: Callable[..., TupleLoader], tree: Path) -> None:
     with pytest.raises(RecipeError, match="no argument 'color_jiter', did you mean 'color_jitter'"):
         make(color_jiter=0.4)
+    three = Recipe.load("a3", {"global_batch_size": 9, "mix_groups": 3})
+    with pytest.raises(RecipeError, match=r"mix_groups=3 on 2 processes: create_loader .* takes 1, 3 processes"):
+        make(recipe=three, rows=None, rank=1, world_size=2)
     with pytest.raises(DataError, match="batch_size=10 on 2 ranks is more than an epoch of 18 images"):
         make(rows=10, rank=0, world_size=2)
     with pytest.raises(DataError, match="num_classes=2"):
@@ -513,11 +517,17 @@ def test_docs_tables_name_every_argument() -> None:
 
 def test_docs_code_runs(image_tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     image_tree(classes=3, per_class=2, split="val")
-    folder = str(image_tree(classes=3, per_class=3).parent)
+    folder = str(image_tree(classes=3, per_class=6).parent)
     text = (Path(__file__).parents[1] / "docs" / "LOADER.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 5
-    small = {'"IMAGENET"': repr(folder), "batch_size=512": "batch_size=4", "range(100)": "range(1)"}
+    assert len(blocks) == 10
+    small = {
+        '"IMAGENET': f'"{folder}',
+        ", 160, 512": ", 24, 4",
+        "batch_size=512": "batch_size=4",
+        '"batch_size": 512': '"batch_size": 4',
+        "range(100)": "range(1)",
+    }
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     names: dict[str, Any] = {}
     for block in blocks:

@@ -1,12 +1,14 @@
-"""The examples train the demo data on the CPU: four kinds of trainer through our loader, and one of them twice over.
+"""The examples train the demo data on the CPU: six kinds of trainer through our loader, some of them twice over.
 
 Chance is 10 % and a loss of 0.33 is what ten classes give once every output says "perhaps one in ten".
 """
 
 import importlib.util
+import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -81,20 +83,71 @@ def test_plain_and_its_resume(data: Path, example: Callable[[str], ModuleType], 
     assert top1_again == top1
 
 
-def test_plain_in_two_processes(data: Path) -> None:
+def in_two_processes(name: str, *arguments: object) -> str:
+    """What an example prints under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    settings = [*ARGUMENTS, "--epochs", "2", "--workers", "1"]
     done = subprocess.run(
-        [*command, str(EXAMPLES / "plain.py"), "--data", str(data), *settings],
+        [*command, str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    losses = [float(text) for text in re.findall(r"loss ([\d.]+)", done.stdout)]
+    return done.stdout
+
+
+def test_plain_in_two_processes(data: Path) -> None:
+    out = in_two_processes("plain", "--data", data, *ARGUMENTS, "--epochs", "2", "--workers", "1")
+    losses = [float(text) for text in re.findall(r"loss ([\d.]+)", out)]
     assert len(losses) == 2  # rank 0 alone talks
     assert losses[1] < losses[0]
+
+
+def test_hugging_faces_trainer_and_its_resume(
+    data: Path, example: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    trainer, output = example("hf_trainer"), tmp_path / "run"
+    model = ["--model", "tiny", "--epochs", "3", "--save-every", "7", "--output", str(output)]
+    losses, top1 = trainer.main(["--data", str(data), *ARGUMENTS, *model])
+    assert losses[-1] < losses[0]
+    # from step 21, the first of the last epoch: checkpoints behind it are gone
+    for folder in output.glob("checkpoint-*"):
+        if int(folder.name.split("-")[1]) > 21:
+            shutil.rmtree(folder)
+    assert json.loads((output / "checkpoint-21" / "loader.json").read_text())["step"] == 1
+    again, top1_again = trainer.main(["--data", str(data), *ARGUMENTS, *model])
+    assert (again[-1], top1_again) == (losses[-1], top1)
+
+
+LIKE_TORCHVISION = [
+    *("--model", "resnet18", "-b", "16", "--lr", "1e-3", "-j", "1", "--recipe", "a3", "--set", "cutmix=0"),
+    *(
+        word
+        for key, value in {**EASY, "img_size": 32, "test_img_size": 32}.items()
+        for word in ("--set", f"{key}={value}")
+    ),
+]
+
+
+def test_torchvisions_loop_and_its_resume(data: Path, example: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    reference = example("torchvision_reference")
+    arguments = ["--data-path", str(data), *LIKE_TORCHVISION, "--epochs", "3"]
+    losses, top1 = reference.main([*arguments, "--output-dir", str(tmp_path)])
+    assert losses[-1] < losses[0], losses
+    rest, top1_again = reference.main([*arguments, "--resume", str(tmp_path / "model_1.pth")])
+    assert (rest, top1_again) == (losses[2:], top1)
+
+
+@pytest.mark.parametrize("name", ["hf_trainer", "torchvision_reference"])
+def test_two_processes(name: str, data: Path, tmp_path: Path) -> None:
+    if name == "hf_trainer":
+        settings = ["--data", data, *ARGUMENTS, "--model", "tiny", "--output", tmp_path, "--workers", "1"]
+    else:
+        settings = ["--data-path", data, *LIKE_TORCHVISION]
+    out = in_two_processes(name, *settings, "--epochs", "1")
+    assert len(re.findall(r"top-1 [\d.]+ %", out)) == 1  # rank 0 alone talks
 
 
 def test_accelerate_and_its_resume(data: Path, example: Callable[[str], ModuleType], tmp_path: Path) -> None:

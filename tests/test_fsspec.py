@@ -9,6 +9,7 @@ import fsspec
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from rsbdali import ImageIndex, create_loader
 from rsbdali.data.sources import remote
@@ -56,7 +57,7 @@ def parquet(image_tree: Callable[..., Path], tmp_path: Path) -> Path:
 @pytest.fixture(params=["memory://datasets/user/flowers", "hf://datasets/user/flowers", "local://{}"])
 def url(request: pytest.FixtureRequest, parquet: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The same files, behind each kind of URL."""
-    monkeypatch.setitem(fsspec.registry._registry, "hf", FakeHub)
+    monkeypatch.setitem(_registry, "hf", FakeHub)
     location = request.param.format(parquet)
     if not location.startswith("local"):
         fs, folder = fsspec.core.url_to_fs(location)

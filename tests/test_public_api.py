@@ -48,7 +48,9 @@ SURFACE = {
     "Planner.transform_seed": "plan",
     "Recipe": ".",
     "Recipe.from_dict": "values",
+    "Recipe.is_reported": ".",
     "Recipe.load": "name_or_path overrides",
+    "Recipe.rate_advice": ".",
     "Recipe.test_size": ".",
     "Recipe.to_dict": "",
     "Recipe.train_size": ".",
@@ -87,6 +89,8 @@ SURFACE = {
         "on_bad others"
     ),
     "mix_normalize": "images_NHWC partner_N lam_N box_N4 mean std dtype out",
+    "train": "recipe data resume more",
+    "watch": "loader probe say machine",
 }
 
 # what mypy would take most of its time for, and what it cannot find under its installed name

@@ -189,10 +189,11 @@ def test_what_each_way_gives(tree: Path) -> None:
     assert passes["indices"] == [3, 3, 20, 0]
 
 
-def test_mixing_in_a_smaller_last_batch(tree: Path) -> None:
+@pytest.mark.parametrize("decode", ["cpu", "graph"])
+def test_mixing_in_a_smaller_last_batch(tree: Path, decode: str) -> None:
     settings = {"img_size": 24, "aa": "none", "global_batch_size": 8, "mix_groups": 2, "mixup": 1.0}
     recipe = Recipe.load("a3", settings)
-    with loader_of(tree, None, input_size=None, recipe=recipe, drop_last=False) as loader:
+    with loader_of(tree, None, input_size=None, recipe=recipe, drop_last=False, decode=decode) as loader:
         pairs = list(loader)
     assert [len(images) for images, _, _ in pairs] == [4, 4, 4, 4, 3, 3]  # 21 images and the first once more
     assert all(torch.allclose(targets.sum(1), torch.ones(())) for _, targets, _ in pairs)

@@ -1,7 +1,8 @@
-"""Make the pictures of README and docs from the demo: `python docs/images/make.py RUN`, behind `rsbdali train --demo`.
+"""Make the docs' pictures from the demo: `python docs/images/make.py RUN`, after `rsbdali train a3 --demo`.
 
 preview.png is what `rsbdali preview` draws, at half its size and in 128 colors; augmentations.png is a row of it for
-each of some augmentations; report.svg has four charts of the page that `rsbdali report` writes, in its light colors.
+each of some augmentations; report.svg holds four charts of the page that `rsbdali report` writes, in the page's light
+colors.
 """
 
 import re

@@ -11,9 +11,9 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
 from rsbdali.errors import UnreadableImage
-from rsbdali.pipelines.encoded import read_images
 from rsbdali.pipelines.executor import ImageSource
 from rsbdali.pipelines.forks import abandoned_in_children, check_process
+from rsbdali.pipelines.host.regions import RegionReader
 
 
 class _DecodeError(RuntimeError):
@@ -35,6 +35,7 @@ class WindowDecoder:
         self._pipe = _graph(batch_size=rows, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_dynamic=True)
         self._pipe.build()
         abandoned_in_children(self._pipe)
+        self._reader = RegionReader()
 
     def read(self, index: ImageSource, sample_M: Sequence[int], window_M4: np.ndarray) -> list[np.ndarray | str]:
         """Read M images and decode a window of each.
@@ -53,14 +54,15 @@ class WindowDecoder:
         Raises:
             DataError: the source of the images does not answer.
         """
-        found: list[Any] = read_images(index, sample_M)
+        read, inside_M4 = self._reader.read(index, sample_M, window_M4)
+        found: list[Any] = list(read)
         kept_K = [k for k, encoded in enumerate(found) if not isinstance(encoded, str)]
         if not kept_K:
             return found
         try:
-            windows = self.decode([found[k] for k in kept_K], window_M4[kept_K])
+            windows = self.decode([found[k] for k in kept_K], inside_M4[kept_K])
         except _DecodeError:
-            windows = [self._read_one(index, sample_M[k], found[k], window_M4[k : k + 1]) for k in kept_K]
+            windows = [self._read_one(index, sample_M[k], found[k], inside_M4[k], window_M4[k]) for k in kept_K]
         for k, window in zip(kept_K, windows, strict=True):
             found[k] = window
         return found
@@ -78,13 +80,13 @@ class WindowDecoder:
         return [np.asarray(windows[i]) for i in range(len(encoded))]
 
     def _read_one(
-        self, index: ImageSource, sample: int, encoded: np.ndarray, window_14: np.ndarray
+        self, index: ImageSource, sample: int, encoded: np.ndarray, inside_4: np.ndarray, window_4: np.ndarray
     ) -> np.ndarray | str:
         try:
-            return self.decode([encoded], window_14)[0]
+            return self.decode([encoded], inside_4[None])[0]
         except _DecodeError:
             try:
-                return self.decode([index.read_copy(sample)], window_14)[0]
+                return self.decode([index.read_copy(sample)], window_4[None])[0]
             except UnreadableImage as error:
                 return str(error)
 

@@ -22,6 +22,7 @@ from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, close_at_exit
 from rsbdali.pipelines.host.augment import find_augment
 from rsbdali.pipelines.host.decode import WindowDecoder
+from rsbdali.pipelines.host.regions import find_splice
 from rsbdali.pipelines.host.resize import find_resize
 
 # Images a worker decodes at a time: the cost of a call to DALI is spread, a batch still splits evenly. From 32 on DALI
@@ -146,7 +147,7 @@ class Workers:
 
 
 def _start_threads(count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int) -> list[threading.Thread]:
-    find_resize(), find_augment()  # compiled here, once, where an error is seen
+    find_resize(), find_augment(), find_splice()  # compiled here, once, where an error is seen
     workers = [
         threading.Thread(
             target=_work, args=(WindowDecoder(chunk_images), chunks), name=f"rsbdali-host-{i}", daemon=True

@@ -88,18 +88,22 @@ def preview(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: 
 @command("pack")
 @click.argument("folder", type=PATH)
 @out_option(None, "Folder of the shards.", required=True)
-@click.option("--shards", type=click.IntRange(1), required=True, help="Shards of the training set.")
+@click.option(
+    "--shards",
+    type=click.IntRange(1),
+    show_default="none: a folder of images, with --seekable",
+    help="Shards of the training set.",
+)
 @click.option(
     "--max-size",
     type=click.IntRange(32),
     show_default="as they are",
     help="Shrink images whose longer side exceeds this (pixels).",
 )
+@click.option("--seekable", is_flag=True, help="Restart markers, without loss: a crop's part of a JPEG is read alone.")
 @VAL_LABELS
 @click.option("--workers", "-j", type=click.IntRange(1), show_default="all cores", help="Shards written at a time.")
-def pack_command(
-    folder: Path, out: Path, shards: int, max_size: int | None, val_labels: Path | None, workers: int | None
-) -> None:
+def pack_command(folder: Path, **options: Any) -> None:
     """Write the images of FOLDER (train and val kept apart) as WebDataset shards, and check them.
 
     FOLDER may be any data source: a folder, tar files, Parquet, a table, a URL. Run it again after a stop: whole shards
@@ -108,13 +112,18 @@ def pack_command(
     from rsbdali.progress_bar import counting
     from rsbdali.tools.pack import PackOptions, pack
 
-    options = PackOptions(folder, out, shards, max_size=max_size, val_labels=val_labels, workers=workers)
+    chosen = PackOptions(folder, **options)
     with counting("pack and check") as progress:
-        packed = pack(options, progress)
+        packed = pack(chosen, progress)
     for split, images in packed.images.items():
-        click.echo(f"{split}: {images:,} images in {packed.shards[split]:,} shards")
+        place = f" in {packed.shards[split]:,} shards" if packed.shards else ""
+        click.echo(f"{split}: {images:,} images{place}")
     if packed.kept_shards:
         click.echo(f"{packed.kept_shards:,} shards were there already")
-    if max_size is not None:
+    if chosen.seekable:
+        others = sum(packed.images.values()) - packed.seekable
+        lines = f", of {packed.whole_lines:,} whole lines only" if packed.whole_lines else ""
+        click.echo(f"{packed.seekable:,} images are read in part{lines}; {others:,} are as they were")
+    if chosen.max_size is not None:
         click.echo(f"{packed.shrunk:,} images made smaller: batches are no longer the original's (see the manifest)")
     click.echo(f"read back and checked; wrote {packed.manifest}")

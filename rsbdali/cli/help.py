@@ -12,7 +12,7 @@ GROUPS = {
     "Data": "data val_labels class_map max_bad_images images draws",
     "Run": "out output experiment resume checkpoint_every on_nan initial_checkpoint checkpoint model pretrained device "
     "nproc rank_timeout run epoch step",
-    "Speed": "workers tuned decode hw_decoder_load torch_compile cuda_graph deterministic affinity",
+    "Speed": "workers decode hw_decoder_load tuned torch_compile cuda_graph deterministic affinity",
     "Logging": "loggers json_path report_path",
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}

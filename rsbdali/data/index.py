@@ -20,17 +20,22 @@ import numpy as np
 from rsbdali.data import cache
 from rsbdali.data.header import ImageFlags
 from rsbdali.data.image_parser import parse
+from rsbdali.data.interval_table import IntervalTable, load_intervals
+from rsbdali.data.intervals import Intervals
 from rsbdali.data.labels import labels_of, read_class_map
 from rsbdali.data.levels import refuse_other_level
 from rsbdali.data.listing import Listed, files_listing, listing_of
 from rsbdali.data.rgb_copy import PillowError, png_size, rgb_copy
 from rsbdali.data.selection import canonical_rows, draw_share, row_numbers, take_columns
 from rsbdali.data.sources.base import COLUMNS, Place, Progress, Reader, Scan, Source
+from rsbdali.data.sources.folder import FileReader
 from rsbdali.data.sources.listed import Label, ListedSource, listed_reader
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.registry import image_root, open_source, reader_of
+from rsbdali.data.sources.storage import RangeReader
 from rsbdali.errors import DataError, UnreadableImage
 
+PART_READERS = (FileReader, RangeReader)  # those of local files
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +64,7 @@ class ImageIndex:
         path_end_N: int64, where each path ends in `path_bytes`.
         shard_N: int32, place in `shards`; empty where every image is a file or an object.
         offset_N: int64, first byte within the shard (in Parquet the row); of a list the item; else empty as well.
+        intervals: where restart intervals are, of images that were packed to be read in part; None where none were.
         canonical_N: int64, rows in the canonical order, which shuffles start from; empty where it is their own.
         name: the source as text: the folder, the pattern of its shards, its URL.
         shards: files that hold many images each, relative to the root.
@@ -81,6 +87,7 @@ class ImageIndex:
     reader: Reader = field(repr=False)
     shard_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     offset_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    intervals: IntervalTable | None = field(default=None, repr=False)
     canonical_N: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False)
     name: str = ""
     shards: tuple[str, ...] = ()
@@ -126,7 +133,7 @@ class ImageIndex:
 
     @cached_property
     def digest(self) -> str:
-        """Fingerprint of paths, labels and sizes (pixels and bytes), in hex; of shards and lists the same as of files."""
+        """Fingerprint of paths, labels and sizes (pixels and bytes), in hex; the same for all sources."""
         if len(self.canonical_N):
             return self.subset(self.canonical_N).digest
         digest = hashlib.blake2b(self.path_bytes.tobytes(), digest_size=16)
@@ -162,6 +169,19 @@ class ImageIndex:
         if not self.flags_N[i] & ImageFlags.CONVERT and self._parses(i, stored):
             return np.frombuffer(stored, np.uint8)
         return self._copy(i, stored)
+
+    def intervals_of(self, i: int) -> Intervals | None:
+        """The restart intervals of image i; None where it is read as a whole."""
+        return self.intervals.of(i) if self.intervals is not None else None
+
+    def read_parts(self, i: int, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
+        """Read some parts of the stored bytes of image i, given as (first byte, bytes), one behind the other.
+
+        Raises:
+            UnreadableImage, SourceError: as `read_bytes`.
+        """
+        assert isinstance(self.reader, PART_READERS), "intervals of a source that is read as a whole"
+        self.reader.read_parts(self._place(i), parts, out_B)
 
     def read_copy(self, i: int) -> np.ndarray:
         """PNG of Pillow's RGB pixels of image i, for what DALI does not decode: uint8, shape (length,).
@@ -226,7 +246,9 @@ class ImageIndex:
         """
         row_M = row_numbers(rows, len(self))
         columns: dict[str, Any] = take_columns({name: getattr(self, name) for name in COLUMNS}, row_M)
-        return replace(self, **columns, canonical_N=canonical_rows(self.canonical_N, row_M))
+        intervals = None if self.intervals is None else self.intervals.take(row_M)
+        canonical_N = canonical_rows(self.canonical_N, row_M)
+        return replace(self, **columns, canonical_N=canonical_N, intervals=intervals)
 
     def split(self, fraction: float, seed: int = 0) -> tuple["ImageIndex", "ImageIndex"]:
         """Two indexes, such as for training and validation: the rest, and a share of each class drawn from the seed.
@@ -470,7 +492,7 @@ def _index(
     folder = image_root(place, root)
     join = place.join if root is None else lambda name: os.path.join(folder, name)
     refuse_other_level(place.text, scan)
-    return _labeled(
+    index = _labeled(
         place.text,
         scan,
         cache_dir,
@@ -482,6 +504,7 @@ def _index(
         label_file=label_file,
         need_classes=need_classes,
     )
+    return index if place.is_url else replace(index, intervals=load_intervals(folder, scan))
 
 
 def _labeled(

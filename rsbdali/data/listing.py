@@ -248,7 +248,9 @@ def _of_folder_dataset(dataset: Any) -> Listing:
         raise DataError(f"{root}: the dataset has labels that its class map does not name")
     # by name, so that the order is that of the folder whatever the numbers are
     labels = [names[label] for _, label in samples]
-    listing = files_listing([path for path, _ in samples], labels, classes=names, root=root)
+    # these datasets count from the current folder, not from theirs
+    paths = [path if os.path.isabs(path) else os.path.abspath(path) for path, _ in samples]
+    listing = files_listing(paths, labels, classes=names, root=root)
     return Listing(what=root, labels=listing.labels, classes=listing.classes, root=listing.root, images=listing.images)
 
 

@@ -20,6 +20,7 @@ from rsbdali.errors import DeviceError
 
 NPROC = "RSBDALI_NPROC"  # how many ranks there are, where they were started from here
 LAUNCHER = "RSBDALI_LAUNCHER"  # number of the process that a rank ends with
+OF_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of its ranks
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # handed on to the ranks; torchrun's own default lacks SIGUSR1
 
@@ -82,11 +83,13 @@ def exit_code(number: signal.Signals) -> int:
 
 
 def end_with_launcher() -> None:
-    """Let the kernel kill this process when the `--nproc` launcher that started it is gone, however it went.
+    """Let the kernel kill this process when the launcher that started it, `--nproc` or torchrun's agent, is gone.
 
-    Nothing where no launcher of ours started it, and where the system is not Linux. To be called once, at the start.
+    However it went: a rank that outlived its agent would train on, and keep the others from forming anew. Nothing where
+    no launcher started it, and where the system is not Linux. To be called once, at the start.
     """
-    launcher = os.environ.pop(LAUNCHER, None)  # processes that this one starts are no ranks
+    parent = str(os.getppid())
+    launcher = os.environ.pop(LAUNCHER, parent if OF_TORCHRUN in os.environ else None)  # what it starts is no rank
     if launcher is None or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))

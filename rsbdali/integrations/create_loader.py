@@ -332,11 +332,11 @@ def _per_rank(recipe: Recipe, rows: int | None, world: World, sampling: Sampling
 
 
 def _check_equal_shares(groups: int, ranks: int) -> None:
-    """Refuse ranks that would get unequal numbers of batches: the trainers that this loader is for would wait forever."""
+    """Refuse unequal numbers of batches on the ranks, with which the trainers of other people would wait forever."""
     if groups > ranks and groups % ranks:
         allowed = ", ".join(str(number) for number in range(1, groups + 1) if groups % number == 0)
         raise RecipeError(
-            f"mix_groups={groups} on {ranks} processes: create_loader (and so timm's scripts, Lightning and Accelerate) "
-            f"gives every process as many batches, which takes {allowed} processes, batch_size, or other mix_groups; "
-            "`rsbdali train` and TrainLoader go with any number"
+            f"mix_groups={groups} on {ranks} processes: create_loader (so timm's scripts, Lightning, Accelerate) "
+            f"gives all processes equally many batches, which takes {allowed} processes, batch_size, or other "
+            "mix_groups; `rsbdali train` and TrainLoader go with any number"
         )

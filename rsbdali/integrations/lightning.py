@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rsbdali.errors import RsbdaliError
 from rsbdali.integrations.create_loader import create_loader
+from rsbdali.integrations.sampling import TRAINING_ONLY
 from rsbdali.integrations.tuple_loader import TupleLoader
 from rsbdali.recipe import Recipe
 
@@ -44,7 +45,8 @@ class RSBDataModule(LightningDataModule):
         batch_size: training rows of each process; None: the recipe's mix groups.
         eval_batch_size: evaluation rows of each process.
         num_workers: CPU threads of each process; None: its share of the cores.
-        **arguments: more of `rsbdali.create_loader`, for training and evaluation alike (`img_dtype`, `executor`, …).
+        **arguments: more of `rsbdali.create_loader`: for training and evaluation alike (`img_dtype`, `executor`, …), or
+            for training alone (`weights`, `transform`, …).
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class RSBDataModule(LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             raise RsbdaliError("RSBDataModule has no trainer yet: pass it to trainer.fit(model, datamodule=…)")
+        ours = {k: v for k, v in self.arguments.items() if arguments["is_training"] or k not in TRAINING_ONLY}
         loader = create_loader(
             self.data,
             recipe=self.recipe,
@@ -95,7 +98,7 @@ class RSBDataModule(LightningDataModule):
             device=trainer.strategy.root_device,
             num_workers=self.num_workers,
             **arguments,
-            **self.arguments,
+            **ours,
         )
         self._open.append(loader)
         return loader

@@ -14,7 +14,7 @@ from rsbdali.integrations.datasets import OpenedData
 from rsbdali.plan.sampling import Sampling, class_balanced_weights
 
 
-class EpochSampler(Protocol):
+class SamplerByEpoch(Protocol):
     """A sampler of torch's kind whose order is a function of the epoch."""
 
     def set_epoch(self, epoch: int) -> None:
@@ -23,8 +23,9 @@ class EpochSampler(Protocol):
     def __iter__(self) -> Any: ...
 
 
-Sampler = EpochSampler | Callable[[int], Iterable[int]] | Sequence[int] | np.ndarray
+Sampler = SamplerByEpoch | Callable[[int], Iterable[int]] | Sequence[int] | np.ndarray
 Weights = Sequence[float] | np.ndarray | Literal["balanced"]
+TRAINING_ONLY = ("shuffle", "drop_last", "weights", "sampler", "transform", "smoothing")
 
 NO_EPOCH = (
     "has no set_epoch, so its order is no function of the epoch and a resume could not repeat it: give a function "

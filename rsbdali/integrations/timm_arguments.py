@@ -139,7 +139,8 @@ def refuse(others: Mapping[str, Any], *, is_training: bool, honored: Iterable[st
     Raises:
         RecipeError: one of them is unknown, or would do something in timm.
     """
-    for name, value in others.items():
+    # splits first: what comes with them says less of why
+    for name, value in sorted(others.items(), key=lambda item: item[0] != "num_aug_splits"):
         if name in NO_BEARING:
             continue
         if name not in REFUSED:

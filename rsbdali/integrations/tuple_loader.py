@@ -1,4 +1,4 @@
-"""`(images, targets)` pairs of a loader, or triples with indices; what timm's, Lightning's and Accelerate's loops expect.
+"""`(images, targets)` pairs of a loader, with what timm's, Lightning's and Accelerate's loops expect of one.
 
 Where the loader stands is three numbers: epoch, optimizer step, batch within the step. All random numbers follow from
 them (`plan.py`), so a state of a few bytes takes up a pass in the middle, exactly.
@@ -194,8 +194,8 @@ class TupleLoader(NotPicklable):
         order = self._own_order(state["epoch"]).get("order")
         if is_within and order != state.get("order", order):
             raise CheckpointError(
-                f"the loader's state is within epoch {state['epoch']}, for which sampler= now gives another order: its "
-                "order must follow from the epoch alone"
+                f"the loader's state is within epoch {state['epoch']}, for which sampler= now gives another order: "
+                "its order must follow from the epoch alone"
             )
         parts = self.batches_per_step
         if state["part"] and state["parts"] != parts:

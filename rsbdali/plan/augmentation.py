@@ -151,15 +151,12 @@ def _draw_jitter(recipe: Recipe, rows: int, rng: np.random.Generator) -> Layers:
     prob = 1.0 if recipe.color_jitter_prob is None else recipe.color_jitter_prob
     applied_N1 = rng.random((rows, 1)) <= prob
     op_N4 = np.where(applied_N1 & (strengths > 0), np.array(JITTER_OPS), Op.NONE).astype(np.int8)
-    op_N4, arg_N4 = (np.take_along_axis(array_N4, order_N4, axis=1) for array_N4 in (op_N4, arg_N4))
-    kept = _packed(op_N4, int((strengths > 0).sum()))
-    op_NL, arg_NL = np.take_along_axis(op_N4, kept, axis=1), np.take_along_axis(arg_N4, kept, axis=1)
+    # a component that is off costs no layer: columns that hold an op, in their order, filled up to as many as are on
+    shuffled_N4 = np.take_along_axis(op_N4, order_N4, axis=1)
+    kept_NL = np.argsort(shuffled_N4 == Op.NONE, axis=1, kind="stable")[:, : int((strengths > 0).sum())]
+    chosen_NL = np.take_along_axis(order_N4, kept_NL, axis=1)
+    op_NL, arg_NL = np.take_along_axis(op_N4, chosen_NL, axis=1), np.take_along_axis(arg_N4, chosen_NL, axis=1)
     return Layers(op_NL, arg_NL, np.zeros(op_NL.shape, np.uint8))
-
-
-def _packed(op_NL: np.ndarray, count: int) -> np.ndarray:
-    """Columns that hold an op, in their order, filled up to `count`: a component that is off costs no layer."""
-    return np.argsort(op_NL == Op.NONE, axis=1, kind="stable")[:, :count]
 
 
 def _draw_blur(recipe: Recipe, rows: int, rng: np.random.Generator) -> Layers:

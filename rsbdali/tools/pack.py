@@ -9,6 +9,7 @@ The .json of an image holds its path, class and label, so the index orders shard
 from, and the batches of a seed stay what they were (unless images were shrunk).
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ from rsbdali.atomic import write_text
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_parts
 from rsbdali.errors import DataError
+from rsbdali.tools.pack_folder import write_folder
+from rsbdali.tools.pack_seekable import INTERVAL_WIDTH, require_rewriter
 from rsbdali.tools.pack_shard import ShardJob, ShardRecord, check_shard, write_shard
 
 MANIFEST_FORMAT = 1
@@ -44,27 +47,32 @@ class PackOptions:
     Attributes:
         data: folder with train/ and val/, or any other data source.
         out: folder for the shards.
-        shards: shards of the training set; the validation set gets as many as its share asks for.
+        shards: shards of the training set; the validation set gets as many as its share asks for. None: a folder of
+            seekable images.
         max_size: longest side of an image in pixels; larger ones are shrunk. None: bytes stay as they are.
+        seekable: whether to give JPEGs restart markers, so that a crop can be read alone.
         val_labels: label file of a flat validation folder.
         workers: threads, each writes one shard at a time; None for one a CPU.
     """
 
     data: Path
     out: Path
-    shards: int
+    shards: int | None
     max_size: int | None = None
+    seekable: bool = False
     val_labels: Path | None = None
     workers: int | None = None
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What a run has done: shards and images by split, and how many shards were there already."""
+    """What a run has done: shards and images by split, how many shards were there already, and see `ShardRecord`."""
 
     shards: dict[str, int]
     images: dict[str, int]
     shrunk: int
+    seekable: int
+    whole_lines: int
     kept_shards: int
     manifest: Path
 
@@ -79,7 +87,13 @@ def pack(options: PackOptions, progress: Progress | None = None) -> Packed:
     Raises:
         DataError: no data, an output folder that holds other shards, or a shard that reads back otherwise.
     """
+    if options.shards is None and (not options.seekable or options.max_size is not None):
+        raise DataError("--shards is missing: only --seekable alone writes a folder of images")
+    if options.seekable:
+        require_rewriter()
     indexes = _indexes(options)
+    if options.shards is None:
+        return _pack_folder(options, indexes, progress)
     jobs = {split: _jobs(options, split, index, indexes) for split, index in indexes.items()}
     every = [job for split_jobs in jobs.values() for job in split_jobs]
     _refuse_strangers(options.out, every)
@@ -88,7 +102,7 @@ def pack(options: PackOptions, progress: Progress | None = None) -> Packed:
     done = 0
     with ThreadPoolExecutor(options.workers or len(os.sched_getaffinity(0)), thread_name_prefix="pack") as pool:
         try:
-            for work in (partial(write_shard, max_size=options.max_size), check_shard):
+            for work in (partial(write_shard, max_size=options.max_size, seekable=options.seekable), check_shard):
                 for job in pool.map(work, every):
                     done += len(job)
                     if progress is not None:
@@ -103,10 +117,44 @@ def pack(options: PackOptions, progress: Progress | None = None) -> Packed:
     return Packed(
         shards={split: len(r) for split, r in records.items()},
         images={split: sum(record.images for record in r) for split, r in records.items()},
-        shrunk=sum(record.shrunk for r in records.values() for record in r),
+        shrunk=_total(records, "shrunk"),
+        seekable=_total(records, "seekable"),
+        whole_lines=_total(records, "whole_lines"),
         kept_shards=kept,
         manifest=manifest,
     )
+
+
+def _pack_folder(options: PackOptions, indexes: dict[str, ImageIndex], progress: Progress | None) -> Packed:
+    """Write folders of seekable images, and the manifest."""
+    total, done = sum(map(len, indexes.values())), itertools.count(1)
+
+    def count() -> None:
+        if progress is not None:
+            progress(next(done), total)
+
+    workers = options.workers or len(os.sched_getaffinity(0))
+    records = {split: write_folder(index, options.out / split, workers, count) for split, index in indexes.items()}
+    seekable, whole_lines = (sum(getattr(r, name) for r in records.values()) for name in ("seekable", "whole_lines"))
+    content = {
+        "format": MANIFEST_FORMAT,
+        "made_by": f"rsbdali {__version__}",
+        "source": os.fspath(options.data),
+        "seekable": _seekable_record(seekable, whole_lines),
+        "splits": {split: {"images": record.images} for split, record in records.items()},
+    }
+    manifest = options.out / "manifest.json"
+    write_text(manifest, json.dumps(content, indent=1))
+    images = {split: record.images for split, record in records.items()}
+    return Packed({}, images, 0, seekable, whole_lines, 0, manifest)
+
+
+def _seekable_record(images: int, whole_lines: int) -> dict[str, int]:
+    return {"interval_width": INTERVAL_WIDTH, "images": images, "by_whole_lines": whole_lines}
+
+
+def _total(records: dict[str, list[ShardRecord]], name: str) -> int:
+    return sum(getattr(record, name) for split_records in records.values() for record in split_records)
 
 
 def _indexes(options: PackOptions) -> dict[str, ImageIndex]:
@@ -123,12 +171,15 @@ def _indexes(options: PackOptions) -> dict[str, ImageIndex]:
 def _jobs(options: PackOptions, split: str, index: ImageIndex, indexes: dict[str, ImageIndex]) -> list[ShardJob]:
     """The shards of a split, images dealt out at random and alike every time."""
     largest = max(len(other) for other in indexes.values())
+    assert options.shards is not None
     count = options.shards if split == "train" else max(1, round(options.shards * len(index) / largest))
     if count > len(index):
         raise DataError(f"{index.name}: {len(index)} images cannot fill {count} shards: ask for fewer (--shards)")
     order_N = np.random.default_rng(SHUFFLE_SEED).permutation(len(index))
     keys = list(_keys(index))
     settings = {"format": MANIFEST_FORMAT, "max_size": options.max_size}
+    if options.seekable:
+        settings["seekable"] = INTERVAL_WIDTH
     return [
         ShardJob(options.out, f"{split}-{i:06d}.tar", index, part.tolist(), [keys[k] for k in part], settings)
         for i, part in enumerate(np.array_split(order_N, count))
@@ -163,7 +214,6 @@ def _refuse_strangers(out: Path, jobs: Sequence[ShardJob]) -> None:
 def _manifest(
     options: PackOptions, indexes: dict[str, ImageIndex], records: dict[str, list[ShardRecord]]
 ) -> dict[str, Any]:
-    shrunk = sum(record.shrunk for r in records.values() for record in r)
     return {
         "format": MANIFEST_FORMAT,
         "made_by": f"rsbdali {__version__}",
@@ -175,9 +225,12 @@ def _manifest(
             "side": "longer",
             "filter": "lanczos",
             "jpeg_quality": 90,
-            "images": shrunk,
+            "images": _total(records, "shrunk"),
             "effect_on_parity": EFFECT,
         },
+        "seekable": None
+        if not options.seekable
+        else _seekable_record(_total(records, "seekable"), _total(records, "whole_lines")),
         "splits": {
             split: {
                 "images": sum(record.images for record in records[split]),

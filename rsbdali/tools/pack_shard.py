@@ -21,10 +21,12 @@ from rsbdali.atomic import write_atomically
 from rsbdali.bounded import NotPlain
 from rsbdali.data.header import Format
 from rsbdali.data.index import ImageIndex
+from rsbdali.data.interval_table import SUFFIX, PackedImage, write_intervals
 from rsbdali.data.names import is_image_name
 from rsbdali.data.sources.storage import LocalBlob
 from rsbdali.data.sources.tar import walk_tar
 from rsbdali.errors import DataError
+from rsbdali.tools.pack_seekable import Seekable, fits_intervals, make_seekable
 
 JPEG_QUALITY = 90
 
@@ -40,6 +42,8 @@ class ShardRecord:
         bytes: size of the file.
         sha256: of the file.
         made_from: digest of what it was made from: images by name and size, labels, settings.
+        seekable: how many images a crop can be read of (`pack_seekable`).
+        whole_lines: how many of them have intervals of a whole line of MCUs.
     """
 
     name: str
@@ -48,6 +52,8 @@ class ShardRecord:
     bytes: int
     sha256: str
     made_from: str
+    seekable: int = 0
+    whole_lines: int = 0
 
 
 @dataclass
@@ -83,6 +89,11 @@ class ShardJob:
         """The record beside it."""
         return self.path.with_suffix(".json")
 
+    @property
+    def intervals_path(self) -> Path:
+        """Where the restart intervals of its images are kept."""
+        return self.path.with_suffix(SUFFIX)
+
     @cached_property
     def made_from(self) -> str:
         """Digest of what the shard is made from."""
@@ -115,29 +126,46 @@ def class_name(index: ImageIndex, i: int) -> str | None:
     return index.classes[label] if index.classes and label >= 0 else None
 
 
-def write_shard(job: ShardJob, *, max_size: int | None) -> ShardJob:
+def write_shard(job: ShardJob, *, max_size: int | None, seekable: bool = False) -> ShardJob:
     """Write one shard, unless it is there already.
 
     Args:
         job: the shard.
         max_size: longest side of an image; None to leave all as they are.
+        seekable: whether to give JPEGs restart markers.
 
     Raises:
         DataError: an image cannot be read, or the folder cannot be written to.
     """
     if job.find_record() is not None:
         return job
-    shrunk = 0
+    shrunk = whole_lines = 0
+    packed: list[PackedImage] = []
 
     def fill(file: IO[bytes]) -> None:
-        nonlocal shrunk
+        nonlocal shrunk, whole_lines
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for i, key in zip(job.samples, job.keys, strict=True):
-                shrunk += _add_sample(archive, job.index, i, key, max_size)
+                encoded, is_shrunk = _encoded(job.index, i, max_size)
+                image = make_seekable(encoded) if seekable else Seekable(encoded)
+                at = _add_sample(archive, job.index, i, key, image.encoded, is_shrunk)
+                packed.append(PackedImage(at, len(image.encoded), image.intervals))
+                shrunk, whole_lines = shrunk + is_shrunk, whole_lines + image.whole_lines
 
     try:
         write_public(job.path, fill)
-        record = ShardRecord(job.name, len(job), shrunk, job.path.stat().st_size, file_digest(job.path), job.made_from)
+        if seekable:
+            write_intervals(job.intervals_path, packed)
+        record = ShardRecord(
+            job.name,
+            len(job),
+            shrunk,
+            job.path.stat().st_size,
+            file_digest(job.path),
+            job.made_from,
+            sum(image.intervals is not None for image in packed),
+            whole_lines,
+        )
         text = json.dumps(asdict(record)).encode()
         write_public(job.record_path, lambda file: file.write(text))
     except OSError as error:
@@ -151,9 +179,10 @@ def check_shard(job: ShardJob) -> ShardJob:
     Raises:
         DataError: it is not what was written; its record is removed, so that the next run writes it again.
     """
-    record = job.record()
-    count = sum(is_image_name(member.path) for member in walk_tar(LocalBlob(str(job.path)), str(job.path)))
-    if count != record.images or file_digest(job.path) != record.sha256:
+    record, blob = job.record(), LocalBlob(str(job.path))
+    images = [member for member in walk_tar(blob, str(job.path)) if is_image_name(member.path)]
+    whole = len(images) == record.images and file_digest(job.path) == record.sha256
+    if not (whole and fits_intervals(job.intervals_path, record.seekable, blob)):
         job.record_path.unlink()
         raise DataError(f"{job.path}: reads back otherwise than it was written: run the command again to replace it")
     return job
@@ -171,20 +200,25 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _add_sample(archive: tarfile.TarFile, index: ImageIndex, i: int, key: str, max_size: int | None) -> bool:
-    """Add an image with its label; returns whether it was shrunk."""
-    path = index.relative_path(i)
+def _encoded(index: ImageIndex, i: int, max_size: int | None) -> tuple[bytes, bool]:
+    """The bytes of an image, and whether it was made smaller."""
     encoded = index.read_stored(i)
     smaller = None if max_size is None else shrink(encoded, index, i, max_size)
-    extension = ".jpg" if smaller is not None and index.format_N[i] != Format.JPEG else os.path.splitext(path)[1]
-    _add(archive, key + extension, encoded if smaller is None else smaller)
+    return (encoded, False) if smaller is None else (smaller, True)
+
+
+def _add_sample(archive: tarfile.TarFile, index: ImageIndex, i: int, key: str, encoded: bytes, shrunk: bool) -> int:
+    """Add an image with its label; returns where the image's bytes begin."""
+    path = index.relative_path(i)
+    extension = ".jpg" if shrunk and index.format_N[i] != Format.JPEG else os.path.splitext(path)[1]
+    at = _add(archive, key + extension, encoded)
     label, name = int(index.label_N[i]), class_name(index, i)
     content: dict[str, Any] = {"path": path}
     if name is not None:
         content |= {"class": name, "label": label}
         _add(archive, f"{key}.cls", str(label).encode())
     _add(archive, f"{key}.json", json.dumps(content).encode())
-    return smaller is not None
+    return at
 
 
 def shrink(encoded: bytes, index: ImageIndex, i: int, max_size: int) -> bytes | None:
@@ -209,7 +243,9 @@ def shrink(encoded: bytes, index: ImageIndex, i: int, max_size: int) -> bytes | 
     return out.getvalue()
 
 
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Add a file; returns where its bytes begin."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = len(data), 0o644
     archive.addfile(info, BytesIO(data))
+    return archive.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

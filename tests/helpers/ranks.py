@@ -27,7 +27,7 @@ from rsbdali.errors import DataError, RsbdaliError
 
 CPU = torch.device("cpu")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["rsbdali.training.train", "torch.distributed.elastic.multiprocessing.errors"])
+CONTEXT.set_forkserver_preload(["rsbdali.training.train", "torch.distributed.run"])
 
 
 def free_port() -> int:

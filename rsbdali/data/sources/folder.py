@@ -180,6 +180,21 @@ class FileReader:
         except OSError as error:
             raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 
+    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
+        """Read parts of an image, given as (first byte, bytes), one behind the other into uint8 (length,)."""
+        at = 0
+        try:
+            descriptor = os.open(os.path.join(self._root, place.path), READ)
+            try:
+                for start, count in parts:
+                    at += os.preadv(descriptor, [out_B[at : at + count].data], start)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise UnreadableImage(f"cannot be read: {error.strerror}") from error
+        if at < len(out_B):
+            raise UnreadableImage(f"cut short: {at} of {len(out_B)} bytes are there")
+
     def fetch_ahead(self, places: Sequence[Place]) -> None:
         """Nothing: the kernel reads ahead."""
 

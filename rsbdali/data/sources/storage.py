@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from rsbdali.data.sources.base import Place
 from rsbdali.errors import DataError, UnreadableImage
 
@@ -229,6 +231,14 @@ class RangeReader:
         if len(data) < place.nbytes:
             raise UnreadableImage(f"{name} is cut short: {len(data)} of {place.nbytes} bytes are there")
         return data
+
+    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
+        """Read parts of an image, given as (first byte, bytes), one behind the other into uint8 (length,)."""
+        at = 0
+        for start, count in parts:
+            part = self.read(place._replace(offset=place.offset + start, nbytes=count))
+            out_B[at : at + count] = np.frombuffer(part, np.uint8)
+            at += count
 
     def fetch_ahead(self, places: Sequence[Place]) -> None:
         """Nothing: the kernel reads ahead."""

@@ -1,0 +1,94 @@
+"""What the host executor decodes of an image: a small JPEG of the restart intervals under a window, or all of it."""
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+
+import numpy as np
+
+from rsbdali.data.header import Format
+from rsbdali.data.image_parser import parse
+from rsbdali.data.intervals import Intervals
+from rsbdali.errors import UnreadableImage
+from rsbdali.pipelines.executor import ImageSource
+from rsbdali.pipelines.host.compiled import kernels
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def find_splice() -> ModuleType | None:
+    """The compiled loops that make a small JPEG; None where Numba does not work: images are read whole there."""
+    try:
+        return kernels("rsbdali.pipelines.host.splice_numba")
+    except Exception as error:  # whatever keeps Numba from working here; the pixels are the same without it
+        reason = str(error).strip().partition("\n")[0]
+        log.warning("images are read whole: Numba does not work here (%s: %s)", type(error).__name__, reason)
+        return None
+
+
+class RegionReader:
+    """Reads images for one thread, those that are seekable in part. Its memory is used again by the next call."""
+
+    def __init__(self) -> None:
+        self._loops = find_splice()
+        self._raw_B, self._small_B, self._used = np.empty(0, np.uint8), np.empty(0, np.uint8), 0
+
+    def read(
+        self, index: ImageSource, samples: Sequence[int], window_M4: np.ndarray
+    ) -> tuple[list[np.ndarray | str], np.ndarray]:
+        """Read encoded images that DALI may see and that hold the windows.
+
+        Args:
+            index: the images.
+            samples: rows of the index.
+            window_M4: int32 (y, x, h, w) in pixels of the image.
+
+        Returns:
+            M arrays uint8 (length,), valid until the next call, or the reason why an image cannot be had; int32 (M, 4),
+            the windows in their pixels.
+
+        Raises:
+            SourceError: the source does not answer.
+        """
+        self._used, inside_M4 = 0, window_M4.copy()
+        return [self._read(index, i, inside_M4[k]) for k, i in enumerate(samples)], inside_M4
+
+    def _read(self, index: ImageSource, i: int, window_4: np.ndarray) -> np.ndarray | str:
+        """The region under a window, which is moved accordingly, or the whole image."""
+        try:
+            intervals = index.intervals_of(i) if self._loops is not None else None
+            small = None if intervals is None else self._read_region(index, i, intervals, window_4)
+            return index.read_bytes(i) if small is None else small
+        except UnreadableImage as error:
+            return str(error)
+
+    def _read_region(self, index: ImageSource, i: int, intervals: Intervals, window_4: np.ndarray) -> np.ndarray | None:
+        loops, header_bytes = self._loops, int(intervals.length_K[0])
+        assert loops is not None
+        field_F = np.empty(loops.FIELDS, np.int64)
+        field_F[:4] = window_4
+        field_F[4:8] = index.height_N[i], index.width_N[i], *intervals.sampling
+        loops.locate(intervals.length_K, field_F)
+        fields = field_F.tolist()
+        raw_B = self._raw(header_bytes + fields[loops.BYTES])
+        index.read_parts(i, ((0, header_bytes), (fields[loops.START], fields[loops.BYTES])), raw_B)
+        small_B = self._small(len(raw_B))
+        length = loops.splice(raw_B, intervals.length_K, field_F, small_B)
+        if not length or parse(small_B[:length]) != (Format.JPEG, fields[loops.WIDTH], fields[loops.HEIGHT]):
+            return None  # the file has changed: read as a whole, it is judged as any other
+        self._used += length
+        window_4[:2] -= fields[loops.Y], fields[loops.X]
+        return small_B[:length]
+
+    def _raw(self, count: int) -> np.ndarray:
+        if len(self._raw_B) < count:
+            self._raw_B = np.empty(2 * count, np.uint8)
+        return self._raw_B[:count]
+
+    def _small(self, count: int) -> np.ndarray:
+        """Memory behind what this call has used; what was handed out of memory that is too small keeps it alive."""
+        if len(self._small_B) < self._used + count:
+            self._small_B, self._used = np.empty(2 * (self._used + count), np.uint8), 0
+        return self._small_B[self._used : self._used + count]
