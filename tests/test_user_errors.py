@@ -86,11 +86,11 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "the demo's output is a file": ("train --demo --output {}/file", ["{}/file", "Not a directory"]),
     "the export is below a file": ("export --checkpoint {}/list.pth --format timm --out {}/file", ["{}/file", "there"]),
     "the picture is below a file": (
-        "preview --data {}/data --images 1 --draws 1 --executor graph --out {}/file/x.png",
+        "preview --data {}/data --images 1 --draws 1 --out {}/file/x.png",
         ["{}/file"],
     ),
     "the picture is a folder": (
-        "preview --data {}/data --images 1 --draws 1 --executor graph --out {}/output/../d.png",
+        "preview --data {}/data --images 1 --draws 1 --out {}/output/../d.png",
         ["d.png"],
     ),
     "the report is a folder": ("report {}/run-processes --out {}/data", ["{}/data", "Is a directory"]),

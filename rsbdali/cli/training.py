@@ -70,7 +70,7 @@ log = logging.getLogger(__name__)
 @DEVICE
 @WORKERS
 @decode_options
-@click.option("--tuned", is_flag=True, help="Run the loader as `rsbdali tune` found best on this machine.")
+@click.option("--tuned/--no-tuned", help="Run the loader as `rsbdali tune` found best on this machine.")
 @click.option("--deterministic/--no-deterministic", help="Bitwise repeatable steps, slower on a GPU.")
 @click.option(
     "--torch-compile",

@@ -187,7 +187,11 @@ def create_loader(
     pairs |= {"return_index": return_index, "item_N": data.item_N}
     work: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "device": place, "dtype": dtype}
     work |= {"decode": decode, "hw_decoder_load": hw_decoder_load}
-    work |= {"num_threads": _threads(num_workers), "prefetch": prefetch or DEFAULT_PREFETCH, "on_bad": on_bad}
+    work |= {
+        "num_threads": _threads(num_workers),
+        "prefetch": DEFAULT_PREFETCH if prefetch is None else prefetch,
+        "on_bad": on_bad,
+    }
     if not is_training:
         work |= {"batch_size": rows or DEFAULT_EVAL_ROWS, "pad": pad_eval}
         return TupleLoader(EvalLoader(data.index, settings, **work), **pairs)
