@@ -65,7 +65,9 @@ def test_four_at_once_make_four_folders_and_a_killed_one_blocks_nobody(tmp_path:
     names = go(*runs)
     assert sorted(names) == ["a3-resnet50", "a3-resnet50-2", "a3-resnet50-3", "a3-resnet50-4"]
     last = names.index("a3-resnet50-4")
-    said = rf"a3-resnet50-4 is in use: process {runs[last].pid} on .* trains there since 20.*, or name another --exp"
+    said = (
+        rf"a3-resnet50-4 is in use: process {runs[last].pid} on .* trains there since 20.*, or name another experiment"
+    )
     with pytest.raises(RsbdaliError, match=said), take(tmp_path / "out", resume="auto"):
         pass
     runs[last].send_signal(signal.SIGKILL)
