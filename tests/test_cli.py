@@ -30,7 +30,7 @@ SURFACE = {
     "doctor": "--data --json",
     "export": "--checkpoint --ema --format --out",
     "index": "--bad-list --class-map --rebuild --val-labels --workers FOLDER",
-    "pack": "--max-size --out --shards --val-labels --workers FOLDER",
+    "pack": "--max-size --out --seekable --shards --val-labels --workers FOLDER",
     "preview": "--data --draws --images --out --recipe RECIPE_NAME",
     "recipe list": "",
     "recipe show": "--as --world-size RECIPE_NAME",
