@@ -50,7 +50,8 @@ class Way:
         mix = plan.partner_N, plan.lam_N, plan.box_N4
         images = mix_normalize(images_NHWC, *mix, self._recipe.mean, self._recipe.std, torch.float32)
         self.us.append((time.process_time() - begin) / len(plan) * 1e6)
-        assert not bad, f"images that do not decode: {bad}"
+        if bad:
+            raise DataError(f"an image does not decode: {next(iter(bad.values()))}")
         return images
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from rsbdali.bench import seekable
 from rsbdali.cli.main import cli
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.interval_table import FOLDER_NAME
@@ -23,8 +24,9 @@ from rsbdali.data.intervals import Intervals, find_intervals
 from rsbdali.data.sources.storage import RangeReader
 from rsbdali.data.splits import find_split
 from rsbdali.errors import DataError
-from rsbdali.pipelines.host import regions
+from rsbdali.pipelines.host import augment_pillow, executor, regions, workers
 from rsbdali.pipelines.host.decode import WindowDecoder
+from rsbdali.pipelines.host.resize import resize_pillow
 from rsbdali.tools import restart_markers
 from rsbdali.tools.pack import PackOptions, pack
 from rsbdali.tools.pack_seekable import make_seekable
@@ -360,6 +362,23 @@ def test_an_image_that_is_gone_or_cut_is_named(data: Path, decoder: WindowDecode
     gone, cut = decoder.read(index, [first, second], np.array([[0, 0, 40, 40]] * 2))
     assert "No such file" in str(gone)
     assert "cut short" in str(cut)
+
+
+def test_the_measurement(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Pillow's resize and RandAugment, which need not be compiled."""
+    for module in (workers, executor):
+        monkeypatch.setattr(module, "find_resize", lambda: resize_pillow)
+        monkeypatch.setattr(module, "find_augment", lambda: augment_pillow.augment)
+    (data / "train/class0/odd_no_eoi.JPEG").unlink()
+    packed, record = seekable_folder(data), data.parent / "record.json"
+    options = {"recipe": "a3", "batch_size": 8, "threads": 1, "rounds": 2, "json": record}
+    seekable.main(data, packed.parent, **options)
+    found = json.loads(record.read_text())
+    assert (found["images"], found["in_part"]) == (23, 20)
+    assert 0 < found["splice"]["decoded_share"] < found["splice"]["read_share"] < 1
+    assert [len(us) for us in found["rounds"].values()] == [2, 2, 2]
+    with pytest.raises(DataError, match="no image can be read in part"):
+        seekable.main(data, data, **options)
 
 
 def test_without_numba_images_are_read_whole_and_none_are_packed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def read_intervals(path: str) -> tuple[np.ndarray, np.ndarray] | None:
         if np.any(np.diff(column_K5[:, [0, 4]], axis=0) < 0) or size != start + 2 * column_K5[-1, 4]:
             raise ValueError("damaged")
         # copy on write: compiled loops take only what can be written to
-        return column_K5, np.memmap(path, np.uint16, "c", start)
+        return column_K5, np.memmap(path, np.uint16, "c", start).view(np.ndarray)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
