@@ -26,6 +26,7 @@ SURFACE = {
     "ImageIndex.fetch_ahead": "sample_N",
     "ImageIndex.from_dataset": "dataset cache_dir check threads progress",
     "ImageIndex.from_lists": "paths labels classes root cache_dir threads progress",
+    "ImageIndex.intervals_of": "i",
     "ImageIndex.load": (
         "root cache_dir classes labels need_classes check rebuild threads progress class_map image_root"
     ),
@@ -34,6 +35,7 @@ SURFACE = {
     "ImageIndex.path": "i",
     "ImageIndex.read_bytes": "i",
     "ImageIndex.read_copy": "i",
+    "ImageIndex.read_parts": "i parts out_B",
     "ImageIndex.read_stored": "i",
     "ImageIndex.relative_path": "i",
     "ImageIndex.scan": "root classes labels need_classes threads progress class_map image_root",
@@ -82,11 +84,11 @@ SURFACE = {
     "__version__": ".",
     "bce_loss": "logits_NC label_N partner_label_N lam_N smoothing threshold",
     "create_loader": (
-        "dataset input_size batch_size is_training recipe scale ratio hflip auto_augment num_aug_repeats "
-        "interpolation crop_pct mean std collate_fn num_classes smoothing shuffle drop_last weights sampler "
-        "transform return_index num_workers distributed rank world_size device img_dtype channels_last "
-        "use_prefetcher output pad_eval seed decode hw_decoder_load prefetch tuned max_bad_images "
-        "on_bad others"
+        "dataset input_size batch_size is_training recipe scale ratio train_crop_mode hflip vflip color_jitter "
+        "color_jitter_prob grayscale_prob gaussian_blur_prob auto_augment num_aug_repeats re_prob re_mode re_count "
+        "interpolation crop_pct crop_mode mean std collate_fn num_classes smoothing shuffle drop_last weights "
+        "sampler transform return_index num_workers distributed rank world_size device img_dtype channels_last "
+        "use_prefetcher output pad_eval seed decode hw_decoder_load prefetch tuned max_bad_images on_bad others"
     ),
     "mix_normalize": "images_NHWC partner_N lam_N box_N4 mean std dtype out",
     "train": "recipe data resume more",

@@ -72,6 +72,8 @@ class RegionReader:
         field_F[4:8] = index.height_N[i], index.width_N[i], *intervals.sampling
         loops.locate(intervals.length_K, field_F)
         fields = field_F.tolist()
+        if fields[loops.LINES] * fields[loops.COUNT] == len(intervals.length_K) - 1:
+            return None  # all of it: nothing to splice
         raw_B = self._raw(header_bytes + fields[loops.BYTES])
         index.read_parts(i, ((0, header_bytes), (fields[loops.START], fields[loops.BYTES])), raw_B)
         small_B = self._small(len(raw_B))

@@ -74,13 +74,14 @@ def find_split(data_dir: str | os.PathLike[str], split: str) -> Path:
     if found is None:
         raise DataError(
             f"{place.text if place.is_url else os.fspath(data_dir)}: no {split} folder: expected "
-            f"{expected}/<class>/<image>{'' if place.is_url else _nearby(os.fspath(data_dir), names)}"
+            f"{expected}/<class>/<image>{'' if place.is_url else _nearby(place, os.fspath(data_dir), names)}"
         )
     return Path(f"{place.text}/{found}") if place.is_url else Path(data_dir) / found
 
 
-def _nearby(data_dir: str, names: Sequence[str]) -> str:
+def _nearby(place: Location, data_dir: str, names: Sequence[str]) -> str:
     """A folder that has the split: below, or above, where a level too many or too few was given."""
+    data_dir = data_dir if os.path.isdir(data_dir) else place.text  # file:///data
     below = sorted(entry.path for entry in os.scandir(data_dir) if entry.is_dir())[:MOST_LOOKED_AT]
     above = os.path.normpath(os.path.join(data_dir, ".."))
     for near in (above, os.path.normpath(os.path.join(above, "..")), *below):

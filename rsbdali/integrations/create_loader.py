@@ -13,7 +13,7 @@ from typing import Any, Literal, Unpack
 import torch
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.distributed.devices import as_current, default_threads, find_device, find_world, meeting
+from rsbdali.distributed.devices import default_threads, find_device, find_world, meeting
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError, RecipeError
 from rsbdali.integrations.datasets import open_index
@@ -172,21 +172,17 @@ def create_loader(
         RsbdaliError: `tuned`, and nothing is tuned on this machine.
     """
     arguments = {name: value for name, value in locals().items() if name in RECIPE_ARGUMENTS}
-    settings = _recipe(recipe, arguments, is_training)
+    settings = _recipe(recipe, arguments, seed, is_training)
     refuse(others, is_training=is_training, honored=create_loader.__annotations__)
     mix = _mix_of(collate_fn, is_training, num_classes)
     settings = _with_targets(settings, mix, smoothing, is_plain=output == "uint8" or not use_prefetcher)
-    if is_training and settings.reprob and output == "uint8":
-        raise RecipeError("output='uint8' erases nothing: set re_prob to 0")
-    settings = settings if seed is None else settings.with_overrides({"seed": seed})
+    settings = _without_erasing(settings, re_prob, is_training) if output == "uint8" else settings
     order: dict[str, Any] = {"shuffle": shuffle, "drop_last": drop_last, "weights": weights, "sampler": sampler}
-    if not is_training:
-        refuse_in_evaluation(**order, transform=transform, smoothing=smoothing)
+    refuse_in_evaluation(is_training, **order, transform=transform, smoothing=smoothing)
     rows, dtype = _rows(batch_size, recipe), _dtype(output, img_dtype, use_prefetcher)
     world = find_world(distributed, rank, world_size)
     place = find_device(device if use_prefetcher else "cpu", world)
-    with as_current(place):
-        data = open_index(dataset, is_training=is_training, world=meeting(world))
+    data = open_index(dataset, is_training=is_training, world=meeting(world), device=place)
     pairs: dict[str, Any] = {"channels_last": channels_last, "dataset": _object(dataset)}
     pairs |= {"return_index": return_index, "item_N": data.item_N}
     work: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "device": place, "dtype": dtype}
@@ -202,10 +198,9 @@ def create_loader(
     sampling = sampling_of(data, **order, repeats=settings.aug_repeats)
     settings = _per_rank(settings, rows, world, sampling, len(data.index))
     if tuned:
-        given = {"num_threads": num_workers, "prefetch": prefetch, "decode": None if decode == "auto" else decode}
-        work |= _tuned(settings, place, world, given)
-    work |= {"max_bad_images": max_bad_images, "transform": transform}
-    training = TrainLoader(data.index, settings, sampling=sampling, **work)
+        work |= _tuned(settings, place, world, {"num_threads": num_workers, "prefetch": prefetch, "decode": decode})
+    work |= {"max_bad_images": max_bad_images, "sampling": sampling, "transform": transform}
+    training = TrainLoader(data.index, settings, **work)
     training.mixup_enabled &= mix.enabled
     soft = _soft_classes(settings, mix, data.index)
     return TupleLoader(training, num_classes=soft, smoothing=settings.smoothing, **pairs)
@@ -220,10 +215,11 @@ class _Mix:
     enabled: bool = True
 
 
-def _recipe(recipe: str | Recipe | None, arguments: Mapping[str, Any], is_training: bool) -> Recipe:
+def _recipe(recipe: str | Recipe | None, arguments: Mapping[str, Any], seed: int | None, is_training: bool) -> Recipe:
     if recipe is None and arguments["input_size"] is None:
         raise RecipeError("input_size is missing: give the size in pixels, or a recipe")
     base = Recipe.load(recipe) if isinstance(recipe, str) else recipe or Recipe.from_dict(TIMM_DEFAULTS)
+    base = base if seed is None else base.with_overrides({"seed": seed})
     return with_arguments(base, arguments, is_training=is_training)
 
 
@@ -236,6 +232,13 @@ def _with_targets(recipe: Recipe, mix: _Mix, smoothing: float | None, *, is_plai
         return recipe.with_overrides({"mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0})
     smoothed = {} if smoothing is None else {"smoothing": smoothing}
     return recipe.with_overrides({**mix.overrides, **smoothed})
+
+
+def _without_erasing(recipe: Recipe, re_prob: float | None, is_training: bool) -> Recipe:
+    """The recipe for bytes: a recipe's random erasing, which comes behind normalizing, is left out."""
+    if re_prob and is_training:
+        raise RecipeError("output='uint8' erases nothing: set re_prob to 0")
+    return recipe.with_overrides({"reprob": 0.0})
 
 
 def _mix_of(collate_fn: Callable[..., Any] | None, is_training: bool, num_classes: int | None) -> _Mix:
@@ -302,7 +305,7 @@ def _tuned(recipe: Recipe, device: torch.device, world: World, given: Mapping[st
     # tuned is one process with all cores: several share them
     threads = found.threads if world.size == 1 else min(found.threads, default_threads(world))
     arguments = {"num_threads": threads, "prefetch": found.prefetch, "chunk": found.chunk, "decode": found.decode}
-    return {key: value for key, value in arguments.items() if given.get(key) is None}
+    return {key: value for key, value in arguments.items() if given.get(key) in (None, "auto")}
 
 
 def _object(dataset: Any) -> Any:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from rsbdali.data.index import ImageIndex, index_listing
 from rsbdali.data.listing import listing_of
 from rsbdali.data.splits import _of_location
 from rsbdali.distributed.collectives import on_all_ranks, rank_zero_first
+from rsbdali.distributed.devices import as_current
 from rsbdali.distributed.world import World
 
 
@@ -28,7 +30,7 @@ class OpenedData:
     items: int
 
 
-def open_index(data: Any, *, is_training: bool, world: World) -> OpenedData:
+def open_index(data: Any, *, is_training: bool, world: World, device: torch.device) -> OpenedData:
     """The images of `data`, the same on all ranks; rank 0 looks first whether they are as in the cache.
 
     Args:
@@ -37,10 +39,16 @@ def open_index(data: Any, *, is_training: bool, world: World) -> OpenedData:
             `ImageIndex.from_dataset` takes.
         is_training: which split.
         world: the processes that call this together.
+        device: this rank's, by which collectives go.
 
     Raises:
         DataError: no such data, or a dataset that cannot be translated.
     """
+    with as_current(device):
+        return _opened(data, is_training, world)
+
+
+def _opened(data: Any, is_training: bool, world: World) -> OpenedData:
     if isinstance(data, str | os.PathLike):
         data = _of_location(os.fspath(data), is_training, world)
     if isinstance(data, ImageIndex):

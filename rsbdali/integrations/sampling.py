@@ -33,14 +33,14 @@ NO_EPOCH = (
 )
 
 
-def refuse_in_evaluation(**arguments: Any) -> None:
-    """Refuse what only training has; None, and what evaluation does anyway, pass.
+def refuse_in_evaluation(is_training: bool, **arguments: Any) -> None:
+    """Refuse in evaluation what only training has; None, and what evaluation does anyway, pass.
 
     Raises:
         RecipeError: an argument by its name.
     """
     for name, value in arguments.items():
-        if value is not None and value is not False and not (name == "smoothing" and value == 0):
+        if not is_training and value is not None and value is not False and not (name == "smoothing" and value == 0):
             raise RecipeError(
                 f"{name}= cannot be honored in evaluation, which takes each image once and in order: leave it out, or "
                 "give the images meant as an index (ImageIndex.subset)"
