@@ -195,4 +195,4 @@ def test_the_command(data: Path, tmp_path: Path) -> None:
     assert repacked.exit_code == 0, repacked.output
     listed = CliRunner().invoke(cli, ["index", str(tmp_path / "out2")])
     assert "images    21 in" in listed.output
-    assert "6 (" in listed.output
+    assert "images    6 in" in listed.output
