@@ -91,7 +91,7 @@ def _per_class(spread: dict[str, int]) -> str:
 
 def _spread(value: dict[str, int], unit: str) -> str:
     """Percentiles in words; areas come in thousands of pixels."""
-    shown = {key: f"{n / 1000:,.2f}" if unit == "megapixels" else f"{n:,}" for key, n in value.items()}
+    shown = {key: f"{n / 1000:,.3f}" if unit == "megapixels" else f"{n:,}" for key, n in value.items()}
     if value["p0"] == value["p100"]:
         return f"{shown['p0']} {unit}, all of them"
     return (
