@@ -8,7 +8,7 @@ from rich.console import Console
 
 from rsbdali.recipe import Recipe
 from rsbdali.training.evaluate import EvalResult
-from rsbdali.training.progress import EpochReport, Live, Plain, StepReport, make_reporter
+from rsbdali.training.live_display import EpochReport, Live, Plain, StepReport, make_reporter
 from rsbdali.training.throughput import Speed, ThroughputMeter, duration, evaluations_left, is_evaluated, projection
 
 SPEED = Speed(images_per_s=1234.5, wait_share=0.031, left_s=7200.0, total_s=6.2 * 3600)

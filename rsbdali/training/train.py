@@ -45,12 +45,12 @@ from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.acceleration import OFF, Acceleration
 from rsbdali.training.banner import banner
 from rsbdali.training.gpu_memory import say_memory
+from rsbdali.training.live_display import Reporter, Silent, make_reporter
 from rsbdali.training.loader_settings import tuned_settings, tuned_threads
 from rsbdali.training.model import create_model
 from rsbdali.training.nonfinite import OnNan
 from rsbdali.training.optim import create_optimizer
 from rsbdali.training.precision import amp_dtype, kernel_policy, warn_if_emulated
-from rsbdali.training.progress import Reporter, Silent, make_reporter
 from rsbdali.training.save_interval import Interval
 from rsbdali.training.trainer import Outcome, Trainer
 

@@ -28,9 +28,9 @@ from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.acceleration import PLAIN, Acceleration, make_step
 from rsbdali.training.evaluate import EvalResult, Stopped, evaluate
+from rsbdali.training.live_display import EpochReport, Reporter, StepReport
 from rsbdali.training.nonfinite import LossWatch, OnNan, UpdateGuard
 from rsbdali.training.optim import Schedule
-from rsbdali.training.progress import EpochReport, Reporter, StepReport
 from rsbdali.training.save_interval import Due, Interval
 from rsbdali.training.signals import StopRequest, from_row
 from rsbdali.training.statistics import weigh_statistics

@@ -25,7 +25,7 @@ from rsbdali.errors import RsbdaliError
 from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity
-from rsbdali.training.progress import Silent
+from rsbdali.training.live_display import Silent
 from rsbdali.training.train import make_state
 from rsbdali.training.trainer import Trainer
 

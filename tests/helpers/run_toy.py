@@ -19,7 +19,7 @@ from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity
-from rsbdali.training.progress import Plain, Silent
+from rsbdali.training.live_display import Plain, Silent
 from rsbdali.training.train import make_state
 from rsbdali.training.trainer import Trainer
 

@@ -11,7 +11,7 @@ from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity, RunState
-from rsbdali.training.progress import EpochReport, Silent, StepReport
+from rsbdali.training.live_display import EpochReport, Silent, StepReport
 from rsbdali.training.train import make_state
 from rsbdali.training.trainer import Outcome, Trainer
 

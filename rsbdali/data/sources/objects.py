@@ -7,7 +7,7 @@ from rsbdali.data.header import Header
 from rsbdali.data.levels import notes_on_depth
 from rsbdali.data.names import EXTENSIONS, is_hidden, is_image_name, is_skipped_name, notes_on_names
 from rsbdali.data.sources.base import Entry, Place, Progress, Scan, header_or_reason
-from rsbdali.data.sources.remote import BlockBlob, RemoteStorage
+from rsbdali.data.sources.object_store import BlockBlob, RemoteStorage
 from rsbdali.data.sources.storage import FileInfo, fingerprint_of
 from rsbdali.errors import DataError, UnreadableImage
 

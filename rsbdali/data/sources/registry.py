@@ -11,10 +11,10 @@ from rsbdali.data.names import is_image_name
 from rsbdali.data.sources.base import Reader, Scan, Source
 from rsbdali.data.sources.folder import FileReader, FolderSource
 from rsbdali.data.sources.location import Location
+from rsbdali.data.sources.object_store import RemoteStorage
 from rsbdali.data.sources.objects import ObjectSource
 from rsbdali.data.sources.parquet import ParquetReader, ParquetSource
 from rsbdali.data.sources.read_ahead import AheadReader
-from rsbdali.data.sources.remote import RemoteStorage
 from rsbdali.data.sources.storage import FileInfo, LocalStorage, RangeReader, Storage
 from rsbdali.data.sources.table import TableSource
 from rsbdali.data.sources.tar import TarSource
