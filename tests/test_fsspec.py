@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 from rsbdali import ImageIndex, create_loader
-from rsbdali.data.sources import remote
+from rsbdali.data.sources import object_store
 from rsbdali.errors import DataError
 
 SMALL: dict[str, Any] = {"input_size": 24, "batch_size": 4, "is_training": True, "device": "cpu", "num_workers": 1}
@@ -100,4 +100,4 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
     with pytest.raises(DataError, match="needs pip install huggingface_hub"):
-        remote.RemoteStorage("hf://datasets/user/flowers")
+        object_store.RemoteStorage("hf://datasets/user/flowers")

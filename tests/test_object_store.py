@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from rsbdali.cli.main import cli
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.sources import remote
+from rsbdali.data.sources import object_store
 from rsbdali.data.sources.base import Place
 from rsbdali.data.sources.read_ahead import AheadReader
 from rsbdali.data.splits import find_split, load_indexes
