@@ -1,7 +1,7 @@
 # docker build -t rsbdali .                         a V100: --build-arg EXTRAS='[v100]'
 # docker run --gpus all --shm-size=8g -v IMAGENET:/data -v $PWD/output:/work/output rsbdali train a3 --data /data
 #
-# Not built by the tests, and not tried on a GPU: the driver comes from the host (NVIDIA Container Toolkit), CUDA with torch.
+# Written, not yet built anywhere, nor tried on a GPU: the driver comes from the host (NVIDIA Container Toolkit), CUDA with torch.
 FROM python:3.12-slim
 
 # Triton compiles the kernels' launchers with gcc; Python's headers are in this image
