@@ -70,7 +70,7 @@ def main() -> None:
     dataset_eval = create_dataset("", root=args.data_dir, split="validation", is_training=False)
     num_classes = args.num_classes or len(dataset_train.reader.class_to_idx)
     model = create_model(args.model, num_classes=num_classes).to(device, memory_format=torch.channels_last)
-    data_config = resolve_data_config(vars(args), model=model, verbose=utils.is_rank_zero(args))
+    data_config = resolve_data_config(vars(args), model=model, verbose=utils.is_primary(args))
     if args.distributed:
         model = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = create_optimizer_v2(model, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay)
@@ -155,7 +155,7 @@ def main() -> None:
         loss = train_one_epoch(model, loader_train, optimizer, loss_fn, loss_scaler, autocast, device)
         top1 = validate(model, loader_eval, args, device)
         scheduler.step(epoch + 1, top1)
-        if utils.is_rank_zero(args):
+        if utils.is_primary(args):
             _logger.info(f"epoch {epoch + 1}: loss {loss:.4f} top-1 {top1:.2f} %")
     if args.distributed:
         dist.destroy_process_group()

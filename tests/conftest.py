@@ -53,12 +53,13 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(autouse=True)
 def no_handler_stays() -> Iterator[None]:
-    """Whoever calls the command line in this process leaves a log handler, whose captured stream is closed soon."""
+    """Whoever calls the command line in this process, a fixture too, leaves a log handler to a closed stream."""
     logger = logging.getLogger("rsbdali")
-    handlers, level = list(logger.handlers), logger.level
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
     yield
-    logger.handlers = handlers
-    logger.setLevel(level)
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
 
 
 def forbid_processes(patch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_trivialaugment_space_is_torchvisions(make_photo: Callable[..., Image.Im
     image = make_photo(67, 50, 1)
     image_HWC = np.asarray(image)
     for k, (name, (magnitudes, signed)) in enumerate(space.items()):
-        for b in range(0, BINS, 3) if magnitudes.ndim else (7,):
+        for b in range(0, BINS, 6) if magnitudes.ndim else (7,):
             for sign in (0, 1) if signed else (0,):
                 magnitude = float(magnitudes[b] if magnitudes.ndim else magnitudes) * (-1 if sign else 1)
                 for interp, mode in ((BILINEAR, InterpolationMode.BILINEAR), (BICUBIC, InterpolationMode.BICUBIC)):

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from helpers.cli import call
 from rsbdali.cli import main
 from rsbdali.cli.main import cli
 from rsbdali.cli.options import parse_overrides
@@ -182,7 +183,7 @@ def test_index_names_what_is_no_image(image_tree: Callable[..., Path]) -> None:
     assert "images    13 in 0.1 MB; 2 files left out" in said
 
 
-def test_train_and_validate_in_processes_of_their_own(image_tree: Callable[..., Path], tmp_path: Path) -> None:
+def test_train_in_a_process_of_its_own_and_validate(image_tree: Callable[..., Path], tmp_path: Path) -> None:
     """In folders, and of images, whose names are no text."""
     name = os.fsdecode(b"caf\xe9")
     data = image_tree(per_class=4, odd=("truncated", "empty", "text", "gray", "cmyk", "png"), name=name).parent
@@ -200,7 +201,7 @@ def test_train_and_validate_in_processes_of_their_own(image_tree: Callable[..., 
     bad = (out / "run/bad_images.csv").read_text(encoding="utf-8")
     for name in ("odd_truncated", "odd_empty", "odd_text"):
         assert bad.count(f"/caf\\udce9/train/class0/{name}.JPEG,") == 1
-    validated = run("validate", *common, "--checkpoint", out / "run" / "last.pth.tar")
+    validated = call("validate", *common, "--checkpoint", out / "run" / "last.pth.tar")
     assert validated.returncode == 0, validated.stderr
     assert "over 9 images" in validated.stdout
     loss = float(validated.stdout.split("CE ")[1].split()[0])

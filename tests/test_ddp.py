@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,6 @@ import pytest
 import torch
 
 from helpers import ranks, run_toy
-from helpers.scripts import environment
 from rsbdali.data.index import ImageIndex
 from rsbdali.errors import LostRankError
 from rsbdali.loader import TrainLoader
@@ -67,22 +64,6 @@ def test_ranks_train_as_one_does(tmp_path: Path, alone: Path, size: int) -> None
     # thirds are rounded from the first step on, and in the fourth a ReLU or two is on the other side of zero
     compare_states(*states, atol=1e-6 if size == 2 else 5e-5)
     assert (folder / "model_best.pth.tar").exists()
-
-
-def test_a_restart_by_torchrun_goes_on(tmp_path: Path, alone: Path) -> None:
-    folder = tmp_path / "restarted"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    done = subprocess.run(
-        [*torchrun, "-m", "helpers.run_restart", str(folder), "2", *TOY],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        env={**environment(), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("rank 1 ends itself") == 1  # which rank's end torchrun then reports is a matter of moments
-    compare_states(*(torch.load(path / "state.pt", weights_only=True) for path in (alone, folder)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

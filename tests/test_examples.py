@@ -96,13 +96,6 @@ def in_two_processes(name: str, *arguments: object) -> str:
     return done.stdout
 
 
-def test_plain_in_two_processes(data: Path) -> None:
-    out = in_two_processes("plain", "--data", data, *ARGUMENTS, "--epochs", "2", "--workers", "1")
-    losses = [float(text) for text in re.findall(r"loss ([\d.]+)", out)]
-    assert len(losses) == 2  # rank 0 alone talks
-    assert losses[1] < losses[0]
-
-
 def test_hugging_faces_trainer_and_its_resume(
     data: Path, example: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,7 @@ def test_the_reader_sees_all_launches() -> None:
     found = [
         ast.unparse(node.func) for path in SOURCES for node, _ in walk(ast.parse(path.read_text())) if is_launch(node)
     ]
-    assert len(found) == 5 + 2 + 1 + 1 + 2  # LAMB, BCE, mix, warp, RandAugment
+    assert len(found) == 5 + 2 + 1 + 1 + 2 + 1  # LAMB, BCE, mix, warp, RandAugment, erasing
 
 
 @pytest.mark.parametrize(

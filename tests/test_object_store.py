@@ -118,7 +118,7 @@ def bucket(endpoint: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iter
         "AWS_MAX_ATTEMPTS": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(object_store, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
     s3fs.S3FileSystem.clear_instance_cache()
     direct = s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True, use_listings_cache=False)
     name = f"bucket{len(direct.ls(''))}"

@@ -206,8 +206,8 @@ def check_random_batches(batch: tuple[np.ndarray, Rows, tuple[int, ...]]) -> Non
 
 
 def check_planned_rows_three_ways() -> None:
-    """64 rows at 160 px of A3's plan and 512 at 32 px of A1's: kernels, host ops and Pillow, the plan's own rows."""
-    for recipe, rows, side in (("a3", 64, 160), ("a1", 512, 32)):
+    """64 rows at 160 px of A3's plan and 128 at 32 px of A1's (512 did as well, in 50 s): kernels, host ops, Pillow."""
+    for recipe, rows, side in (("a3", 64, 160), ("a1", 128, 32)):
         plan = planned(recipe, rows)
         assert (len(plan), plan.op_NL.shape[1]) == (rows, 2)
         assert set(plan.op_NL.ravel().tolist()) == set(range(-1, NUM_OPS))
@@ -345,7 +345,7 @@ def assert_equal_on_the_gpu(device: int, images_NHWC: np.ndarray, rows: Rows) ->
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("device", range(max(1, torch.cuda.device_count())))
 def test_parity_randaugment_kernels_on_the_gpu(device: int) -> None:
-    for recipe, rows, side in (("a3", 512, 160), ("a1", 512, 32)):
+    for recipe, rows, side in (("a3", 512, 160), ("a1", 128, 32)):
         assert_equal_on_the_gpu(device, random_images(rows, side, side), plan_rows(planned(recipe, rows)))
     for op in ARGUMENTS:
         for height, width in SIZES:

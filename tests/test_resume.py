@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,7 +83,7 @@ def test_resume_after_a_signal_at_any_step_is_bitwise_the_uninterrupted_run(
         # the step that the signal came in is finished, and one more, as far as there is one, before it is heard of
         assert position(tmp_path / name) == (epoch, min(STEPS, step + 2))
         second = toy(name, STEPS, **VALUES)
-        assert second.go() == whole.trainer.run()
+        assert replace(second.go(), updates=0) == whole.trainer.run()  # that one had no step left to do
         assert first.loader.seen + second.loader.seen == whole.loader.seen  # no batch twice, none left out
         assert_same_run(tmp_path / "whole", tmp_path / name)
 

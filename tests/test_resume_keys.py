@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from PIL import Image
 from timm.layers import DropPath
 
+from helpers.cli import call
 from rsbdali.distributed.world import World
 from rsbdali.errors import CheckpointError
 from rsbdali.plan.planner import Planner
@@ -450,11 +450,11 @@ def test_command_line(saved: Saved, tmp_path: Path) -> None:
     fixed = [word for key, value in BASE.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 
     def resume(*overrides: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "rsbdali", "train", "--data", saved.data, "--device", "cpu", "--workers", "1"]
+        command = ["train", "--data", saved.data, "--device", "cpu", "--workers", "1"]
         command += ["--recipe", tmp_path / "base.yaml", "--resume", tmp_path / "mid.pth.tar"]
         command += ["--output", tmp_path, "--experiment", "run", *fixed]
         command += [word for pair in overrides for word in ("--set", pair)]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
+        return call(*command)
 
     (tmp_path / "base.yaml").write_text("name: toy\n")
     refused = resume("lr=1e-3", "seed=1")

@@ -1,8 +1,6 @@
 """What once gave wrong labels without a word: tables, label files, class maps, hidden files, damaged tar files."""
 
 import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from io import BytesIO
@@ -11,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.cli import call
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.labels import read_class_map, read_labels
 from rsbdali.errors import DataError
@@ -203,22 +202,17 @@ def test_one_level_too_high(image_tree: ImageTree) -> None:
         ImageIndex.scan(root.parent / "up")
 
 
-def run_index(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rsbdali", "index", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
 def test_index_refuses_what_train_refuses(image_tree: ImageTree, write_image: WriteImage, tmp_path: Path) -> None:
     root = image_tree(classes=2).parent
     write_image(root / "val" / "v1.jpg")
-    flat = run_index(root)
+    flat = call("index", root)
     assert flat.returncode == 2
     assert "no class folders" in flat.stderr
     (tmp_path / "l.txt").write_text("v1.jpg class1\n")
-    labeled = run_index(root, "--val-labels", tmp_path / "l.txt")
+    labeled = call("index", root, "--val-labels", tmp_path / "l.txt")
     assert (labeled.returncode, "images    1 " in labeled.stdout) == (0, True), labeled.stderr
     write_image(root / "val" / "other" / "v2.jpg")
-    other = run_index(root)
+    other = call("index", root)
     assert other.returncode == 2
     assert "'other'" in other.stderr
     assert "Traceback" not in other.stderr
