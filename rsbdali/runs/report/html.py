@@ -19,7 +19,7 @@ margin: 8px 0 0; overflow-wrap: anywhere }
            font-size: 18px; margin: 20px 0 28px; overflow-wrap: anywhere }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 18px 22px;
           margin: 0 0 20px }
-svg { display: block; width: 100%; height: auto } svg text { fill: var(--ink); font-size: 13px }
+svg { display: block; width: 100%; height: auto; overflow: visible } svg text { fill: var(--ink); font-size: 13px }
 svg .faint { fill: var(--faint); font-size: 12px }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); vertical-align: top }
