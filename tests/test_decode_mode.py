@@ -11,7 +11,13 @@ import torch
 from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError, RecipeError
 from rsbdali.loader import decode_mode
-from rsbdali.loader.decode_mode import choose_decode, create_eval_executor, create_executor, resumed_decode
+from rsbdali.loader.decode_mode import (
+    choose_decode,
+    create_eval_executor,
+    create_executor,
+    evaluation_decode,
+    resumed_decode,
+)
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource
 from rsbdali.plan.planner import BatchPlan
 from rsbdali.recipe import Recipe
@@ -153,3 +159,13 @@ def test_a_resumed_run_keeps_its_mode(compiler: Callable[[str | None], None]) ->
     assert resumed_decode("cpu", "gpu", CPU) == "cpu"
     with pytest.raises(DeviceError, match=r"the run decoded otherwise .*decode=gpu needs a GPU.*give --decode"):
         resumed_decode("auto", "gpu", CPU)
+
+
+def test_a_checkpoint_is_evaluated_as_its_run_did(
+    compiler: Callable[[str | None], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert evaluation_decode("cpu", GPU) == "cpu"
+    assert evaluation_decode("", GPU) == evaluation_decode("", CPU) == "auto"
+    assert not caplog.records
+    assert evaluation_decode("gpu", CPU) == "auto"
+    assert "its figures may differ" in caplog.text

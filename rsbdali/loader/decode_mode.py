@@ -80,6 +80,16 @@ def resumed_decode(asked: str, recorded: str, device: torch.device) -> str:
     return recorded
 
 
+def evaluation_decode(recorded: str, device: torch.device) -> str:
+    """The mode to evaluate a checkpoint with: its run's, whose figures are meant, where this machine can do it."""
+    try:
+        check_decode(recorded or "auto", device)
+    except DeviceError as error:
+        log.warning("the run evaluated otherwise, its figures may differ in the last digits: %s", error)
+        return "auto"
+    return recorded or "auto"
+
+
 def choose_decode(
     decode: str,
     index: ImageSource,

@@ -18,6 +18,7 @@ from rsbdali.distributed.world import World
 from rsbdali.errors import CheckpointError, RecipeError, RsbdaliError
 from rsbdali.loader import EvalLoader
 from rsbdali.loader.batch import EvalBatch
+from rsbdali.loader.decode_mode import evaluation_decode
 from rsbdali.loader.eval import eval_batch_size
 from rsbdali.progress_bar import counting
 from rsbdali.recipe import Recipe
@@ -85,9 +86,12 @@ def validate(options: ValidateOptions) -> EvalResult:
             for bad in index.bad:
                 log.warning("no image, skipped: %s (%s)", bad.path, bad.reason)
         model = _model(options, content, recipe, index.num_classes).to(device)
+        record = read_record(content or {}, str(options.checkpoint))
         loader = EvalLoader(
             index,
             recipe,
+            decode=evaluation_decode("" if record is None else record.decode, device),
+            hw_decoder_load=None if record is None else record.hw_decoder_load,
             rank=world.rank,
             world_size=world.size,
             device=device,
