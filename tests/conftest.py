@@ -51,15 +51,22 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     return folder
 
 
+def drop_handlers() -> None:
+    """Leave loggers as they are in a new process, but for pytest's own handlers."""
+    for logger in (logging.getLogger(), logging.getLogger("rsbdali")):
+        for handler in list(logger.handlers):
+            if not type(handler).__module__.startswith("_pytest"):
+                logger.removeHandler(handler)
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("rsbdali").setLevel(logging.NOTSET)
+
+
 @pytest.fixture(autouse=True)
 def no_handler_stays() -> Iterator[None]:
-    """Whoever calls the command line in this process, a fixture too, leaves a log handler to a closed stream."""
-    logger = logging.getLogger("rsbdali")
-    logger.handlers.clear()
-    logger.setLevel(logging.NOTSET)
+    """Command lines and examples that run in this process, in fixtures too, leave log handlers to a closed stream."""
+    drop_handlers()
     yield
-    logger.handlers.clear()
-    logger.setLevel(logging.NOTSET)
+    drop_handlers()
 
 
 def forbid_processes(patch: pytest.MonkeyPatch) -> None:
