@@ -286,7 +286,7 @@ def hub(**columns: Any) -> datasets.Dataset:
         (hub(text=["a"], label=[0]), "0 of them are images: expected one, so use cast_column"),
         (datasets.DatasetDict(), "DatasetDict: give one of its splits, as dataset['train']"),
         (hub(text=["a"]).to_iterable_dataset(), "IterableDataset: it has no order to draw from"),
-        (Subset([("a.jpg", 0)], [3]), "a Subset of 1 images: its indices are none of them"),
+        (Subset([("a.jpg", 0)], [3]), "a Subset of 1 images has the index 3, which is none of them"),
         (object(), "dataset of type object: expected a location, an ImageIndex"),
     ],
 )

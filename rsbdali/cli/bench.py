@@ -77,7 +77,12 @@ def bench_step(recipe: str, overrides: tuple[str, ...], **rest: Any) -> None:
 @DATA
 @click.option("--batch-size", type=click.IntRange(2), default=128, help="Rows of a batch.")
 @DEVICE
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=2.0, help="Of searching.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=2.0,
+    help="Of searching; at least a round of each setting.",
+)
 @click.option("--allow-pixels", is_flag=True, help="Search the decode mode too: modes differ a little in pixels.")
 @click.option("--against", metavar="MODEL", help="Measure this model's training step too, and say which one waits.")
 def tune(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:

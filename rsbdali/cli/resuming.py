@@ -21,10 +21,12 @@ def run_of(resume: str | None, output: Path, experiment: str | None, recipe: Rec
     """The folder of the run that `--resume` means, where it has an `args.yaml`.
 
     Raises:
-        RsbdaliError: a folder was named that is no run's.
+        RsbdaliError: a folder was named that is not there, or no run's.
     """
     if resume is None:
         return None
+    if resume != "auto" and not Path(resume).suffix and not Path(resume).exists():
+        raise RsbdaliError(f"{resume}: there is no such run")
     folder = resumed_folder(resume) or choose_folder(output, experiment, recipe, resume=resume)
     if (folder / ARGS).exists():
         return folder

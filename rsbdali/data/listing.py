@@ -55,8 +55,12 @@ def listing_of(data: Any) -> Listed:
 def _of_subset(dataset: Any, item_M: np.ndarray) -> Listed:
     listing, below = listing_of(dataset)
     count = len(listing.labels if below is None else below)
-    if not len(item_M) or not np.issubdtype(item_M.dtype, np.integer) or item_M.min() < -count or item_M.max() >= count:
-        raise DataError(f"a Subset of {count} images: its indices are none of them")
+    if not len(item_M):
+        raise DataError("a Subset without images: its list of indices is empty")
+    if not np.issubdtype(item_M.dtype, np.integer):
+        raise DataError(f"a Subset of {count} images: its indices are no whole numbers")
+    if len(wrong_M := item_M[(item_M < -count) | (item_M >= count)]):
+        raise DataError(f"a Subset of {count} images has the index {wrong_M[0]}, which is none of them")
     item_M = item_M % count
     return Listed(listing, item_M if below is None else below[item_M])
 

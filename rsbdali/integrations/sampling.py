@@ -41,10 +41,15 @@ def refuse_in_evaluation(is_training: bool, **arguments: Any) -> None:
     """
     for name, value in arguments.items():
         if not is_training and value is not None and value is not False and not (name == "smoothing" and value == 0):
-            raise RecipeError(
-                f"{name}= cannot be honored in evaluation, which takes each image once and in order: leave it out, or "
-                "give the images meant as an index (ImageIndex.subset)"
+            way = (
+                "leave it out"
+                if name in ("transform", "smoothing")
+                else (
+                    "each image comes once and in order there: leave it out, or give the images meant as an index "
+                    "(ImageIndex.subset)"
+                )
             )
+            raise RecipeError(f"{name}= cannot be honored in evaluation: {way}")
 
 
 def sampling_of(

@@ -41,14 +41,18 @@ def banner(
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     dtype = name_of(amp_dtype(recipe.amp_dtype, device))
     classes = len(identity.class_names)
-    groups = identity.mix_groups // world.size
+    groups, rest = divmod(identity.mix_groups, world.size)
     rows = recipe.global_batch_size // identity.mix_groups
     return [
         f"{recipe.name}: {recipe.model}, {parameters / 1e6:.1f} M parameters, {recipe.epochs} epochs of "
         f"{identity.steps_per_epoch} steps, {dtype} on {where}{f', {world.size} processes' if world.size > 1 else ''}",
         f"data: {train.name}, {len(train):,} images, {len(val):,} to evaluate on, {classes:,} classes",
-        f"output: {folder}; batch {recipe.global_batch_size:,} = {_counted(world.size, 'rank')} × "
-        f"{_counted(groups, 'mix group')} × {_counted(rows, 'row')}",
+        f"output: {folder}; batch {recipe.global_batch_size:,} = "
+        + (
+            f"{_counted(identity.mix_groups, 'mix group')} × {_counted(rows, 'row')} on {_counted(world.size, 'rank')}"
+            if rest
+            else f"{_counted(world.size, 'rank')} × {_counted(groups, 'mix group')} × {_counted(rows, 'row')}"
+        ),
     ]
 
 

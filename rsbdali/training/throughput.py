@@ -71,9 +71,10 @@ class ThroughputMeter:
         return self._figures(last - start, last_wait - wait, self._steps - steps, epoch + 1, 0)  # it is evaluated
 
     def _figures(self, seconds: float, wait_s: float, steps: int, epoch: int, step: int) -> Speed:
-        rate = steps * self._recipe.global_batch_size / seconds if seconds else 0.0
+        # a session that only evaluates, resumed behind an epoch's last step, has no steps to time
+        rate = steps * self._recipe.global_batch_size / seconds if steps > 0 and seconds > 0 else 0.0
         total_s = self._duration(0, 0)
-        return Speed(rate, wait_s / seconds if seconds else 0.0, self._duration(epoch, step), total_s)
+        return Speed(rate, wait_s / seconds if rate else 0.0, self._duration(epoch, step), total_s)
 
     def _duration(self, epoch: int, step: int) -> float | None:
         """Seconds from a place in the run to its end."""
