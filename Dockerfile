@@ -1,5 +1,5 @@
 # docker build -t rsbdali .                         a V100: --build-arg EXTRAS='[v100]'
-# docker run --gpus all --shm-size=8g -v IMAGENET:/data -v $PWD/output:/work/output rsbdali train a3 --data /data
+# docker run --gpus all --shm-size=8g -v IMAGENET:/data -v $PWD/output:/train/output rsbdali train a3 --data /data
 #
 # Written, not yet built anywhere, nor tried on a GPU: the driver comes from the host (NVIDIA Container Toolkit), CUDA with torch.
 FROM python:3.12-slim
@@ -11,7 +11,7 @@ ARG EXTRAS=""
 COPY . /opt/rsbdali
 RUN pip install --no-cache-dir "/opt/rsbdali${EXTRAS}"
 
-WORKDIR /work
-ENV XDG_CACHE_HOME=/work/output/.cache
+WORKDIR /train
+ENV XDG_CACHE_HOME=/train/output/.cache
 ENTRYPOINT ["rsbdali"]
 CMD ["doctor"]
