@@ -24,7 +24,8 @@ from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint_manager import CheckpointManager
 from rsbdali.runs.folder import LAST, RunFolder
 from rsbdali.training.nonfinite import MAX_IN_A_ROW
-from rsbdali.training.train import TrainOptions, train
+from rsbdali.training.options import TrainOptions
+from rsbdali.training.train import train
 
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1  # of linux/prctl.h and linux/capability.h
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from rsbdali.cli.main import cli
 from rsbdali.errors import RsbdaliError
 from rsbdali.runs import loggers
-from rsbdali.runs.loggers import Place, make_logger, require
+from rsbdali.runs.loggers import RunPosition, make_logger, require
 from rsbdali.runs.loggers.run_ids import read_id, write_id
 from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
 
@@ -146,7 +146,7 @@ def test_the_file_has_what_the_services_get(tmp_path: Path) -> None:
 
 
 def test_each_service_once(tmp_path: Path) -> None:
-    made = open_loggers(("tensorboard", "mlflow", "tensorboard"), Place(folder=tmp_path))
+    made = open_loggers(("tensorboard", "mlflow", "tensorboard"), RunPosition(folder=tmp_path))
     assert [type(logger).__name__ for logger in made] == ["TensorBoardLogger", "MlflowLogger"]
 
 
@@ -167,12 +167,12 @@ def test_an_unknown_service() -> None:
 
 
 def test_tensorboard(tmp_path: Path) -> None:
-    first = make_logger("tensorboard", Place(folder=tmp_path))
+    first = make_logger("tensorboard", RunPosition(folder=tmp_path))
     first.start(CONFIG)
     for step in (1, 2, 3):
         first.log(step, {"train/loss": float(step)})
     first.finish("stopped")
-    again = make_logger("tensorboard", Place(folder=tmp_path, step=2, resumed=True))
+    again = make_logger("tensorboard", RunPosition(folder=tmp_path, step=2, resumed=True))
     again.start(CONFIG)
     again.log(4, {"train/loss": 40.0})
     again.finish("finished")
@@ -181,7 +181,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 def test_wandb_goes_on_under_the_same_id(tmp_path: Path) -> None:
     for step, resumed in ((1, False), (2, True)):
-        logger = make_logger("wandb", Place(folder=tmp_path, resumed=resumed))
+        logger = make_logger("wandb", RunPosition(folder=tmp_path, resumed=resumed))
         logger.start(CONFIG)
         logger.log(step, {"eval/top1": 10.0 * step})
         logger.finish("finished" if resumed else "stopped")
@@ -191,7 +191,7 @@ def test_wandb_goes_on_under_the_same_id(tmp_path: Path) -> None:
     assert {run.project for run in runs} == {"rsbdali"}
     kept = {item.key: json.loads(item.value_json) for item in runs[0].config.update if item.key != "_wandb"}
     assert kept == CONFIG
-    fresh = make_logger("wandb", Place(folder=tmp_path))
+    fresh = make_logger("wandb", RunPosition(folder=tmp_path))
     fresh.start(CONFIG)
     fresh.finish("finished")
     assert read_id(tmp_path, "wandb") != runs[0].run_id  # a run that begins anew is a new one there
@@ -202,7 +202,7 @@ def test_mlflow_goes_on_in_the_same_run(tmp_path: Path) -> None:
 
     ids = set()
     for step, resumed in ((1, False), (2, True)):
-        logger = make_logger("mlflow", Place(folder=tmp_path / "run", resumed=resumed))
+        logger = make_logger("mlflow", RunPosition(folder=tmp_path / "run", resumed=resumed))
         (tmp_path / "run").mkdir(exist_ok=True)
         logger.start({**CONFIG, "lr": 0.008 * step})  # MLflow refuses to change a parameter: it keeps the first
         logger.log(step, {"eval/top1": 10.0 * step})
@@ -217,7 +217,7 @@ def test_mlflow_goes_on_in_the_same_run(tmp_path: Path) -> None:
 
 
 def test_mlflow_store_that_fails_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    logger = make_logger("mlflow", Place(folder=tmp_path))
+    logger = make_logger("mlflow", RunPosition(folder=tmp_path))
     logger.start(CONFIG)
     logger._run_id = "0" * 32  # as if somebody had removed the run meanwhile
     with caplog.at_level(logging.WARNING, logger="rsbdali"):
@@ -230,7 +230,7 @@ def test_mlflow_store_that_fails_is_a_warning(tmp_path: Path, caplog: pytest.Log
 def test_mlflow_without_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
     with pytest.raises(RsbdaliError, match=r"--log mlflow: .*maintenance mode.*set MLFLOW_TRACKING_URI") as caught:
-        make_logger("mlflow", Place(folder=tmp_path)).start(CONFIG)
+        make_logger("mlflow", RunPosition(folder=tmp_path)).start(CONFIG)
     assert "\n" not in str(caught.value)
 
 
@@ -242,7 +242,7 @@ def test_wandb_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(RsbdaliError, match=r"^--log wandb: No API key configured.* WANDB_MODE=offline\)$"):
-        make_logger("wandb", Place(folder=tmp_path)).start(CONFIG)
+        make_logger("wandb", RunPosition(folder=tmp_path)).start(CONFIG)
 
 
 def test_ids_are_kept(tmp_path: Path) -> None:

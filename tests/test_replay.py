@@ -21,7 +21,8 @@ from rsbdali.ops.mix import mix_normalize
 from rsbdali.recipe import Recipe
 from rsbdali.tools.drawing import DRAWN, Layout
 from rsbdali.tools.replay import Replay, ReplayOptions, replay
-from rsbdali.training.train import TrainOptions, train
+from rsbdali.training.options import TrainOptions
+from rsbdali.training.train import train
 
 VALUES = {
     "model": "test_resnet",

@@ -111,14 +111,14 @@ def test_resume_from_a_save_between_epochs_repeats_no_row(toy: Callable[..., Any
         if at == (1, 2):
             raise Killed
 
-    first = toy("cut", STEPS, more={"save_every": Interval(steps=2)}, **VALUES)
+    first = toy("cut", STEPS, more={"checkpoint_every": "2steps"}, **VALUES)
     first.loader.before = die
     with pytest.raises(Killed):
         first.go()
     # steps 2 and 4 of the run were saved, and the end of the first epoch (3); then a fifth step was made and logged
     assert position(tmp_path / "cut") == (1, 1)
     assert [r["step"] for r in records(tmp_path / "cut") if r["kind"] == "step"] == [1, 2, 3, 1, 2]
-    again = toy("cut", STEPS, more={"save_every": Interval(steps=2)}, **VALUES)
+    again = toy("cut", STEPS, more={"checkpoint_every": "2steps"}, **VALUES)
     assert [r.get("step") for r in records(tmp_path / "cut")] == [1, 2, 3, None, 1]
     again.go()
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
@@ -131,7 +131,7 @@ def test_resume_from_saves_by_the_clock(
     monkeypatch.setattr("rsbdali.training.save_interval.time", SimpleNamespace(monotonic=lambda: next(clock)))
     saved = []
     toy("whole", 9, epochs=1).go()
-    run = toy("often", 9, more={"save_every": Interval(seconds=3)}, epochs=1)
+    run = toy("often", 9, more={"checkpoint_every": "3s"}, epochs=1)
     save = run.trainer.saver.save_last
     run.trainer.saver.save_last = lambda content: (saved.append(content["rsbdali"]["position"]["step"]), save(content))
     run.go()

@@ -29,7 +29,8 @@ from rsbdali.plan.planner import Planner
 from rsbdali.recipe import AT_ONCE, NEXT_EPOCH, REFUSED, OnResume, Recipe
 from rsbdali.runs import resume_rules
 from rsbdali.training import throughput
-from rsbdali.training.train import TrainOptions, train
+from rsbdali.training.options import TrainOptions
+from rsbdali.training.train import train
 from rsbdali.training.trainer import Outcome, Trainer
 
 BASE = {

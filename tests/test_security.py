@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rsbdali.recipe import Recipe
-from rsbdali.training.train import TrainOptions, train
+from rsbdali.training.options import TrainOptions
+from rsbdali.training.train import train
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for folder in ("rsbdali", "pipelines", "recipes", "bench") for path in (ROOT / folder).glob("**/*.py")]

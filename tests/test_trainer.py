@@ -12,7 +12,9 @@ import torch
 
 from rsbdali.errors import CheckpointError, DataError, RecipeError, RsbdaliError
 from rsbdali.recipe import Recipe
-from rsbdali.training.train import TrainOptions, TrainSummary, train
+from rsbdali.training.options import TrainOptions
+from rsbdali.training.summary import TrainSummary
+from rsbdali.training.train import train
 from rsbdali.training.validate import ValidateOptions, choose_recipe, validate
 
 SMALL = {

@@ -24,7 +24,7 @@ from rsbdali.loader import TrainLoader, tuned
 from rsbdali.loader.tuned import LoaderSettings
 from rsbdali.recipe import Recipe
 from rsbdali.training import train as training
-from rsbdali.training.train import TrainOptions
+from rsbdali.training.options import TrainOptions
 
 CPU = torch.device("cpu")
 SMALL = Recipe.load(

@@ -119,7 +119,7 @@ def train(
     from rsbdali.cli import resuming
     from rsbdali.distributed.launch import launch
     from rsbdali.recipe import Recipe, demo_overrides
-    from rsbdali.training.train import TrainOptions
+    from rsbdali.training.options import TrainOptions
     from rsbdali.training.train import train as run
 
     changed = parse_overrides(overrides)

@@ -13,7 +13,7 @@ from typing import Any, Literal, Unpack
 import torch
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.distributed.devices import default_threads, find_device, find_world, meeting
+from rsbdali.distributed.devices import find_device, find_world, meeting
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError, RecipeError
 from rsbdali.integrations.datasets import open_index
@@ -302,9 +302,8 @@ def _tuned(recipe: Recipe, device: torch.device, world: World, given: Mapping[st
     """Arguments of a `TrainLoader` as tuned for this machine; what was given stays."""
     found = find_tuned(recipe, device)
     log.info("loader tuned for this machine: %s", found)
-    # tuned is one process with all cores: several share them
-    threads = found.threads if world.size == 1 else min(found.threads, default_threads(world))
-    arguments = {"num_threads": threads, "prefetch": found.prefetch, "chunk": found.chunk, "decode": found.decode}
+    arguments: dict[str, Any] = {"num_threads": found.threads_of(world), "prefetch": found.prefetch}
+    arguments |= {"chunk": found.chunk, "decode": found.decode}
     return {key: value for key, value in arguments.items() if given.get(key) in (None, "auto")}
 
 

@@ -16,6 +16,8 @@ import torch
 from rsbdali.atomic import write_text
 from rsbdali.bounded import NotPlain, is_count, parse_json, read_text, shown
 from rsbdali.data.cache import default_folder
+from rsbdali.distributed.devices import default_threads
+from rsbdali.distributed.world import World
 from rsbdali.environment import cpu_model
 from rsbdali.errors import RsbdaliError
 from rsbdali.recipe import Recipe
@@ -58,6 +60,15 @@ class LoaderSettings:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+    def threads_of(self, world: World, share: int | None = None) -> int:
+        """CPU threads of one rank: one process with all cores was tuned, so where several share them, at most a share.
+
+        Args:
+            world: the processes.
+            share: of this rank; None: an equal one.
+        """
+        return self.threads if world.size == 1 else min(self.threads, share or default_threads(world))
 
     def __str__(self) -> str:
         pixels = "" if self.decode == "auto" else f", decode {self.decode}"

@@ -13,7 +13,8 @@ from rsbdali.errors import RecipeError, RsbdaliError
 from rsbdali.recipe import Recipe
 from rsbdali.runs.folder import ARGS, read_args, resumed_folder
 from rsbdali.runs.resume_command import read_options
-from rsbdali.training.train import TrainOptions, TrainSummary
+from rsbdali.training.options import TrainOptions
+from rsbdali.training.summary import TrainSummary
 from rsbdali.training.train import train as run
 
 OPTIONS = {f.name: f for f in dataclasses.fields(TrainOptions) if f.name != "recipe"}

@@ -2,43 +2,39 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rsbdali.bounded import NotPlain
+from rsbdali.data.index import ImageIndex
 from rsbdali.distributed import collectives
 from rsbdali.distributed.devices import default_threads
 from rsbdali.distributed.world import World
 from rsbdali.errors import CheckpointError
 from rsbdali.loader import tuned
+from rsbdali.loader.decode_mode import choose_decode, resumed_decode
 from rsbdali.loader.tuned import LoaderSettings
-from rsbdali.recipe import Recipe
+from rsbdali.runs.checkpoint_manager import Saved
+from rsbdali.training.options import TrainOptions
 
 log = logging.getLogger(__name__)
 
 
 def tuned_settings(
-    recipe: Recipe,
-    device: torch.device,
-    world: World,
-    *,
-    use_tuned: bool,
-    recorded: Mapping[str, Any] | None,
-    path: Path | None = None,
+    options: TrainOptions, saved: Saved | None, world: World, device: torch.device
 ) -> LoaderSettings | None:
     """What the checkpoint records that a run goes on from, else what is tuned for this machine; None: nothing tuned.
 
     Rank 0 chooses for all: what makes the pixels must be the same everywhere.
 
     Args:
-        recipe: of the run.
-        device: of the run.
+        options: of the run; `tuned` asks for this machine's settings.
+        saved: the checkpoint that is resumed; its record is empty where the run was not tuned.
         world: the processes that call this together.
-        use_tuned: `--tuned`.
-        recorded: the settings in the checkpoint; empty where the run was not tuned, None where none is resumed.
-        path: of the checkpoint.
+        device: of the run.
 
     Raises:
         RsbdaliError: nothing is tuned for this machine; what the checkpoint records is damaged.
@@ -47,11 +43,49 @@ def tuned_settings(
     def choose() -> LoaderSettings | None:
         if not world.is_rank_zero:
             return None
-        if recorded:
-            return _said(_parsed(recorded, path), "for the run that goes on")
-        return _said(tuned.find(recipe, device), "for this machine") if use_tuned else None
+        record = None if saved is None else saved.record
+        if saved is not None and record is not None and record.tuned:
+            return _said(_parsed(record.tuned, saved.path), "for the run that goes on")
+        return _said(tuned.find(options.recipe, device), "for this machine") if options.tuned else None
 
     return collectives.broadcast_object(collectives.on_all_ranks(choose, world), world)
+
+
+def with_tuned(options: TrainOptions, settings: LoaderSettings | None, saved: Saved | None) -> TrainOptions:
+    """The options with the decode mode that is tuned, unless one is given or the resumed run has one."""
+    if settings is None or options.decode != "auto" or (saved is not None and saved.record is not None):
+        return options
+    return replace(options, decode=settings.decode)
+
+
+def with_decoding(
+    options: TrainOptions,
+    saved: Saved | None,
+    index: ImageIndex,
+    world: World,
+    device: torch.device,
+    threads: int | None,
+) -> TrainOptions:
+    """The options with the decode mode of this run: the one given, the checkpoint's, or the one chosen.
+
+    Args:
+        options: as given.
+        saved: the checkpoint that is resumed.
+        index: of the training images, to measure modes on.
+        world: the processes that call this together.
+        device: of this rank.
+        threads: CPU threads of this rank's share; None: not shared out.
+
+    Raises:
+        RsbdaliError: the mode cannot work on the device, or is not the checkpoint's.
+    """
+    record = None if saved is None else saved.record
+    before = ("", None) if record is None else (record.decode, record.hw_decoder_load)
+    asked = collectives.on_all_ranks(lambda: resumed_decode(options.decode, before[0], device), world)
+    workers = options.workers or threads or default_threads(world)
+    decode = choose_decode(asked, index, options.recipe, device=device, num_threads=workers, world=world)
+    load = before[1] if options.decode == "auto" and options.hw_decoder_load is None else options.hw_decoder_load
+    return replace(options, decode=decode, hw_decoder_load=load)
 
 
 def _said(settings: LoaderSettings, whose: str) -> LoaderSettings:
@@ -64,13 +98,3 @@ def _parsed(recorded: Mapping[str, Any], path: Path | None) -> LoaderSettings:
         return LoaderSettings.of(dict(recorded))
     except NotPlain as error:
         raise CheckpointError(f"{path} is damaged: its rsbdali.tuned {error}") from error
-
-
-def tuned_threads(settings: LoaderSettings | None, world: World, share: int | None) -> int | None:
-    """Threads of this rank; `share` where nothing is tuned.
-
-    One process with all cores was tuned; where several share them, none goes beyond its share.
-    """
-    if settings is None:
-        return share
-    return settings.threads if world.size == 1 else min(settings.threads, share or default_threads(world))

@@ -26,12 +26,13 @@ from rsbdali.loader.batch import EvalBatch, TrainBatch
 from rsbdali.runs.checkpoint_manager import CheckpointManager
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity, RunState
-from rsbdali.training.acceleration import PLAIN, Acceleration, make_step
+from rsbdali.training.acceleration import make_step
 from rsbdali.training.evaluate import EvalResult, Stopped, evaluate
 from rsbdali.training.live_display import EpochReport, Reporter, StepReport
-from rsbdali.training.nonfinite import LossWatch, OnNan, UpdateGuard
+from rsbdali.training.nonfinite import LossWatch, UpdateGuard
 from rsbdali.training.optim import Schedule
-from rsbdali.training.save_interval import Due, Interval
+from rsbdali.training.options import TrainOptions
+from rsbdali.training.save_interval import Due
 from rsbdali.training.signals import StopRequest, from_row
 from rsbdali.training.statistics import weigh_statistics
 from rsbdali.training.step import StepResult
@@ -91,10 +92,11 @@ class Outcome:
         return self.updates == 0 and self.last is None and self.signal is None
 
 
-class Trainer:
-    """Runs a `RunState` to the end of its recipe.
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a trainer works on.
 
-    Args:
+    Attributes:
         state: model, optimizer and position, on the device.
         identity: goes into the checkpoints; holds the recipe.
         loader: training batches of this rank.
@@ -105,51 +107,58 @@ class Trainer:
         reporter: shows progress.
         files: of the run; None on ranks that write nothing.
         saver: of checkpoints; None on ranks that write nothing.
-        on_nan: what a loss that is not finite does: stop or skip.
-        save_every: saves besides those at the ends of epochs.
         name_of: the name of a training image by its row of the index.
-        acceleration: of the step: torch.compile, CUDA graphs.
     """
 
-    def __init__(
-        self,
-        state: RunState,
-        identity: Identity,
-        loader: TrainBatches,
-        eval_loader: EvalBatches,
-        *,
-        device: torch.device,
-        amp_dtype: torch.dtype,
-        world: World,
-        reporter: Reporter,
-        files: RunFolder | None = None,
-        saver: CheckpointManager | None = None,
-        on_nan: OnNan = "stop",
-        save_every: Interval | None = None,
-        name_of: Callable[[int], str] = str,
-        acceleration: Acceleration = PLAIN,
-    ) -> None:
-        self.state, self.identity, self.recipe = state, identity, identity.recipe
-        self.loader, self.eval_loader, self.device, self.amp_dtype = loader, eval_loader, device, amp_dtype
-        self.world, self.reporter, self.files, self.saver = world, reporter, files, saver
+    state: RunState
+    identity: Identity
+    loader: TrainBatches
+    eval_loader: EvalBatches
+    device: torch.device
+    amp_dtype: torch.dtype
+    world: World
+    reporter: Reporter
+    files: RunFolder | None = None
+    saver: CheckpointManager | None = None
+    name_of: Callable[[int], str] = str
+
+
+class Trainer:
+    """Runs a `RunState` to the end of its recipe.
+
+    Args:
+        run: what is trained, and where its figures go.
+        options: `on_nan`, `checkpoint_every` and the step's acceleration.
+    """
+
+    def __init__(self, run: Run, options: TrainOptions) -> None:
+        self.state, self.identity, self.recipe = run.state, run.identity, run.identity.recipe
+        self.loader, self.eval_loader, self.device, self.amp_dtype = (
+            run.loader,
+            run.eval_loader,
+            run.device,
+            run.amp_dtype,
+        )
+        self.world, self.reporter, self.files, self.saver = run.world, run.reporter, run.files, run.saver
+        state = run.state
         self._step = make_step(
             state.model,
             state.optimizer,
             state.scaler,
             self.recipe,
-            acceleration=acceleration,
-            device=device,
-            amp_dtype=amp_dtype,
-            world=world,
+            acceleration=options.acceleration,
+            device=run.device,
+            amp_dtype=run.amp_dtype,
+            world=run.world,
             ema=state.ema,
-            guard=UpdateGuard(state.model, world) if on_nan == "skip" else None,
+            guard=UpdateGuard(state.model, run.world) if options.on_nan == "skip" else None,
         )
         self._scale = state.scaler.get_scale() if state.scaler.is_enabled() else None
-        folder = files.path if files else None
-        self._losses = LossWatch(on_nan, scale=self._scale, world=world, folder=folder, name_of=name_of)
+        folder = run.files.path if run.files else None
+        self._losses = LossWatch(options.on_nan, scale=self._scale, world=run.world, folder=folder, name_of=run.name_of)
         self._schedule = Schedule(state.optimizer, self.recipe)
-        self._pace = ThroughputMeter(self.recipe, loader.steps_per_epoch)
-        self._stop, self._due = StopRequest(says=world.is_rank_zero), Due(save_every)
+        self._pace = ThroughputMeter(self.recipe, run.loader.steps_per_epoch)
+        self._stop, self._due = StopRequest(says=run.world.is_rank_zero), Due(options.save_every)
         self._lr = 0.0
         self._last: EvalResult | None = None
         self._began = time.perf_counter() - state.seconds

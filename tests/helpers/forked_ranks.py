@@ -26,8 +26,9 @@ from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resum
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity
 from rsbdali.training.live_display import Silent
+from rsbdali.training.options import TrainOptions
 from rsbdali.training.train import make_state
-from rsbdali.training.trainer import Trainer
+from rsbdali.training.trainer import Run, Trainer
 
 CPU = torch.device("cpu")
 TOY = {"epochs": 1, "mix_groups": 2, "opt": "sgd", "lr": 0.1}
@@ -50,20 +51,19 @@ def train(kind: str, folder: Path, steps: int, world: World) -> str:
     resume_from(find_saved("auto", folder, world), state, identity, world)
     files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_rank_zero else None
     loader = FakeTrainLoader if kind == "toy" else SpoiltLoader
-    trainer = Trainer(
-        state,
-        identity,
-        loader(chosen, steps=steps, **place),
-        FakeEvalLoader(chosen, **place),
+    run = Run(
+        state=state,
+        identity=identity,
+        loader=loader(chosen, steps=steps, **place),
+        eval_loader=FakeEvalLoader(chosen, **place),
         device=CPU,
         amp_dtype=torch.float32,
         world=world,
         reporter=Silent(),
         files=files,
         saver=CheckpointManager(folder, 2, state.history) if files else None,
-        on_nan="skip" if kind == "skip" else "stop",
     )
-    outcome = trainer.run()
+    outcome = Trainer(run, TrainOptions(recipe=chosen, data=folder, on_nan="skip" if kind == "skip" else "stop")).run()
     total = sum(parameter.double().sum().item() for parameter in state.model.parameters())
     return f"epochs {outcome.epochs} weights {total}"
 

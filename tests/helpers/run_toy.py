@@ -20,8 +20,9 @@ from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resum
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity
 from rsbdali.training.live_display import Plain, Silent
+from rsbdali.training.options import TrainOptions
 from rsbdali.training.train import make_state
-from rsbdali.training.trainer import Trainer
+from rsbdali.training.trainer import Run, Trainer
 
 
 def main(folder: Path, steps: int, *pairs: str) -> int:
@@ -42,11 +43,11 @@ def run(folder: Path, steps: int, chosen: Recipe, world: World) -> int:
     collectives.barrier(world)
     files = RunFolder(folder, epoch=state.epoch, step=state.step) if world.is_rank_zero else None
     saver = CheckpointManager(folder, 2, state.history) if world.is_rank_zero else None
-    trainer = Trainer(
-        state,
-        identity,
-        loader,
-        evaluation,
+    prepared = Run(
+        state=state,
+        identity=identity,
+        loader=loader,
+        eval_loader=evaluation,
         device=device,
         amp_dtype=torch.float32,
         world=world,
@@ -54,7 +55,7 @@ def run(folder: Path, steps: int, chosen: Recipe, world: World) -> int:
         files=files,
         saver=saver,
     )
-    outcome = trainer.run()
+    outcome = Trainer(prepared, TrainOptions(recipe=chosen, data=folder)).run()
     if world.is_rank_zero:
         content = {"state_dict": state.model.state_dict(), "last": vars(outcome.last) if outcome.last else None}
         torch.save(content, folder / "state.pt")

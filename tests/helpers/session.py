@@ -11,9 +11,10 @@ from rsbdali.recipe import Recipe
 from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity, RunState
+from rsbdali.training import trainer
 from rsbdali.training.live_display import EpochReport, Silent, StepReport
+from rsbdali.training.options import TrainOptions
 from rsbdali.training.train import make_state
-from rsbdali.training.trainer import Outcome, Trainer
 
 CPU = torch.device("cpu")
 
@@ -41,19 +42,19 @@ class Run:
         resume_from(find_saved(resume, folder), self.state, identity)
         self.loader, self.eval_loader = FakeTrainLoader(recipe, steps=steps), FakeEvalLoader(recipe)
         self.listener = Listener()
-        self.trainer = Trainer(
-            self.state,
-            identity,
-            self.loader,
-            self.eval_loader,
+        run = trainer.Run(
+            state=self.state,
+            identity=identity,
+            loader=self.loader,
+            eval_loader=self.eval_loader,
             device=CPU,
             amp_dtype=torch.float32,
             world=World(),
             reporter=self.listener,
             files=RunFolder(folder, epoch=self.state.epoch, step=self.state.step),
             saver=CheckpointManager(folder, recipe.checkpoint_hist, self.state.history),
-            **more,
         )
+        self.trainer = trainer.Trainer(run, TrainOptions(recipe=recipe, data=folder, **more))
 
-    def go(self) -> Outcome:
+    def go(self) -> trainer.Outcome:
         return self.trainer.run()

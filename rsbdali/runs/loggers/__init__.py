@@ -11,9 +11,9 @@ import importlib.util
 from collections.abc import Iterable
 
 from rsbdali.errors import RsbdaliError
-from rsbdali.runs.loggers.base import Logger, Place, Status
+from rsbdali.runs.loggers.base import Logger, RunPosition, Status
 
-__all__ = ["PACKAGES", "Logger", "Place", "Status", "make_logger", "require"]
+__all__ = ["PACKAGES", "Logger", "RunPosition", "Status", "make_logger", "require"]
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 """Name of a service, also of its extra → the package that it needs."""
@@ -35,21 +35,21 @@ def require(names: Iterable[str]) -> None:
             raise RsbdaliError(f"--log {name} needs a package: pip install {PROJECTS[name]}")
 
 
-def make_logger(name: str, place: Place) -> Logger:
+def make_logger(name: str, position: RunPosition) -> Logger:
     """The logger of a service; `require` was asked before.
 
     Args:
         name: a key of PACKAGES.
-        place: of the run.
+        position: of the run.
     """
     if name == "tensorboard":
         from rsbdali.runs.loggers.tensorboard import TensorBoardLogger
 
-        return TensorBoardLogger(place)
+        return TensorBoardLogger(position)
     if name == "wandb":
         from rsbdali.runs.loggers.weights_biases import WandbLogger
 
-        return WandbLogger(place)
+        return WandbLogger(position)
     from rsbdali.runs.loggers.mlflow import MlflowLogger
 
-    return MlflowLogger(place)
+    return MlflowLogger(position)

@@ -9,7 +9,7 @@ Status = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RunPosition:
     """Where a run's records go.
 
     Attributes:

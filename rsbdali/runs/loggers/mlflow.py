@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rsbdali.errors import RsbdaliError
-from rsbdali.runs.loggers.base import Place, Status
+from rsbdali.runs.loggers.base import RunPosition, Status
 from rsbdali.runs.loggers.run_ids import read_id, write_id
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ class MlflowLogger:
     """One MLflow run for one run folder, in experiment `rsbdali` or MLFLOW_EXPERIMENT_NAME.
 
     Args:
-        place: of the run.
+        position: of the run.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, position: RunPosition) -> None:
+        self._position = position
         self._client: MlflowClient | None = None
         self._run_id = ""
         self._sending: list[Any] = []
@@ -46,18 +46,18 @@ class MlflowLogger:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
-        known = read_id(self._place.folder, "mlflow") if self._place.resumed else None
+        known = read_id(self._position.folder, "mlflow") if self._position.resumed else None
         try:
             self._client = MlflowClient()
             if known:
                 self._client.update_run(known, status="RUNNING")
                 self._run_id = known
             else:
-                self._run_id = _create_run(self._client, self._place.folder.name, config)
+                self._run_id = _create_run(self._client, self._position.folder.name, config)
         except MlflowException as error:
             reason = str(error).strip().splitlines()[0].split(". ")[0]
             raise RsbdaliError(f"--log mlflow: {reason} ({HINT})") from error
-        write_id(self._place.folder, "mlflow", self._run_id)
+        write_id(self._position.folder, "mlflow", self._run_id)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Queue the figures for sending."""

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from rsbdali.errors import RsbdaliError
 from rsbdali.runs.folder import RunFolder
-from rsbdali.runs.loggers import Logger, Place, Status, make_logger
+from rsbdali.runs.loggers import Logger, RunPosition, Status, make_logger
 
 
 class RunLog:
@@ -89,12 +89,12 @@ class LoggedFolder(RunFolder):
         self._run_log.observe(record)
 
 
-def open_loggers(names: Sequence[str], place: Place) -> list[Logger]:
+def open_loggers(names: Sequence[str], position: RunPosition) -> list[Logger]:
     """The loggers of these services, each once, in the order of their names.
 
     Raises:
         RsbdaliError: the run's folder has a name that is not UTF-8, which none of them takes.
     """
-    if names and not str(place.folder).isprintable():
-        raise RsbdaliError(f"--log {names[0]}: takes only a folder whose name can be printed, unlike {place.folder}")
-    return [make_logger(name, place) for name in dict.fromkeys(names)]
+    if names and not str(position.folder).isprintable():
+        raise RsbdaliError(f"--log {names[0]}: takes only a folder whose name can be printed, unlike {position.folder}")
+    return [make_logger(name, position) for name in dict.fromkeys(names)]

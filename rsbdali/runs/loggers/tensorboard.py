@@ -3,28 +3,28 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rsbdali.runs.loggers.base import Place, Status
+from rsbdali.runs.loggers.base import RunPosition, Status
 
 
 class TensorBoardLogger:
     """Writes event files. On a resume TensorBoard is told to drop what the run does again.
 
     Args:
-        place: of the run.
+        position: of the run.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, position: RunPosition) -> None:
+        self._position = position
         self._writer: Any = None
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Open the event file; the settings become a text."""
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = self._place.step + 1 if self._place.resumed else None
-        self._writer = SummaryWriter(str(self._place.folder / "tensorboard"), purge_step=purge)
+        purge = self._position.step + 1 if self._position.resumed else None
+        self._writer = SummaryWriter(str(self._position.folder / "tensorboard"), purge_step=purge)
         rows = "\n".join(f"    {key}: {value}" for key, value in config.items())
-        self._writer.add_text("settings", rows, self._place.step)
+        self._writer.add_text("settings", rows, self._position.step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar a name."""

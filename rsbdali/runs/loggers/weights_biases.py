@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rsbdali.errors import RsbdaliError
-from rsbdali.runs.loggers.base import Place, Status
+from rsbdali.runs.loggers.base import RunPosition, Status
 from rsbdali.runs.loggers.run_ids import read_id, write_id
 
 PROJECT = "rsbdali"
@@ -19,11 +19,11 @@ class WandbLogger:
     x axis of all charts: steps that a resumed run does again are drawn where they belong.
 
     Args:
-        place: of the run.
+        position: of the run.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, position: RunPosition) -> None:
+        self._position = position
         self._run: Any = None
 
     def start(self, config: Mapping[str, Any]) -> None:
@@ -34,8 +34,8 @@ class WandbLogger:
         """
         import wandb
 
-        folder = self._place.folder
-        known = read_id(folder, "wandb") if self._place.resumed else None
+        folder = self._position.folder
+        known = read_id(folder, "wandb") if self._position.resumed else None
         run_id = known or uuid.uuid4().hex[:12]
         try:
             self._run = wandb.init(
