@@ -37,6 +37,10 @@ class DeviceError(RsbdaliError):
     """The device asked for is missing, or this torch or DALI has no code for it."""
 
 
+class NumbaError(RsbdaliError):
+    """Numba is missing, or does not work with this Python, NumPy or CPU; the message says which."""
+
+
 class LostRankError(RsbdaliError):
     """Another process of the run ended or does not answer. Nothing is wrong here: start again, with `--resume auto`."""
 

@@ -23,6 +23,7 @@ from rsbdali.integrations import create_loader as integration
 from rsbdali.loader import TrainLoader, tuned
 from rsbdali.loader.tuned import LoaderSettings
 from rsbdali.recipe import Recipe
+from rsbdali.training import session
 from rsbdali.training import train as training
 from rsbdali.training.options import TrainOptions
 
@@ -58,7 +59,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             seen.append(arguments)
             super().__init__(*args, **arguments)
 
-    for module in (training, integration):
+    for module in (session, integration):
         monkeypatch.setattr(module, "TrainLoader", Seen)
     return seen
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rsbdali.errors import NumbaError
 from rsbdali.pipelines.host import augment_pillow
 from rsbdali.pipelines.host.compiled import kernels
 from rsbdali.plan.randaugment import BICUBIC, BILINEAR, Op
@@ -49,9 +50,8 @@ def find_augment() -> Augment:
     """The fastest way that equals the installed Pillow. The first call of a process compiles or loads it."""
     try:
         compiled: Augment = kernels("rsbdali.pipelines.host.augment_numba").augment
-    except Exception as error:  # whatever keeps Numba from working here, Pillow does the same; the reason is logged
-        reason = str(error).strip().partition("\n")[0]
-        log.warning("Pillow augments, in 2 to 10 times the CPU time: Numba does not work here (%s)", reason)
+    except NumbaError as error:
+        log.warning("Pillow augments, in 2 to 10 times the CPU time: %s", error)
         return augment_pillow.augment
     for op, arg in TRIALS:
         for interp in (BILINEAR, BICUBIC):

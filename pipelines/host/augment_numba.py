@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rsbdali.pipelines.host import pillow_ops
+from rsbdali.pipelines.host import augment_pillow
 from rsbdali.pipelines.host.compiled import inner, kernel
 from rsbdali.plan.randaugment import BICUBIC, FILL_RGB, HOST_OPS, WARPS, Op
 
@@ -30,7 +30,7 @@ def augment(
         if op in WARPS:
             WARP_OPS[op](image_HWC, arg, interp, np.array(fill, np.uint8))
         elif op in HOST_OPS:
-            pillow_ops.apply(image_HWC, op, arg)
+            augment_pillow.augment(image_HWC, [op], [arg], [interp], fill)
         elif op != Op.NONE:
             OPS[op](image_HWC, arg)
 

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from rsbdali.data.cache import default_folder
+from rsbdali.errors import NumbaError
 
 Function = Callable[..., Any]
 CACHE_FAULTS = (OSError, RuntimeError, ValueError, EOFError, ImportError, AttributeError, LookupError, UnpicklingError)
@@ -37,9 +38,16 @@ def kernels(module: str) -> ModuleType:
         module: full name; it imports Numba and compiles its functions with `kernel`.
 
     Raises:
-        ImportError: Numba is missing, switched off by NUMBA_DISABLE_JIT, or does not work with this NumPy.
-        Exception: whatever Numba raises where it cannot compile.
+        NumbaError: Numba is missing, switched off by NUMBA_DISABLE_JIT, or does not work here.
     """
+    try:
+        return _kernels(module)
+    except Exception as error:  # Numba raises what it likes where it cannot compile
+        reason = str(error).strip().partition("\n")[0]
+        raise NumbaError(f"Numba does not work here ({type(error).__name__}: {reason})") from error
+
+
+def _kernels(module: str) -> ModuleType:
     import numba
 
     if numba.config.DISABLE_JIT:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from rsbdali.errors import NumbaError
 from rsbdali.pipelines.host.compiled import kernels
 from rsbdali.plan.randaugment import BICUBIC, BILINEAR
 
@@ -73,8 +74,8 @@ def find_resize() -> Resize:
     """The fastest way that equals the installed Pillow. The first call of a process compiles or loads it."""
     try:
         module = kernels("rsbdali.pipelines.host.resize_numba")
-    except Exception as error:  # whatever keeps Numba from working here, Pillow does the same; the reason is logged
-        log.warning("Pillow resizes, in several times the CPU time: Numba does not work here (%s)", _line(error))
+    except NumbaError as error:
+        log.warning("Pillow resizes, in several times the CPU time: %s", error)
         return resize_pillow
     for columns_first in PASS_ORDERS:
         compiled = _compiled_resize(module.resize, columns_first)
@@ -82,10 +83,6 @@ def find_resize() -> Resize:
             return compiled
     log.warning("Pillow resizes, in several times the CPU time: this version computes otherwise than those known here")
     return resize_pillow
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def equals_pillow(resize: Resize, source: tuple[int, int], target: tuple[int, int], interp: int) -> bool:

@@ -19,7 +19,7 @@ from rsbdali.plan.randaugment import BICUBIC, GEOMETRIC, Op
 from rsbdali.recipe import Recipe
 
 PAPER, INK, FAINT = (250, 250, 248), (34, 36, 38), (120, 124, 128)
-CROP_COLOURS = ((230, 80, 60), (40, 130, 210), (60, 160, 90), (200, 140, 30), (140, 90, 190), (30, 160, 165))
+CROP_COLORS = ((230, 80, 60), (40, 130, 210), (60, 160, 90), (200, 140, 30), (140, 90, 190), (30, 160, 165))
 MARGIN, GAP, HEADER = 24, 12, 72
 TILE_MIN = 150  # smaller training images are drawn enlarged
 LINES, LINE = 3, 17  # caption: how many lines, their height
@@ -104,7 +104,7 @@ def original(index: ImageIndex, sample: int, tile: tuple[int, int], crop_N4: np.
     draw = ImageDraw.Draw(small)
     for k, (y, x, h, w) in enumerate(crop_N4.tolist()):
         corners = [x * scale, y * scale, (x + w) * scale - 1, (y + h) * scale - 1]
-        draw.rectangle(corners, outline=CROP_COLOURS[k % len(CROP_COLOURS)], width=2)
+        draw.rectangle(corners, outline=CROP_COLORS[k % len(CROP_COLORS)], width=2)
     return small
 
 

@@ -25,10 +25,11 @@ from rsbdali import __version__
 from rsbdali.atomic import write_text
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_parts
-from rsbdali.errors import DataError
+from rsbdali.errors import DataError, NumbaError
 from rsbdali.tools.pack_folder import write_folder
-from rsbdali.tools.pack_seekable import INTERVAL_WIDTH, require_rewriter
+from rsbdali.tools.pack_seekable import INTERVAL_WIDTH
 from rsbdali.tools.pack_shard import ShardJob, ShardRecord, check_shard, write_shard
+from rsbdali.tools.restart_markers import find_loops
 
 MANIFEST_FORMAT = 1
 SHUFFLE_SEED = 0  # readers that stream shards want classes mixed; ours reads in any order
@@ -90,7 +91,7 @@ def pack(options: PackOptions, progress: Progress | None = None) -> Packed:
     if options.shards is None and (not options.seekable or options.max_size is not None):
         raise DataError("--shards is missing: only --seekable alone writes a folder of images")
     if options.seekable:
-        require_rewriter()
+        _require_loops()
     indexes = _indexes(options)
     if options.shards is None:
         return _pack_folder(options, indexes, progress)
@@ -155,6 +156,13 @@ def _seekable_record(images: int, whole_lines: int) -> dict[str, int]:
 
 def _total(records: dict[str, list[ShardRecord]], name: str) -> int:
     return sum(getattr(record, name) for split_records in records.values() for record in split_records)
+
+
+def _require_loops() -> None:
+    try:
+        find_loops()
+    except NumbaError as error:
+        raise DataError(f"--seekable needs Numba: {error}") from error
 
 
 def _indexes(options: PackOptions) -> dict[str, ImageIndex]:

@@ -11,25 +11,9 @@ from rsbdali.data.interval_table import read_intervals
 from rsbdali.data.intervals import BLOCK, Intervals, find_intervals
 from rsbdali.data.rgb_copy import REFUSALS
 from rsbdali.data.sources.storage import Blob
-from rsbdali.errors import DataError
-from rsbdali.tools.restart_markers import add_restart_markers, find_loops
+from rsbdali.tools.restart_markers import add_restart_markers
 
 INTERVAL_WIDTH = 32  # pixels; 64 and 128 gain less (bench.seekable)
-
-
-def require_rewriter() -> None:
-    """Compile what writes JPEGs again.
-
-    Raises:
-        DataError: Numba does not work here.
-    """
-    try:
-        find_loops()
-    except Exception as error:  # Numba raises what it likes
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(
-            f"--seekable needs Numba, which does not work here ({type(error).__name__}: {reason}): pack without it"
-        ) from error
 
 
 class Seekable(NamedTuple):

@@ -21,7 +21,7 @@ from rsbdali.loader.decode_mode import create_executor
 from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.recipe import Recipe
 from rsbdali.tools.drawing import (
-    CROP_COLOURS,
+    CROP_COLORS,
     FAINT,
     INK,
     PAPER,
@@ -133,7 +133,7 @@ def _image_row(
     put(canvas, layout, (row, 0), whole, caption)
     for column, i in enumerate(row_N[: layout.draws], start=1):
         tile = Image.fromarray(images_NHWC[i].numpy())
-        color = CROP_COLOURS[(column - 1) % len(CROP_COLOURS)]
+        color = CROP_COLORS[(column - 1) % len(CROP_COLORS)]
         put(canvas, layout, (row, column), tile, describe(plan, int(i)), color)
 
 

@@ -28,7 +28,7 @@ from rsbdali.loader.train import TrainLoader
 from rsbdali.recipe import Recipe
 from rsbdali.runs.folder import ARGS, read_args
 from rsbdali.tools.drawing import (
-    CROP_COLOURS,
+    CROP_COLORS,
     PAPER,
     Layout,
     class_name,
@@ -147,7 +147,7 @@ class Replay:
         said = [class_name(index, sample), Path(index.path(sample)).name, f"group {batch.group}, row {row}"]
         put(canvas, layout, (at, 0), original(index, sample, layout.tile, plan.crop_N4[[row]]), said)
         augmented = Image.fromarray(_rows_last(batch)[row].numpy())
-        put(canvas, layout, (at, 1), augmented, describe(plan, row), CROP_COLOURS[0])
+        put(canvas, layout, (at, 1), augmented, describe(plan, row), CROP_COLORS[0])
         other = f"{1 - float(plan.lam_N[row]):.2f} {class_name(index, partner)}"
         put(canvas, layout, (at, 2), Image.fromarray(mixed_HWC), [describe_mix(plan, row), other])
 

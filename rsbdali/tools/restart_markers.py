@@ -54,7 +54,7 @@ def find_loops() -> ModuleType:
     """The compiled loops.
 
     Raises:
-        Exception: whatever keeps Numba from working here.
+        NumbaError: it does not work here.
     """
     return kernels("rsbdali.tools.huffman_numba")
 
@@ -70,7 +70,7 @@ def add_restart_markers(encoded: bytes, interval_width: int) -> bytes | None:
         None for what is no baseline JPEG of one scan, or is damaged.
 
     Raises:
-        Exception: whatever keeps Numba from working here.
+        NumbaError: it does not work here.
     """
     scan = _take_apart(encoded)
     if scan is None:
