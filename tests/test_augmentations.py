@@ -29,6 +29,7 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import InterpolationMode, autoaugment
 from torchvision.transforms import functional as F
 
+from helpers.common import CPU
 from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.world import World
 from rsbdali.errors import RecipeError
@@ -47,7 +48,6 @@ from rsbdali.plan.trivialaugment import ARG_KB2, BINS, OP_K
 from rsbdali.recipe import Recipe
 
 FILTERS = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}
-CPU = torch.device("cpu")
 
 
 def timm_name(kind: Kind) -> str:

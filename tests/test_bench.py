@@ -10,7 +10,6 @@ import sys
 import tarfile
 import types
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from helpers.common import Tree
 from rsbdali.bench import loader as bench
 from rsbdali.bench.material import enough_images
 from rsbdali.bench.measure import meter
@@ -38,7 +38,6 @@ from rsbdali.environment import machine_record
 from rsbdali.errors import DataError, DeviceError, RecipeError
 from rsbdali.recipe import Recipe
 
-Tree = Callable[..., Path]
 SMALL = {"img_size": "32", "test_img_size": "32"}
 
 

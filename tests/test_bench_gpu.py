@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.common import CPU, TINY, Tree
 from rsbdali.bench import gpu_share, kernels, roofline, same_plan
 from rsbdali.bench.graph import operators
 from rsbdali.bench.measure.heartbeat import Heartbeat
@@ -25,10 +25,8 @@ from rsbdali.bench.summary import main, rows
 from rsbdali.pipelines.executor import DecodedBatch
 from rsbdali.recipe import Recipe
 
-CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
-SMALL = Recipe.load("a3", {"model": "test_resnet", "img_size": "32", "test_img_size": "32"})
-Tree = Callable[..., Path]
+SMALL = Recipe.load("a3", TINY)
 
 
 def test_every_kernel_has_a_case_that_runs() -> None:

@@ -4,7 +4,6 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from helpers.common import CPU, TINY, Tree
 from rsbdali.bench import decode_modes, kernels, step
 from rsbdali.bench import loader as bench
 from rsbdali.bench.measure.meter import Round
@@ -26,9 +26,7 @@ from rsbdali.bench.race.synthetic import step_recipe
 from rsbdali.errors import DeviceError
 from rsbdali.recipe import Recipe
 
-Tree = Callable[..., Path]
-CPU = torch.device("cpu")
-SMALL = Recipe.load("a3", {"model": "test_resnet", "img_size": "32", "test_img_size": "32"})
+SMALL = Recipe.load("a3", TINY)
 RATE = Round(images=100, seconds=1.0, cpu_s=0.5, wait_s=(0.5, 0.5), memory_bytes=1 << 20, cores=2, busy_s=0.6, load=0.5)
 
 

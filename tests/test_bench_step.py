@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.common import CPU, TINY
 from rsbdali.bench.measure import phases
 from rsbdali.bench.measure.timing import copy_bandwidth, matmul_peak, seconds_of
 from rsbdali.bench.race.flops import flops_per_image, utilization
@@ -23,16 +24,13 @@ from rsbdali.recipe import Recipe
 from rsbdali.training.acceleration import Acceleration
 from rsbdali.training.model import create_model
 
-CPU = torch.device("cpu")
-SMALL = {"model": "test_resnet", "img_size": "32", "test_img_size": "32"}
-
 
 def recipe(**values: str) -> Recipe:
-    return step_recipe(Recipe.load("a3", {**SMALL, **values}), 4)
+    return step_recipe(Recipe.load("a3", {**TINY, **values}), 4)
 
 
 def test_the_command_prints_both_and_writes_a_record(tmp_path: Path) -> None:
-    overrides = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    overrides = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     file = tmp_path / "out" / "step.json"
     words = ["bench-step", "--recipe", "a3", "--device", "cpu", "--peers", "timm", "--batch-size", "4", "--rounds", "2"]
     done = subprocess.run(
@@ -176,7 +174,7 @@ def test_a_peer_that_fails_is_skipped_and_ours_is_an_error(monkeypatch: pytest.M
 
 
 def test_mistakes_are_one_line() -> None:
-    chosen = Recipe.load("a3", SMALL)
+    chosen = Recipe.load("a3", TINY)
     with pytest.raises(RecipeError, match="--peers tim: unknown; known are timm"):
         run(StepOptions(recipe=chosen, device="cpu", peers=("tim",)))
     with pytest.raises(DeviceError, match="--cuda-graph needs a GPU"):

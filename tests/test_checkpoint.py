@@ -15,14 +15,13 @@ import timm
 import torch
 
 from helpers import fakes
+from helpers.common import CPU
 from rsbdali.errors import CheckpointError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint_manager import CheckpointManager
 from rsbdali.runs.state import Identity, RunState
 from rsbdali.training.train import make_state
-
-CPU = torch.device("cpu")
 
 
 def stepped(recipe: Recipe, classes: int) -> RunState:

@@ -19,6 +19,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from helpers.common import TINY
 from rsbdali.cli.main import cli
 from rsbdali.recipe import Recipe
 from rsbdali.training.model import create_model
@@ -41,9 +42,7 @@ PROGRAMS = {
 }
 
 SMALL = {
-    "model": "test_resnet",
-    "img_size": 32,
-    "test_img_size": 32,
+    **TINY,
     "crop_pct": 0.9,
     "epochs": 1,
     "global_batch_size": 8,

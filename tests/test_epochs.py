@@ -13,8 +13,6 @@ import torch
 
 from rsbdali.errors import RecipeError
 
-CPU = torch.device("cpu")
-
 
 def content(run: Path) -> dict[str, Any]:
     return torch.load(run / "last.pth.tar", weights_only=True)  # type: ignore[no-any-return]

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from helpers import fakes
+from helpers.common import CPU
 from rsbdali.errors import DataError
 from rsbdali.training.evaluate import Stopped, evaluate
-
-CPU = torch.device("cpu")
 
 
 class Scores(torch.nn.Module):

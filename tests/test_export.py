@@ -15,6 +15,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from helpers.common import CPU
 from rsbdali.cli.main import cli
 from rsbdali.errors import CheckpointError, RsbdaliError
 from rsbdali.recipe import Recipe, Reported
@@ -27,7 +28,6 @@ from rsbdali.tools.export.model_card import card
 from rsbdali.tools.export.source import read_source
 from rsbdali.training.train import make_state
 
-CPU = torch.device("cpu")
 NAMES = ("bell pepper", "cock's comb", 'a "quoted" `class`', "n01440764")
 SMALL = {
     "model": "test_resnet",

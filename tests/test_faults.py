@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.common import TINY
 from helpers.scripts import script
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import load_indexes
@@ -160,9 +161,7 @@ def data(image_tree: Callable[..., Path]) -> Path:
 @pytest.fixture
 def options(data: Path, tmp_path: Path) -> TrainOptions:
     values = {
-        "model": "test_resnet",
-        "img_size": 32,
-        "test_img_size": 32,
+        **TINY,
         "epochs": 2,
         "global_batch_size": 4,
         "mix_groups": 2,

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import rsbdali
+from helpers.common import TINY
 from rsbdali.cli import main
 from rsbdali.cli.main import cli
 from rsbdali.errors import RsbdaliError
@@ -77,7 +78,7 @@ def refused(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return said
 
 
-TINY = f"{KEYS} {QUICK}"
+FEW = f"{KEYS} {QUICK}"
 REFUSED: dict[str, tuple[str, list[str]]] = {
     "a key that is none": ("train --data 'my data' --epoch 3", ["--epoch", "--epochs"]),
     "a key in two ways": ("train --lr 1e-3 --set lr=2e-3", ["--lr 1e-3", "--set lr=2e-3", "differ"]),
@@ -88,19 +89,19 @@ REFUSED: dict[str, tuple[str, list[str]]] = {
     "a level too high": ("train --data .", ["./train/<class>", "my data has one"]),
     "a level too deep": ("train --data 'my data/train'", ["no train folder", "my data has one"]),
     "two levels too deep": ("train --data 'my data/train/cat'", ["no train folder", "my data has one"]),
-    "the output is a file": (f"train --data 'my data' --batch-size 4 -o file {TINY}", ["file", "File exists"]),
+    "the output is a file": (f"train --data 'my data' --batch-size 4 -o file {FEW}", ["file", "File exists"]),
     "another recipe": ("train a1 --resume 'out put/run'", ["is a run of a3, not of a1", "--initial-checkpoint"]),
     "a folder of runs": ("train --resume 'out put'", ["no run's folder", "out put/run is one"]),
     "a key that no resume changes": ("train --resume 'out put/run' --model resnet18", ["model test_resnet → resnet18"]),
     "one-row groups": (
-        f"train --data 'my data' --batch-size 1 -o rows {TINY}",
+        f"train --data 'my data' --batch-size 1 -o rows {FEW}",
         ["batch norm", "raise global_batch_size"],
     ),
     "groups that divide no batch": (
-        f"train --data 'my data' --batch-size 6 -o rows {TINY} --mix-groups 4",
+        f"train --data 'my data' --batch-size 6 -o rows {FEW} --mix-groups 4",
         ["global_batch_size=6 is no multiple of the 4 mix groups", "take 4"],
     ),
-    "a batch over the data": (f"train --data 'my data' -o rows {TINY}", ["8 images", "global_batch_size=8", "lr=auto"]),
+    "a batch over the data": (f"train --data 'my data' -o rows {FEW}", ["8 images", "global_batch_size=8", "lr=auto"]),
     "a wrong class map": ("index 'my data' --class-map map.txt", ["class folder 'cat'", "xxx…", "class map"]),
     "a rate for another optimizer": ("train --data D --lr auto --opt sgd", ["a rate of lamb", "give lr as a number"]),
     "a count below zero": ("train --data 'my data' --workers -1", ["--workers", "x>=1"]),
@@ -192,7 +193,7 @@ def test_a_folder_as_a_word_of_the_shell(text: str, word: str) -> None:
 
 def test_banner_and_epoch_lines(here: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        invoke(f"train a3 --data 'my data' -o lines --batch-size 4 --lr 0.5 {TINY}")
+        invoke(f"train a3 --data 'my data' -o lines --batch-size 4 --lr 0.5 {FEW}")
     lines = [record.getMessage() for record in caplog.records]
     at = next(i for i, line in enumerate(lines) if line.startswith("a3: test_resnet, "))
     assert lines[at].endswith("2 epochs of 2 steps, float32 on the CPU")
@@ -298,7 +299,7 @@ def test_a_run_of_damaged_options(here: Path, tmp_path: Path) -> None:
 def test_a_run_from_python(here: Path) -> None:
     """`rsbdali.train(…)`, as in a notebook: options and keys by name, a resume by the folder; errors name arguments."""
     quick = {"device": "cpu", "workers": 1, "output": "from python"}
-    small = {"model": "test_resnet", "img_size": 32, "test_img_size": 32, "mix_groups": 1, "warmup_epochs": 0}
+    small = {**TINY, "mix_groups": 1, "warmup_epochs": 0}
     summary = rsbdali.train("a3", "my data", epochs=1, global_batch_size=4, lr="auto", **quick, **small)
     assert summary.outcome.epochs == 1
     assert summary.folder == Path("from python/a3-test_resnet")

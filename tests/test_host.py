@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.common import CPU
 from rsbdali.data.index import ImageIndex
 from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.host.executor import HostExecutor
@@ -17,7 +18,6 @@ from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.plan.randaugment import Op
 from rsbdali.recipe import Recipe
 
-CPU = torch.device("cpu")
 ROWS = 24
 Make = Callable[..., HostExecutor]
 

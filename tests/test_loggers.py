@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from helpers.common import TINY
 from rsbdali.cli.main import cli
 from rsbdali.errors import RsbdaliError
 from rsbdali.runs import loggers
@@ -260,7 +261,7 @@ def test_a_real_run_and_its_resume(image_tree: Callable[..., Path], tmp_path: Pa
     """`rsbdali train --log …` with all three: the services hold what metrics.jsonl holds."""
     data = image_tree(per_class=4).parent
     image_tree(per_class=2, split="val")
-    small = {"model": "test_resnet", "img_size": 32, "test_img_size": 32, "global_batch_size": 4, "log_interval": 1}
+    small = {**TINY, "global_batch_size": 4, "log_interval": 1}
     pairs = [f"--set={key}={value}" for key, value in {**small, "mix_groups": 1, "warmup_epochs": 0}.items()]
     common = ["--data", str(data), "--device", "cpu", "-j", "1", "--output", str(tmp_path), "--experiment", "run"]
     services = [word for name in loggers.PACKAGES for word in ("--log", name)]

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 
+from helpers.common import TINY
 from rsbdali.errors import CheckpointError, RecipeError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
@@ -13,7 +14,7 @@ from rsbdali.training.model import create_model, reseed
 
 
 def small(**values: object) -> Recipe:
-    return Recipe.from_dict({"model": "test_resnet", "img_size": 32, "test_img_size": 32, **values})
+    return Recipe.from_dict({**TINY, **values})
 
 
 def test_weights_depend_on_the_seed_alone() -> None:

@@ -14,6 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from helpers import triton_tools
+from helpers.common import CPU
 from rsbdali.errors import DeviceError
 from rsbdali.ops import bce_kernel, mix_kernel
 from rsbdali.ops.backend import use_kernels
@@ -25,7 +26,6 @@ MIX_TOLERANCE = 2e-6  # float32: levels are mixed first and normalized by one mu
 # of the result's type; Triton's interpreter cuts float32 off to bfloat16, where a GPU rounds: a whole unit, not half
 ROUNDING = {torch.float16: 2**-11, torch.bfloat16: 2**-7, torch.float32: 0.0}
 DTYPES = tuple(ROUNDING)
-CPU = torch.device("cpu")
 few = settings(
     max_examples=30,
     deadline=None,

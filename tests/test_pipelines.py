@@ -11,6 +11,7 @@ import torch
 from nvidia.dali import pipeline_def
 from nvidia.dali.data_node import DataNode
 
+from helpers.common import CPU
 from rsbdali.data.index import ImageIndex
 from rsbdali.pipelines import randaugment
 from rsbdali.pipelines.decode import gpu_settings
@@ -21,7 +22,6 @@ from rsbdali.plan.randaugment import Op
 from rsbdali.plan.shared_decodes import covering_windows, share_decodes
 from rsbdali.recipe import Recipe
 
-CPU = torch.device("cpu")
 SIZES = SimpleNamespace(width_N=np.array([500, 375]), height_N=np.array([375, 500]))
 RECIPE = Recipe(img_size=32, aa="rand-m6-mstd0.5-inc1", global_batch_size=8, mix_groups=1)
 

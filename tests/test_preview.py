@@ -1,19 +1,18 @@
 """The preview is a picture of the right size that shows the plan's own pixels."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.common import Tree
 from rsbdali.errors import DataError, RecipeError
 from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.plan.randaugment import BICUBIC, Op
 from rsbdali.recipe import Recipe
 from rsbdali.tools.preview import Layout, describe, preview
 
-Tree = Callable[..., Path]
 SMALL = {"img_size": "32", "test_img_size": "32"}
 
 

@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from helpers.common import TINY
 from rsbdali.cli.main import cli
 from rsbdali.errors import DataError, RecipeError, RsbdaliError
 from rsbdali.loader.batch import TrainBatch
@@ -25,9 +26,7 @@ from rsbdali.training.options import TrainOptions
 from rsbdali.training.train import train
 
 VALUES = {
-    "model": "test_resnet",
-    "img_size": 32,
-    "test_img_size": 32,
+    **TINY,
     "epochs": 2,
     "global_batch_size": 8,
     "mix_groups": 2,

@@ -23,6 +23,7 @@ from PIL import Image
 from timm.layers import DropPath
 
 from helpers.cli import call
+from helpers.common import TINY
 from rsbdali.distributed.world import World
 from rsbdali.errors import CheckpointError
 from rsbdali.plan.planner import Planner
@@ -35,9 +36,7 @@ from rsbdali.training.trainer import Outcome, Trainer
 
 BASE = {
     "name": "toy",
-    "model": "test_resnet",
-    "img_size": 32,
-    "test_img_size": 32,
+    **TINY,
     "epochs": 4,
     "global_batch_size": 8,
     "mix_groups": 2,

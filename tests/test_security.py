@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from helpers.common import TINY
 from rsbdali.recipe import Recipe
 from rsbdali.training.options import TrainOptions
 from rsbdali.training.train import train
@@ -112,7 +113,7 @@ def test_a_run_needs_no_network(
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: refuse(socket.socket(), args))
     image_tree(classes=2, per_class=1, split="val")
     data = image_tree(classes=2, per_class=2).parent
-    values = {"model": "test_resnet", "img_size": 32, "test_img_size": 32, "epochs": 1, "global_batch_size": 4}
+    values = {**TINY, "epochs": 1, "global_batch_size": 4}
     recipe = Recipe.load("a3", {**values, "mix_groups": 1, "warmup_epochs": 0})
     train(TrainOptions(recipe=recipe, data=data, output=tmp_path / "output", device="cpu", workers=1))
     assert asked == []

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from helpers import fakes
+from helpers.common import CPU
 from rsbdali.distributed.shares import efficiency, most_groups, own_groups, uneven_shares
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
 from rsbdali.training.statistics import weigh_statistics
 from rsbdali.training.step import TrainStep, pass_sizes
 
-CPU = torch.device("cpu")
 CLUSTERS = Path(__file__).parents[1] / "docs" / "CLUSTERS.md"
 
 

@@ -8,6 +8,7 @@ import torch
 from timm.loss import SoftTargetCrossEntropy
 
 from helpers import fakes
+from helpers.common import CPU
 from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError
 from rsbdali.ops.bce import bce_loss
@@ -15,8 +16,6 @@ from rsbdali.recipe import Recipe
 from rsbdali.training.model import create_model
 from rsbdali.training.optim import create_optimizer
 from rsbdali.training.step import TrainStep, slices
-
-CPU = torch.device("cpu")
 
 
 def make_step(recipe: Recipe, model: torch.nn.Module, dtype: torch.dtype = torch.float32, **more: object) -> TrainStep:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from helpers.common import CPU
 from rsbdali.bench import tune, tune_regret
 from rsbdali.bench.measure.meter import Round
 from rsbdali.bench.race.feeds import FeedSpec
@@ -24,7 +24,6 @@ from rsbdali.loader.tuned import LoaderSettings
 from rsbdali.recipe import Recipe
 from rsbdali.training.loader_settings import tuned_settings, tuned_threads
 
-CPU = torch.device("cpu")
 A3 = Recipe.load("a3")
 SOME = LoaderSettings(threads=3, chunk=8, prefetch=4)
 

@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from helpers.common import CPU, TINY, Tree
 from rsbdali import create_loader
 from rsbdali.bench import tune
 from rsbdali.bench.race.candidate import serve
@@ -27,13 +27,10 @@ from rsbdali.training import session
 from rsbdali.training import train as training
 from rsbdali.training.options import TrainOptions
 
-CPU = torch.device("cpu")
 SMALL = Recipe.load(
     "a3",
     {
-        "model": "test_resnet",
-        "img_size": 32,
-        "test_img_size": 32,
+        **TINY,
         "epochs": 2,
         "global_batch_size": 8,
         "mix_groups": 1,
@@ -41,7 +38,6 @@ SMALL = Recipe.load(
     },
 )
 FOUND = LoaderSettings(threads=1, chunk=3, prefetch=4)
-Tree = Callable[..., Path]
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from helpers import ranks
+from helpers.common import TINY
 from rsbdali.distributed.launch import end_with_launcher
 from rsbdali.loader.batch import TrainBatch
 from rsbdali.loader.train import TrainLoader
@@ -26,9 +27,7 @@ from rsbdali.training import train
 
 RECIPE = {
     "name": "tiny",
-    "model": "test_resnet",
-    "img_size": 32,
-    "test_img_size": 32,
+    **TINY,
     "epochs": 2,
     "global_batch_size": 16,
     "mix_groups": 4,

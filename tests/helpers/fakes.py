@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
+from helpers.common import TINY
 from rsbdali.recipe import Recipe
 
 CLASSES = 4
@@ -17,9 +18,7 @@ def recipe(**values: object) -> Recipe:
     """A recipe that a CPU trains in moments."""
     small = {
         "name": "toy",
-        "model": "test_resnet",
-        "img_size": 32,
-        "test_img_size": 32,
+        **TINY,
         "epochs": 2,
         "global_batch_size": 32,
         "mix_groups": 2,

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from helpers.common import CPU
 from helpers.fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 from rsbdali.distributed.world import World
 from rsbdali.errors import RsbdaliError
@@ -30,7 +31,6 @@ from rsbdali.training.options import TrainOptions
 from rsbdali.training.train import make_state
 from rsbdali.training.trainer import Run, Trainer
 
-CPU = torch.device("cpu")
 TOY = {"epochs": 1, "mix_groups": 2, "opt": "sgd", "lr": 0.1}
 
 

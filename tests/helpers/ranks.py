@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
+from helpers.common import CPU
 from rsbdali.distributed import affinity, neighbors, process_group
 from rsbdali.distributed.collectives import all_reduce_sum, barrier, from_all, on_all_ranks, rank_zero_first
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError, RsbdaliError
 
-CPU = torch.device("cpu")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["rsbdali.training.train", "torch.distributed.run"])
 

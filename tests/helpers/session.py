@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from helpers.common import CPU
 from helpers.fakes import CLASSES, FakeEvalLoader, FakeTrainLoader
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
@@ -15,8 +16,6 @@ from rsbdali.training import trainer
 from rsbdali.training.live_display import EpochReport, Silent, StepReport
 from rsbdali.training.options import TrainOptions
 from rsbdali.training.train import make_state
-
-CPU = torch.device("cpu")
 
 
 class Listener(Silent):
