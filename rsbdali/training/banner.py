@@ -1,28 +1,19 @@
 """What a run is, in three lines at its start: the training, the data, the place and the batch."""
 
-from collections.abc import Sized
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
+from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.world import World
 from rsbdali.runs.state import Identity
 from rsbdali.training.precision import amp_dtype, name_of
 
 
-class NamedImages(Sized, Protocol):
-    """What is said of an index."""
-
-    @property
-    def name(self) -> str:
-        """Where the images lie."""
-
-
 def banner(
     identity: Identity,
     parameters: int,
-    images: tuple[NamedImages, NamedImages],
+    images: tuple[ImageIndex, ImageIndex],
     folder: Path,
     world: World,
     device: torch.device,

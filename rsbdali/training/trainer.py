@@ -11,18 +11,18 @@ finite) is summed over the ranks, together with the loss.
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.utils import distribute_bn
 
 from rsbdali.distributed import collectives
 from rsbdali.distributed.world import World
-from rsbdali.loader.batch import EvalBatch, TrainBatch
+from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.runs.checkpoint_manager import CheckpointManager
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity, RunState
@@ -39,31 +39,6 @@ from rsbdali.training.step import StepResult
 from rsbdali.training.throughput import ThroughputMeter, is_evaluated
 
 log = logging.getLogger(__name__)
-
-
-class TrainBatches(Protocol):
-    """What the loop needs of a `TrainLoader`."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps an epoch."""
-
-    @property
-    def groups_per_step(self) -> int:
-        """Batches for each of them."""
-
-    @property
-    def wait_s(self) -> float:
-        """Seconds spent waiting so far."""
-
-    def seek(self, epoch: int, step: int) -> None:
-        """Where the next pass starts."""
-
-    def __iter__(self) -> Iterator[TrainBatch]: ...
-
-
-class EvalBatches(Sized, Iterable[EvalBatch], Protocol):
-    """What the loop needs of an `EvalLoader`."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +87,8 @@ class Run:
 
     state: RunState
     identity: Identity
-    loader: TrainBatches
-    eval_loader: EvalBatches
+    loader: TrainLoader
+    eval_loader: EvalLoader
     device: torch.device
     amp_dtype: torch.dtype
     world: World
