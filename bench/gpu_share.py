@@ -1,10 +1,10 @@
 """The loader beside the training step: `python -m rsbdali.bench.gpu_share DATA [--device cuda] [--json FILE]`.
 
 As in training: each step takes the next batch of the loader, in one process. Windows of it alternate with windows of
-the same step on one batch that lies there, so that their difference is what the loader takes from the step. Three
+the same step on one batch that is there, so that their difference is what the loader takes from the step. Three
 loaders: `graph`; `graph` without RandAugment, so that their difference is RandAugment's; `host`, which takes nothing
-from the GPU but copies and kernels. A thread that wants the interpreter's lock every millisecond tells how long
-somebody kept it. On a CPU there is no GPU time to see: a dry run.
+from the GPU but copies and kernels. A thread that wants the interpreter's lock every millisecond measures how long
+it was kept. On a CPU there is no GPU time to see: a dry run.
 """
 
 import argparse
@@ -83,7 +83,7 @@ class Beside:
 
     def round(self) -> None:
         """A window of the step alone, and one with the loader."""
-        for _ in range(READY + 1):  # its threads, its memory; then it stands still with its queue full
+        for _ in range(READY + 1):  # its threads, its memory; then it pauses with its queue full
             self.take()
         self._step.batch = self._lying
         alone = self._window(lambda: None)
@@ -140,7 +140,7 @@ def measure(
         seconds: of each window.
         rounds: windows with a loader, each beside one without.
         workers: CPU threads of the loader.
-        write: told the record so far after each round.
+        write: called with the record so far after each round.
     """
     dtype = amp_dtype(recipe.amp_dtype, device)
     record: dict[str, Any] = {

@@ -22,7 +22,7 @@ PYTHON = ("PythonFunction", "DLTensorPythonFunction", "NumbaFunction", "TorchPyt
 
 
 def operators(define: Callable[[Callable[[], Any]], Any], *, conditionals: bool = False) -> Counter[str]:
-    """How often each operator stands in a graph (as `train_graph` returns it)."""
+    """How often each operator is in a graph (as `train_graph` returns it)."""
     outputs: list[DataNode] = []
 
     def noted(source: Callable[[], Any]) -> Any:

@@ -36,7 +36,7 @@ def measure(
         rows: of a batch.
         device: where.
         only: one of `kernel_cases.GROUPS`; None for all.
-        write: told the record so far after each case.
+        write: called with the record so far after each case.
     """
     bandwidth = copy_bandwidth(device)
     record: dict[str, Any] = {

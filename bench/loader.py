@@ -1,7 +1,7 @@
 """bench-loader: how fast batches come, what they cost, how that compares, and whether a model would ever wait.
 
 Each candidate runs in a process of its own on the same files, recipe, batch size and number of threads; rounds are
-interleaved (A B C A B C …) and everybody but the one being measured is frozen.
+interleaved (A B C A B C …) and all but the one being measured are frozen.
 """
 
 import dataclasses
@@ -112,7 +112,7 @@ def run(options: BenchOptions, say: Say = lambda _: None) -> BenchReport:
 
     Args:
         options: what to measure.
-        say: told in a line what is being done.
+        say: called with a line on what is being done.
 
     Raises:
         RsbdaliError: no such data, device or recipe value; our own loader failed (its last line is the message).
@@ -166,7 +166,7 @@ def feed_spec(options: BenchOptions, scratch: Path, say: Say) -> tuple[FeedSpec,
     Args:
         options: checked.
         scratch: for links to the images, where they are few, and for their index.
-        say: told where images are few.
+        say: called with a warning where images are few.
     """
     index = open_split(options.data, "any")
     root, copies = enough_images(index, options.batch_size, scratch)
@@ -302,7 +302,7 @@ def _model_recipe(options: BenchOptions) -> Recipe:
 
 
 def _ours(recipe: Recipe, results: Sequence[LoaderFigures]) -> LoaderFigures:
-    """The result of the recipe as it stands."""
+    """The result of the recipe unchanged."""
     name = "rsbdali" if recipe.aug_repeats <= 1 else f"rsbdali-{recipe.aug_repeats_mode}"
     return next(r for r in results if r.name == name)
 

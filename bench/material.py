@@ -20,7 +20,7 @@ def enough_images(index: ImageIndex, batch_size: int, scratch: Path) -> tuple[Pa
     """A tree with at least 64 batches of images: the index's own, or links to it, each image as often as needed.
 
     Returns:
-        The tree's root, and how many times each image stands in it (1: the user's own tree).
+        The tree's root, and how many times each image is in it (1: the user's own tree).
 
     Raises:
         DataError: the images are no folder of files.
@@ -35,7 +35,7 @@ def enough_images(index: ImageIndex, batch_size: int, scratch: Path) -> tuple[Pa
 
 
 def link_tree(index: ImageIndex, root: Path, copies: int) -> None:
-    """Make a tree of class folders in which every image stands `copies` times, as symbolic links."""
+    """Make a tree of class folders in which every image is there `copies` times, as symbolic links."""
     for name, target in _links(index, copies):
         link = root / name
         link.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """bench-step: images a second of our training step against timm's, on synthetic data, and where a step's time goes.
 
 All candidates live in this process, one model each; rounds are interleaved (A B C A B C …). No data path is in it:
-the batch lies on the device.
+the batch is on the device.
 """
 
 import statistics

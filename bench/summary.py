@@ -1,7 +1,7 @@
 """One table from the records of `bench/gpu.sh`: `python -m rsbdali.bench.summary RECORDS RUNS [BUNDLE]`.
 
 RECORDS holds the JSON files, by name; RUNS a folder for each training run with its `metrics.jsonl`. A figure whose
-record is missing says "not run". Below the table stands what was cut off, left out or wrong. BUNDLE, if named, gets all
+record is missing says "not run". Below the table is what was cut off, left out or wrong. BUNDLE, if named, gets all
 records in one file. Needs nothing but Python.
 """
 

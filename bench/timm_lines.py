@@ -5,7 +5,7 @@
 
 TRAIN_PY is train.py of timm's repository (github.com/huggingface/pytorch-image-models), which its package lacks. Each
 line keeps its flags of augmentation, optimizer and schedule; model, images, epochs and batch are small, and a CPU
-trains it in one process. The two losses of a line come from different draws: they lie beside one another, and are not
+trains it in one process. The two losses of a line come from different draws: they are shown side by side, and are not
 equal.
 """
 

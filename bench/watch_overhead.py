@@ -2,7 +2,7 @@
 
     python -m rsbdali.bench.watch_overhead [--batches N] [--rounds R] [--json FILE]
 
-Batches are pairs of small tensors that lie ready, so that nothing but the loop itself is measured. Rounds with and
+Batches are pairs of small tensors that are ready, so that nothing but the loop itself is measured. Rounds with and
 without are interleaved; CPU time is that of the one thread that loops, which other programs disturb less than the
 clock's. The looks at /proc, one a second, are measured by themselves, for a loader of 16 worker processes.
 """

@@ -1,4 +1,4 @@
-"""Batch-sized CPU buffers that are used again once nobody holds them.
+"""Batch-sized CPU buffers that are used again once they are not held.
 
 A fresh 40 MB batch costs ten thousand page faults; one that comes back costs none.
 """

@@ -233,7 +233,7 @@ def _drain(pipe: Pipeline, started: deque[_Job], device: torch.device) -> None:
     while started:
         job = started.popleft()
         if job.outputs is None and job.error is None and not is_abandoned(pipe):
-            with contextlib.suppress(RuntimeError):  # its error is nobody's any more
+            with contextlib.suppress(RuntimeError):  # its error concerns no batch any more
                 _outputs(pipe, device)
 
 

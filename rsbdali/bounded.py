@@ -1,6 +1,6 @@
 """YAML and JSON that others wrote: plain values or an error that says why not, with bounds on size, depth and nodes.
 
-The text is nobody's to trust: a recipe from the web, the files of a damaged run. PyYAML takes 400 bytes of
+The text is not to be trusted: a recipe from the web, the files of a damaged run. PyYAML takes 400 bytes of
 aliases that unfold to 9^10 values, ends with a ValueError on numbers that are none, and takes the last of two equal
 keys; all of these are errors here.
 """

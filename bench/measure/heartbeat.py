@@ -41,5 +41,5 @@ class Heartbeat:
         self.note(time.perf_counter())
         self._beating.set()
         while not self._stop.is_set():
-            time.sleep(BEAT_S)  # the measurement: what is longer is somebody's doing
+            time.sleep(BEAT_S)  # the measurement: what is longer is held by another thread
             self.note(time.perf_counter())

@@ -34,7 +34,7 @@ class Round:
         wait_s: seconds the consumer stood waiting for each batch, in order.
         memory_bytes: PSS of the process tree at the end of the round.
         cores: cores that the process may use.
-        busy_s: CPU seconds that all programs had of these cores; 0 where the kernel does not tell.
+        busy_s: CPU seconds that all programs had of these cores; 0 where the kernel does not say.
         load: the machine's load average over the last minute, at the end of the round.
     """
 

@@ -19,11 +19,11 @@ Mark = Callable[[str], None]
 
 
 def unmarked(_: str) -> None:
-    """The mark of a step that nobody takes apart."""
+    """The mark of a step that is not taken apart."""
 
 
 class Markable(Protocol):
-    """A step that tells where its parts end."""
+    """A step that marks where its parts end."""
 
     def __call__(self) -> int:
         """Make one step; the rows of it."""

@@ -1,7 +1,7 @@
 """One candidate in its own process: its CPU time and memory are its own, and a crash of it ends nothing else.
 
 The process reads a `FeedSpec` and then requests, one JSON line each, from its standard input, and answers each by one
-JSON line. Between its rounds it stands still: the whole process group is stopped, so that nobody's prefetching runs
+JSON line. Between its rounds it is paused: the whole process group is stopped, so that no prefetching of its own runs
 while another is measured. It does not outlive the bench, however that ends.
 """
 
@@ -26,7 +26,7 @@ from rsbdali.bench.race.out_of_memory import OUT_OF_MEMORY, out_of_memory
 from rsbdali.errors import RsbdaliError
 
 CLOSE_S = 20.0
-# First the kernel is told to end it with its parent (PR_SET_PDEATHSIG, SIGKILL): a bench that is killed cannot clean
+# First the kernel is asked to end it with its parent (PR_SET_PDEATHSIG, SIGKILL): a bench that is killed cannot clean
 # up, and a candidate that it left would hold GPU memory.
 PROGRAM = (
     "import ctypes; ctypes.CDLL(None).prctl(1, 9); "
@@ -47,7 +47,7 @@ class CandidateFailed(RsbdaliError):
 
 
 class Candidate:
-    """The side of the bench: starts a candidate's process and talks to it.
+    """The side of the bench: starts a candidate's process and sends it requests.
 
     Args:
         spec: what it is to do. It starts on it at once; `ready` waits until it can be measured.

@@ -68,7 +68,7 @@ class Feed(Protocol):
     """An endless supply of batches.
 
     Attributes:
-        ready: most batches that it keeps prepared while nobody asks.
+        ready: most batches that it keeps prepared while none is asked for.
         note: what a reader of its figures should know; may be empty.
     """
 

@@ -8,7 +8,7 @@ from rsbdali.bench.race.candidate import Candidate, CandidateFailed
 from rsbdali.bench.race.feeds import FeedSpec
 
 Say = Callable[[str], None]
-Keep = Callable[[Mapping[str, Sequence[Round]]], None]  # told all rounds so far, by name
+Keep = Callable[[Mapping[str, Sequence[Round]]], None]  # called with all rounds so far, by name
 
 
 def forget(_: Mapping[str, Sequence[Round]]) -> None:
@@ -49,8 +49,8 @@ def race(
         rounds: of each.
         seconds: length of a round.
         skipped: gets the reason of each that is taken out.
-        say: told in a line what was measured.
-        keep: told the rounds so far each time all have had one more, so that an interrupted race leaves them.
+        say: called with a line on what was measured.
+        keep: called with the rounds so far each time all have had one more, so that an interrupted race leaves them.
     """
     found: dict[str, list[Round]] = {c.name: [] for c in candidates}
     for number in range(rounds):

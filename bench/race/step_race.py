@@ -97,7 +97,7 @@ class Race:
     Args:
         recipe: from `synthetic.step_recipe`.
         device: of all steps.
-        say: told in a line what is being done.
+        say: called with a line on what is being done.
 
     Attributes:
         steps: the steps that still take part, by name.

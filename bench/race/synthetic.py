@@ -1,4 +1,4 @@
-"""A batch of noise that lies on the device, with labels and with mixing as a recipe's plans draw it."""
+"""A batch of noise that is on the device, with labels and with mixing as a recipe's plans draw it."""
 
 import dataclasses
 from itertools import cycle

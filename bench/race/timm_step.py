@@ -102,7 +102,7 @@ class TimmStep:
 
 
 class _Scaler(NativeScaler):
-    """timm's scaler over one that tells where the parts of a step end."""
+    """timm's scaler over one that marks where the parts of a step end."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device.type)

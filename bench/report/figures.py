@@ -93,7 +93,7 @@ class LoaderFigures:
 
     @property
     def wait_ms(self) -> Spread:
-        """Milliseconds that a consumer which does nothing waits for a batch: what stands between two batches."""
+        """Milliseconds that a consumer which does nothing waits for a batch: the time between two batches."""
         return Spread.of([1e3 * wait for r in self.rounds for wait in r.wait_s])
 
     @property
@@ -114,7 +114,7 @@ def ratio(ours: Sequence[Round], others: Sequence[Round]) -> float:
 
 
 def cpu_ratio(ours: Sequence[Round], others: Sequence[Round]) -> float | None:
-    """Median over rounds of their CPU time an image by ours in the same round; None if a round was too short to tell.
+    """Median over rounds of the ratio of their CPU time an image to ours; None if a round was too short to measure.
 
     More is better for us, as with `ratio`. What else runs on the machine disturbs it less than images/s.
     """
@@ -125,7 +125,7 @@ def cpu_ratio(ours: Sequence[Round], others: Sequence[Round]) -> float | None:
 
 
 def ratios(pairs: Mapping[str, tuple[Sequence[Round], Sequence[Round]]]) -> tuple[dict[str, float], dict[str, float]]:
-    """`ratio` of each pair by its name, and `cpu_ratio` of those long enough to tell."""
+    """`ratio` of each pair by its name, and `cpu_ratio` of those long enough to measure."""
     by_cpu = {name: cpu_ratio(*pair) for name, pair in pairs.items()}
     return (
         {name: ratio(*pair) for name, pair in pairs.items()},
@@ -163,7 +163,7 @@ class BenchReport:
         results: a candidate each, ours first.
         skipped: peers that did not take part, with the reason.
         ratio_to: our images/s by another's, round by round, median.
-        cpu_ratio_to: another's CPU time an image by ours, round by round, median; without those too short to tell.
+        cpu_ratio_to: another's CPU time an image by ours, round by round, median; without those too short to measure.
         warning: what makes the figures doubtful; may be empty.
         stages: the stage breakdown; empty when not asked for.
         model: the model's step; None when not asked for.

@@ -182,7 +182,7 @@ def _weigh_lines(
 def _lines_to_columns(image_HX: np.ndarray, top: int, last: int, start: int, block_SX: np.ndarray) -> None:
     """Transpose: of each value of a line its 32 (LINES) neighbors below follow. Four lines make one word.
 
-    The last line stands for those that are missing at the end.
+    The last line takes the place of those that are missing at the end.
     """
     count = block_SX.size // LINES
     word = block_SX.reshape(block_SX.size).view(np.uint32)

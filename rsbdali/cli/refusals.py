@@ -19,7 +19,7 @@ NO_MEMORY = (
 
 
 def of_the_machine(error: Exception) -> str | None:
-    """What to tell of an error that is neither a mistake in the arguments nor one of the program.
+    """What to print for an error that is neither a mistake in the arguments nor one of the program.
 
     Returns:
         None where it is another kind of error.
@@ -50,7 +50,7 @@ class _Named(io.FileIO):
 
 
 def name_standard_output() -> None:
-    """Let errors of standard output name it, unless somebody has put a stream of his own there."""
+    """Let errors of standard output name it, unless a program has replaced it."""
     old = sys.stdout
     if old is None:  # closed by whoever started us
         sys.stdout = io.TextIOWrapper(io.FileIO(os.devnull, "w"))

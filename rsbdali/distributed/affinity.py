@@ -3,7 +3,7 @@
 Ranks that may use the same cores share them out; ranks that the launcher has bound to different ones keep what they
 have. With GPUs a rank prefers cores of its GPU's NUMA node, where that leaves no core of the machine unused.
 
-    cores a rank may use ─> those near its GPU ─> told to all ranks ─> same machine, same cores: a share of them each
+    cores a rank may use ─> those near its GPU ─> sent to all ranks ─> same machine, same cores: a share of them each
 """
 
 import logging
@@ -26,7 +26,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class Place:
-    """What one rank tells the others.
+    """What one rank sends to the others.
 
     Attributes:
         machine: the same text on the same machine, containers on it included.
@@ -111,13 +111,13 @@ def by_core(cpus: set[int]) -> list[int]:
 
 
 def cores_near(pci: str) -> set[int]:
-    """CPUs of the NUMA node of a PCI device; empty where the kernel does not tell."""
+    """CPUs of the NUMA node of a PCI device; empty where the kernel does not say."""
     file = SYS / "bus/pci/devices" / pci / "local_cpulist"
     return parse_list(file.read_text(encoding="ascii")) if pci and file.exists() else set()
 
 
 def pci_address(device: torch.device) -> str:
-    """The PCI address of a GPU as /sys spells it, 0000:3b:00.0; empty where this torch does not tell it."""
+    """The PCI address of a GPU as /sys spells it, 0000:3b:00.0; empty where this torch does not have it."""
     properties = torch.cuda.get_device_properties(device)
     numbers: list[Any] = [getattr(properties, f"pci_{name}_id", None) for name in ("domain", "bus", "device")]
     return "" if None in numbers else "{:04x}:{:02x}:{:02x}.0".format(*numbers)

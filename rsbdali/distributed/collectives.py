@@ -68,8 +68,8 @@ def on_all_ranks(make: Callable[[], T], world: World) -> T:
         value, failure = make(), None
     except RsbdaliError as error:
         failure = error
-    told = from_all(None if failure is None else (str(failure), failure.exit_code), world)
-    failures = [(rank, *text) for rank, text in enumerate(told) if text is not None]
+    gathered = from_all(None if failure is None else (str(failure), failure.exit_code), world)
+    failures = [(rank, *text) for rank, text in enumerate(gathered) if text is not None]
     if not failures:
         return value
     first, message, code = failures[0]

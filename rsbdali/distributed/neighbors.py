@@ -27,10 +27,10 @@ def ranks_here(world: World) -> int:
     """
     if world.size == 1 or world.local_size is not None:
         return world.local_size or 1
-    told = notes("machine", machine(), world)
-    if told is None:
+    gathered = notes("machine", machine(), world)
+    if gathered is None:
         return min(world.size, torch.cuda.device_count() or world.size)
-    return told.count(machine())
+    return gathered.count(machine())
 
 
 def current_gpu(world: World) -> int:
@@ -41,12 +41,12 @@ def current_gpu(world: World) -> int:
     """
     index = torch.cuda.current_device()
     mine = f"{machine()} {torch.cuda.get_device_properties(index).uuid}"
-    told = notes("gpu", mine, world)
-    if told is None:
-        doubtful = world.rank > 0 and index == 0 and torch.cuda.device_count() > 1  # 0: maybe nobody has set it
+    gathered = notes("gpu", mine, world)
+    if gathered is None:
+        doubtful = world.rank > 0 and index == 0 and torch.cuda.device_count() > 1  # 0: maybe it was never set
         others = "rank 0 may have" if doubtful else ""
     else:
-        same = [str(rank) for rank, note in enumerate(told) if note == mine and rank != world.rank]
+        same = [str(rank) for rank, note in enumerate(gathered) if note == mine and rank != world.rank]
         others = f"rank {', '.join(same)} has" if same else ""
     if others:
         raise DeviceError(

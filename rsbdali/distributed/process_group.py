@@ -1,6 +1,6 @@
 """One process a GPU under torchrun or srun: start and stop of the process group.
 
-Without torchrun's or Slurm's environment everything here is the single-process case and does nothing. GPUs talk by
+Without torchrun's or Slurm's environment this is the single-process case and does nothing. GPUs communicate by
 NCCL, CPUs by gloo. Two groups with two timeouts:
 
     patient   30 min   start and end: the others wait while rank 0 indexes a large folder, or ends a save. Always gloo:
@@ -101,11 +101,11 @@ def _first_sentence(error: RuntimeError) -> str:
 
 
 @contextmanager
-def _quiet_unless(talks: bool) -> Iterator[None]:
-    """Log warnings only, on ranks that do not talk."""
+def _quiet_unless(prints: bool) -> Iterator[None]:
+    """Log warnings only, on ranks that do not print."""
     log = logging.getLogger("rsbdali")
     level = log.level
-    if not talks:
+    if not prints:
         log.setLevel(logging.WARNING)
     try:
         yield

@@ -3,10 +3,10 @@
 Ranks find each other by what they leave in a key-value store. Torchrun's lives as long as torchrun, restarts included,
 and torch 2.14 reads from it what ranks of the start before have left: addresses of processes that are gone, to which
 the new ones then connect (two gloo ranks: 4 of 4 restarts failed so, on a busy machine some hung; 4 of 4 go on by what
-is here). So rank 0 picks a name for this start, and all keys lie below it. It travels by keys that only this start can
+is here). So rank 0 picks a name for this start, and all keys begin with it. It travels by keys that only this start can
 know:
 
-    rank r   hello/r = nonce ─────────────> rank 0    a hello of the start before is answered too, to nobody
+    rank r   hello/r = nonce ─────────────> rank 0    a hello of the start before is answered too, unread
     rank r   <───────── answer/nonce = name           never stale: the nonce is new
     rank r   ack/name/r ──────────────────> rank 0    which ends when it has all of them
 """

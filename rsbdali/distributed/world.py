@@ -15,7 +15,7 @@ class World:
     """This process among the others.
 
     Attributes:
-        rank: 0 … size − 1; rank 0 writes files and talks.
+        rank: 0 … size − 1; rank 0 writes files and prints.
         size: number of processes W.
         local_rank: number of this process on its node, and of its GPU; None where no launcher says it.
         local_size: number of processes on this node; None likewise (`distributed.neighbors` finds out).
@@ -30,7 +30,7 @@ class World:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process writes files and talks to the user."""
+        """Whether this process writes files and prints to the user."""
         return self.rank == 0
 
     @classmethod

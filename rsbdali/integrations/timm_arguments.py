@@ -169,7 +169,7 @@ def with_arguments(recipe: Recipe, arguments: Mapping[str, Any], *, is_training:
 
 
 def _under_our_names(make: Callable[[], Recipe], name_of: Mapping[str, str]) -> Recipe:
-    """`make()`, its error about a recipe's key told under the argument's name."""
+    """`make()`, its error about a recipe's key reported under the argument's name."""
     try:
         return make()
     except RecipeError as error:

@@ -1,6 +1,6 @@
 """`(images, targets)` pairs of a loader, with what timm's, Lightning's and Accelerate's loops expect of one.
 
-Where the loader stands is three numbers: epoch, optimizer step, batch within the step. All random numbers follow from
+The loader's position is three numbers: epoch, optimizer step, batch within the step. All random numbers follow from
 them (`plan.py`), so a state of a few bytes takes up a pass in the middle, exactly.
 """
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class EpochSampler:
-    """What `loader.sampler.set_epoch(epoch)` talks to, as with torch's `DistributedSampler`."""
+    """What `loader.sampler.set_epoch(epoch)` calls, as with torch's `DistributedSampler`."""
 
     def __init__(self, loader: "TupleLoader") -> None:
         self._loader = loader
@@ -168,11 +168,11 @@ class TupleLoader(NotPicklable):
         return to_device(sample_N if self._item_N is None else self._item_N[sample_N], self.loader.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the pass stands, in plain values: the same on all ranks, for `load_state_dict` of an equal loader."""
+        """The position of the pass, in plain values: the same on all ranks, for an equal loader's `load_state_dict`."""
         (epoch, batch), parts = self._at, self.batches_per_step
         position = {"epoch": epoch, "step": batch // parts, "part": batch % parts, "parts": parts}
-        told = {"length": len(self), "pixels": self.loader.pixels, **self._own_order(epoch)}
-        return {**position, **told, "mixup_enabled": self.mixup_enabled, "identity": self._identity()}
+        facts = {"length": len(self), "pixels": self.loader.pixels, **self._own_order(epoch)}
+        return {**position, **facts, "mixup_enabled": self.mixup_enabled, "identity": self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next `iter()` go on behind the last batch that was given before `state_dict`.

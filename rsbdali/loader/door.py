@@ -1,4 +1,4 @@
-"""What stands before every batch: the process that made the loader, one thread at a time, no mode of the caller's.
+"""Checked before every batch: the process that made the loader, one thread at a time, no mode of the caller's.
 
 * A forked child has a loader's queues and none of the threads that serve them: it would wait for ever.
 * Threads that share a loader take turns.

@@ -156,7 +156,7 @@ class _Rows:
 
 
 def eval_batch_size(device: torch.device) -> int:
-    """Rows of an evaluation batch where nobody says otherwise."""
+    """Default rows of an evaluation batch."""
     return 256 if device.type == "cuda" else 64
 
 

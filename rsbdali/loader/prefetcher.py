@@ -1,6 +1,6 @@
 """Keeps an executor's queue full, in order.
 
-The loader above knows what comes when; the executor below knows how to make it. Between them stands a queue of jobs:
+The loader above knows what comes when; the executor below knows how to make it. Between them is a queue of jobs:
 
     batch 41  batch 42  batch 43       batch index: running number of a batch of this rank, across epochs
     plan      plan      plan           plan: what the executor makes

@@ -189,7 +189,7 @@ class TrainLoader(NotPicklable):
         return images
 
     def _memory(self, rows: int) -> torch.Tensor | None:
-        """Memory for a batch's images: on the CPU that of a batch which nobody holds any more, on a GPU torch's own."""
+        """Memory for a batch's images: on the CPU that of a batch which is not held any more, on a GPU torch's own."""
         return None if self.device.type == "cuda" else self._pool.take()[:rows].permute(0, 3, 1, 2)
 
 

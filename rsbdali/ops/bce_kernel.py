@@ -1,7 +1,7 @@
 """`bce_loss` as one Triton kernel: loss and gradient from one reading of the logits, no target in memory.
 
-The gradient of the mean is (σ(x) − y) / (N·C): at 512 × 1000 nearly all of it lies below what float16 can hold. So
-σ(x) − y, which lies in [−1, 1], is stored in the logits' type; backward multiplies it by grad_output / (N·C), in
+The gradient of the mean is (σ(x) − y) / (N·C): at 512 × 1000 nearly all of it is below what float16 can hold. So
+σ(x) − y, which is in [−1, 1], is stored in the logits' type; backward multiplies it by grad_output / (N·C), in
 float32. With a GradScaler grad_output carries the scale, so the product is large enough by then. The gradient is
 rounded twice that way, each time by half a unit of the logits' type.
 """

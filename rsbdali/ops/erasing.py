@@ -18,7 +18,7 @@ def erase(images_NCHW: torch.Tensor, box_NK4: np.ndarray, key_N: np.ndarray, mod
 
     Args:
         images_NCHW: float, normalized, shape (N, 3, H, W), channels_last, on any device.
-        box_NK4: int32 (y0, y1, x0, x1), half-open, in pixels; empty for none. Later ones lie over earlier ones.
+        box_NK4: int32 (y0, y1, x0, x1), half-open, in pixels; empty for none. Later ones cover earlier ones.
         key_N: int64, key of each row's noise.
         mode: const: zeros, the mean color; rand: one normal color a box; pixel: one a pixel.
 

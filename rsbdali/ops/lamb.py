@@ -32,7 +32,7 @@ FIXED = {
     "decoupled_decay": False,
     "corrected_weight_decay": False,
 }
-"""timm's settings that are not to be changed here, and what they stand at."""
+"""timm's settings that are not to be changed here, and their values."""
 
 
 def lamb_bytes(params: Iterable[torch.Tensor]) -> int:
@@ -82,7 +82,7 @@ class Lamb(timm.optim.Lamb):
         self._begin()
 
     def _begin(self) -> None:
-        """Check the groups; forget all that depends on where tensors lie."""
+        """Check the groups; forget all that depends on where tensors are in memory."""
         for group in self.param_groups:
             for name, value in FIXED.items():
                 if group[name] != value:

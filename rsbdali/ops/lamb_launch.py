@@ -1,6 +1,6 @@
 """The host's side of LAMB's kernels: tables of addresses, made again only when an address changed, and the launches.
 
-The host neither reads the device nor waits for it. In a CUDA graph all addresses stand still: call `prepare` before the
+The host neither reads the device nor waits for it. In a CUDA graph addresses stay the same: call `prepare` before the
 capture, and `set_rates` before each replay.
 
 Legend: T tensors, C chunks, G parameter groups.

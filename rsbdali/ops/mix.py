@@ -102,7 +102,7 @@ def mix_bytes(
 
     (1 or 2)·H·W·3 bytes in a row and itemsize·H·W·3 out. A mixup reads two images; CutMix reads the partner
     inside the box and the row outside, so one in all; λ = 1, λ = 0 and a row mixed with itself read one. Caches can
-    take the second reading below this where a row is also somebody's partner.
+    take the second reading below this where a row is also another row's partner.
 
     Args:
         partner_N: as `mix_normalize`; NumPy, as the other rows.

@@ -5,7 +5,7 @@ and few enough that a chunk never crosses a line. What depends on the place (lin
 is computed once a chunk; masks are the same for a whole chunk, so loads stay wide in CutMix too, where a chunk on the
 edge of the box is read from both images and any other from one.
 
-Programs of the same block of all images run together. A mixup's second reading of a chunk, as somebody's partner, can
+Programs of the same block of all images run together. The second read of a chunk, as another row's partner, can
 then come from the L2 cache: N·BLOCK bytes are in use at a time, whatever the partners.
 """
 

@@ -22,7 +22,7 @@ def draw_erasing(
     """Boxes to erase, and a key for the noise that goes there.
 
     With several boxes (`recount`) their number is uniform in 1..count for each image and each has its share of the
-    area; a later one lies over an earlier one. A box that fits in none of ten tries is left out.
+    area; a later one covers an earlier one. A box that fits in none of ten tries is left out.
 
     Args:
         rng: source of the numbers.

@@ -106,7 +106,7 @@ class RandAugmentPolicy:
                     f"aa={shown(aa)}: section {shown(section)} is not one of mN, nN, pP, mstdS, mmaxN, inc0|1, tSET"
                 )
             values[match[1]] = float(match[2])
-            if values[match[1]] > MOST and match[1] != "mstd":  # timm: above 100 stands for infinity there
+            if values[match[1]] > MOST and match[1] != "mstd":  # timm: above 100 means infinity there
                 raise RecipeError(f"aa={shown(aa)}: section {shown(section)} is over {MOST}")
         std = values.get("mstd", 0.0)
         policy = cls(

@@ -32,7 +32,7 @@ def rows_per_epoch(n: int, repeats: int, groups: int = 1) -> int:
 def epoch_order(n: int, seed: int, epoch: int, repeats: int = 1, world_size: int = 1) -> np.ndarray:
     """Images of one epoch by global position.
 
-    With repeats > 1 each image stands `repeats` times in a row, so the ranks share its repeats out, and the epoch is
+    With repeats > 1 each image is there `repeats` times in a row, so the ranks share its repeats out, and the epoch is
     cut to about n rows (timm's `RepeatAugSampler`). With repeats = 1 it is the plain permutation.
 
     Args:

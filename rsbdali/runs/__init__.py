@@ -1,1 +1,1 @@
-"""What lies in output/<experiment>/."""
+"""What is in output/<experiment>/."""

@@ -154,7 +154,7 @@ def weights(content: Mapping[str, Any], *, use_ema: bool = True) -> dict[str, to
 
 
 def clean(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict without the prefixes of the wrappers, in whatever order they stand."""
+    """A state dict without the prefixes of the wrappers, in any order."""
     return {_unwrapped(name): value for name, value in state_dict.items()}
 
 

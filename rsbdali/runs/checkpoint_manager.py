@@ -7,7 +7,7 @@
 epochs. The names share one file by hard links, so an epoch is written once. `last.pth.tar` gets its name last: a run
 that is killed before that goes on from the save before, and writes the other names again.
 
-`find_saved` reads a checkpoint that somebody names, or the newest valid one of its folder; `resume_from` restores it.
+`find_saved` reads a checkpoint that is named, or the newest valid one of its folder; `resume_from` restores it.
 """
 
 import logging
@@ -37,7 +37,7 @@ class CheckpointManager:
     so at most one copy is held. What goes wrong in the writer is raised by the next call here, at last on leaving.
 
     Args:
-        folder: where they lie; it exists. Nobody else writes checkpoints there.
+        folder: where they are; it exists. No other process writes checkpoints there.
         keep: k, how many `checkpoint-<epoch>` files stay.
         history: `history` of the checkpoint that a run resumes from.
         first: called in the writer before each checkpoint: brings the run's other files to the disk.
@@ -66,7 +66,7 @@ class CheckpointManager:
         except CheckpointError as failed:
             if kind is None:
                 raise
-            log.error("%s", failed)  # the error that ended the run is told by whoever catches it
+            log.error("%s", failed)  # the error that ended the run is reported by whoever catches it
         finally:
             self._writer.shutdown()
 

@@ -4,7 +4,7 @@
                 it, which ends with the process however that ends; the file is removed when the run is over.
 
 Where a file system knows no locks the text alone counts. It is believed while its process lives on this host; of
-another host nobody can say, so the run goes on with a warning.
+another host this cannot be known, so the run goes on with a warning.
 """
 
 import datetime
@@ -25,7 +25,7 @@ from rsbdali.recipe import Recipe
 from rsbdali.runs.folder import check_free, choose_folder
 
 LOCK = "run.lock"
-MOST_BYTES = 4096  # of somebody else's lock file
+MOST_BYTES = 4096  # of another program's lock file
 HELD = (errno.EAGAIN, errno.EACCES)  # another process has the lock; any other error: there are no locks here
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def claimed(output: Path, experiment: str | None, recipe: Recipe, *, resume: str | None) -> Iterator[Path]:
-    """The run's folder (see `choose_folder`), made and held while the block runs; nobody else gets it meanwhile.
+    """The run's folder (see `choose_folder`), made and held while the block runs; no other run gets it meanwhile.
 
     A folder that was made and is empty at the end, because the run could not begin, is removed again.
 

@@ -23,7 +23,7 @@ EARLIER: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Where a run stands, and what it was.
+    """The position of a run, and its settings.
 
     Attributes:
         recipe: plain values, as `Recipe.to_dict` gives them (another version of rsbdali may have written them).
@@ -135,7 +135,7 @@ def read_record(content: Mapping[str, Any], path: Path | str) -> Record | None:
 
 @dataclass(frozen=True)
 class _Entries:
-    """Entries of a mapping, each taken with a check that tells which one is wrong."""
+    """Entries of a mapping, each taken with a check that names the wrong one."""
 
     entries: Mapping[Any, Any]
     path: Path | str

@@ -1,4 +1,4 @@
-"""How a run is taken up again: its options, kept in `args.yaml`, and the command that a shell takes as it stands.
+"""How a run is taken up again: its options, kept in `args.yaml`, and the command that a shell takes unchanged.
 
 args.yaml    # options: {"data": "/data/imagenet", "device": "auto", …}    one line of JSON in its header
 """
@@ -46,7 +46,7 @@ def resume_command(folder: Path, world: World | None = None, *, launched: bool =
     Args:
         folder: the run's.
         world: the processes it had.
-        launched: whether `--nproc` started them: that stands among the run's options.
+        launched: whether `--nproc` started them: that is among the run's options.
     """
     command = f"rsbdali train --resume {shell_word(str(folder))}"
     if world is None or world.size == 1 or launched:

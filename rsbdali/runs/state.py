@@ -158,7 +158,7 @@ class RunState:
         self.history = dict(record.history)
 
 
-# what of a run's state stands in its record under the same name
+# what of a run's state is in its record under the same name
 RECORDED = tuple(f.name for f in fields(RunState) if f.name in {g.name for g in fields(Record)})
 
 
@@ -175,7 +175,7 @@ def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Recor
     _compare_images(record, identity, path)
     if record.step and record.steps_per_epoch != identity.steps_per_epoch:
         raise CheckpointError(
-            f"{path} stands in the middle of an epoch of {record.steps_per_epoch} steps, here an epoch has "
+            f"{path} is in the middle of an epoch of {record.steps_per_epoch} steps, here an epoch has "
             f"{identity.steps_per_epoch}: the images or the global batch changed"
         )
     if changed:

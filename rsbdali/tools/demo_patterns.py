@@ -58,7 +58,7 @@ def bricks(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     course = np.floor(v)
     along = u * np.float32(0.5) + course * np.float32(0.5)
     joint_u = np.float32(0.06) - np.abs(along - np.floor(along) - np.float32(0.5)) * 2
-    # horizontal joints lie where v is a whole number, upright ones in the middle of `along`
+    # horizontal joints are where v is a whole number, upright ones in the middle of `along`
     joint_v = np.float32(0.06) - np.minimum(v - course, 1 - (v - course))
     return _edge(np.maximum(joint_u, joint_v), period)
 

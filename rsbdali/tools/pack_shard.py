@@ -238,7 +238,7 @@ def shrink(encoded: bytes, index: ImageIndex, i: int, max_size: int) -> bytes | 
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     out = BytesIO()
-    # like timm, EXIF orientation is not applied; it is gone with the rest of EXIF, so nobody else applies it either
+    # like timm, EXIF orientation is not applied; it is gone with the rest of EXIF, so no program applies it
     rgb.resize(size, Image.Resampling.LANCZOS).save(out, "JPEG", quality=JPEG_QUALITY)
     return out.getvalue()
 

@@ -73,8 +73,8 @@ def evaluate(
     for batch in loader:
         if len(batch.label_N):
             total_4 += _count(model, batch, device, amp_dtype)
-        told = stop.submit(torch.full((1,), float(should_stop()), dtype=torch.float32, device=device))
-        if told and told[0]:
+        stops = stop.submit(torch.full((1,), float(should_stop()), dtype=torch.float32, device=device))
+        if stops and stops[0]:
             raise Stopped
     top1, top5, loss, n = collectives.all_reduce_sum(total_4, world).tolist()
     if not n:

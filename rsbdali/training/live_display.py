@@ -183,7 +183,7 @@ def step_facts(recipe: Recipe, report: StepReport) -> str:
 def epoch_line(recipe: Recipe, report: EpochReport) -> str:
     """One epoch in at most LINE columns: training loss by its name, cross entropy and top-1 of the evaluation, speed.
 
-    What else there is of it, top-5 for example, stands in `summary.csv`.
+    What else there is of it, top-5 for example, is in `summary.csv`.
     """
     speed, result = report.speed, report.result
     parts = [f"epoch {report.epoch + 1}/{recipe.epochs}", f"{loss_name(recipe)} {digits(report.loss)}"]
@@ -199,7 +199,7 @@ def epoch_line(recipe: Recipe, report: EpochReport) -> str:
 
 
 def loss_name(recipe: Recipe) -> str:
-    """What the training loss is: `BCE`, or `train CE` where the evaluation's `CE` stands beside it."""
+    """What the training loss is: `BCE`, or `train CE` where the evaluation's `CE` is shown beside it."""
     return "BCE" if recipe.bce_loss else "train CE"
 
 

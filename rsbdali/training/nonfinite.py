@@ -38,7 +38,7 @@ class LossWatch:
     Args:
         on_nan: stop or skip.
         scale: GradScaler's at the start; None where none is at work.
-        world: the processes; each hears the same losses at the same time.
+        world: the processes; each gets the same losses at the same time.
         folder: of the run, where the batch is noted; None on ranks that write nothing.
         name_of: the name of an image by its row of the index.
     """
@@ -111,7 +111,7 @@ class LossWatch:
         replay = f"rsbdali replay --run {shell_word(str(self._folder))} --epoch {epoch + 1} --step {step + 1}"
         record = {"epoch": epoch, "step": step, "loss": str(loss), "replay": replay, "groups": groups}
         file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        return f"{said}: its images stand in {file}, `{replay}` shows them; {advice}"
+        return f"{said}: its images are listed in {file}, `{replay}` shows them; {advice}"
 
 
 def _from_all_ranks(groups: list[dict[str, Any]], world: World) -> list[dict[str, Any]]:

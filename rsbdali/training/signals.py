@@ -27,7 +27,7 @@ class StopRequest:
     """Context manager that catches the stop signals. Outside the main thread it catches none.
 
     Args:
-        says: whether the log tells of the first one: on one rank of several.
+        says: whether to log the first one: on one rank of several.
     """
 
     def __init__(self, *, says: bool = True) -> None:
@@ -71,7 +71,7 @@ class StopRequest:
 
 
 def _watch(pipe: int, says: bool) -> None:
-    """Read the signals' numbers as they come, tell of the first, and end the process at the second request."""
+    """Read the signals' numbers as they come, log the first, and end the process at the second request."""
     first: float | None = None
     while came := os.read(pipe, 1):
         if came[0] not in STOP_SIGNALS:

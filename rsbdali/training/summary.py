@@ -16,7 +16,7 @@ class TrainSummary:
         folder: its files.
         outcome: epochs done, best and last evaluation, the signal that ended it, if one did.
         seconds: of the whole run, all sessions together.
-        is_rank_zero: whether this process is the one that talks.
+        is_rank_zero: whether this process prints.
         again: the command that goes on with it.
     """
 
@@ -28,7 +28,7 @@ class TrainSummary:
 
     @property
     def exit_code(self) -> int:
-        """0, or what the signal that stopped the run stands for: 130 on an interrupt, else 143."""
+        """0, or the exit code of the signal that stopped the run: 130 on an interrupt, else 143."""
         return 0 if self.outcome.signal is None else exit_code(self.outcome.signal)
 
     @property
@@ -38,7 +38,7 @@ class TrainSummary:
         return best if best.exists() else self.folder / LAST
 
     def lines(self) -> list[str]:
-        """Rank 0's last words: how to go on after a signal, best top-1, where the checkpoint lies."""
+        """Rank 0's last words: how to go on after a signal, best top-1, where the checkpoint is."""
         outcome, lines = self.outcome, []
         if not self.is_rank_zero:
             return []

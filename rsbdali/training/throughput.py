@@ -26,7 +26,7 @@ class Speed:
 
 
 class ThroughputMeter:
-    """Clock of a run. Rates cover the last `window` steps; what is left is told from all steps of this session.
+    """Clock of a run. Rates cover the last `window` steps; the time left is estimated from all steps of this session.
 
     Args:
         recipe: epochs, batch, eval_every.

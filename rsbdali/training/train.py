@@ -2,7 +2,7 @@
 
     TrainOptions ─> train ─> indexes, folder, Session (loaders), model ─> Trainer.run (trainer.py) ─> TrainSummary
 
-Under torchrun every process does the same; rank 0 writes and talks.
+Under torchrun every process does the same; rank 0 writes files and prints.
 """
 
 import logging
@@ -156,7 +156,7 @@ def _run(session: Session, loader: TrainLoader, eval_loader: EvalLoader) -> tupl
     )
     identity = _identity(session, loader)
     resume_from(session.saved, state, identity, world)
-    collectives.barrier(world)  # nobody writes before everybody has read
+    collectives.barrier(world)  # no rank writes before all have read
     files = saver = None
     facts = _facts(session, loader, eval_loader, state)
     run_log = _run_log(session, state, facts) if world.is_rank_zero else RunLog((), {}, 1)

@@ -1,7 +1,7 @@
 """The loaders that ours is compared with, each doing in training what its users make it do: a module each.
 
 Those that have no mixup of their own that fits are mixed by plain torch operations (`feed.PlainMix`). What a peer does
-not do is in its note, which stands below the figures.
+not do is in its note, which is printed below the figures.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The services of a run as one: hears each line of `metrics.jsonl`, gives it names and a step, passes it on.
+"""The services of a run as one: gets each line of `metrics.jsonl`, gives it names and a step, passes it on.
 
     kind    step                              names
     step    steps done in the run             train/loss (mean of the epoch so far), train/lr, train/images_per_s, …
@@ -23,7 +23,7 @@ class RunLog:
     Args:
         loggers: of the services.
         config: settings and facts for their records.
-        steps_per_epoch: optimizer steps, which tell the step of an epoch's line.
+        steps_per_epoch: optimizer steps, which give the step of an epoch's line.
 
     Attributes:
         status: what the run ended as, if no exception ends it.
@@ -70,7 +70,7 @@ def _name(key: str, is_epoch: bool) -> str:
 
 
 class LoggedFolder(RunFolder):
-    """A `RunFolder` whose metrics the services hear too.
+    """A `RunFolder` whose metrics the services get too.
 
     Args:
         path: as RunFolder's.
@@ -84,7 +84,7 @@ class LoggedFolder(RunFolder):
         self._run_log = run_log
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line to `metrics.jsonl`, and tell the services."""
+        """Add one line to `metrics.jsonl`, and pass it to the services."""
         super().add_metrics(record)
         self._run_log.observe(record)
 

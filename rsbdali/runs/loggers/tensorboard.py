@@ -7,7 +7,7 @@ from rsbdali.runs.loggers.base import RunPosition, Status
 
 
 class TensorBoardLogger:
-    """Writes event files. On a resume TensorBoard is told to drop what the run does again.
+    """Writes event files. On a resume TensorBoard drops what the run does again.
 
     Args:
         position: of the run.

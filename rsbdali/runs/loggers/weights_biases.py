@@ -30,7 +30,7 @@ class WandbLogger:
         """Start or go on; W&B may ask for a login here.
 
         Raises:
-            RsbdaliError: W&B refused, for one because nobody is logged in.
+            RsbdaliError: W&B refused, for example because no user is logged in.
         """
         import wandb
 

@@ -1,6 +1,6 @@
 """Line charts as inline SVG: labeled axes with units, round ticks, one color and one dash a run.
 
-Colors are told apart by color-blind eyes (after Okabe and Ito), dashes by everybody; tooltips are SVG titles.
+Colors are distinct to color-blind eyes (after Okabe and Ito), dashes to all; tooltips are SVG titles.
 """
 
 import math
@@ -75,7 +75,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     """Round values (1, 2 or 5 times a power of ten apart) from `low` or below to `high` or above."""
     span = high - low
     if span <= 0:
-        span = abs(high) * 0.1 or 1.0  # a constant stands in the middle
+        span = abs(high) * 0.1 or 1.0  # a constant is drawn in the middle
         low, high = low - span / 2, high + span / 2
     power = 10.0 ** math.floor(math.log10(span / about))
     step = next(power * m for m in (1, 2, 5, 10) if span / (power * m) <= about)
@@ -151,9 +151,9 @@ def _curve(scale: _Scale, line: Line, unit: str, marked: bool) -> str:
     color = _color(line.style)
     if len(points) == 1 or (marked and len(points) <= MARKED):
         for x, y in points:
-            told = escape(f"{line.name}: {y:.4g}{f' {unit}' if unit else ''} at epoch {x:g}")
+            title = escape(f"{line.name}: {y:.4g}{f' {unit}' if unit else ''} at epoch {x:g}")
             parts.append(
-                f'<circle cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="2.6" fill="{color}"><title>{told}</title>'
+                f'<circle cx="{scale.x(x):.1f}" cy="{scale.y(y):.1f}" r="2.6" fill="{color}"><title>{title}</title>'
                 "</circle>"
             )
     return "".join(parts)

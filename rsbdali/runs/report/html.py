@@ -69,7 +69,7 @@ def table(
         head: plain text.
         rows: plain text.
         kind: CSS class.
-        labels: HTML that stands before the first cell of a row, by that cell's text.
+        labels: HTML put before the first cell of a row, by that cell's text.
     """
     heads = "".join(f"<th>{escape(text)}" for text in head)
     lines = "".join(

@@ -69,7 +69,7 @@ def number(value: Any) -> float | None:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs of these folders; a folder that holds runs stands for all of them.
+    """The runs of these folders; a folder that holds runs means all of them.
 
     Raises:
         RsbdaliError: a folder is missing or holds no run, or an `args.yaml` is damaged.

@@ -76,8 +76,8 @@ def _not_comparable(runs: Sequence[Run]) -> list[str]:
     notes = []
     for what, name in (("data folders", "data"), ("numbers of classes", "classes"), ("devices", "device")):
         if len({run.facts[name] for run in runs if name in run.facts}) > 1:
-            told = "speeds" if name == "device" else "accuracies"
-            notes.append(f"the runs are of different {what}: compare their {told} with care")
+            compared = "speeds" if name == "device" else "accuracies"
+            notes.append(f"the runs are of different {what}: compare their {compared} with care")
     if len({_loss(run) for run in runs if run.recipe}) > 1:
         notes.append("the runs minimize different losses: their training losses do not compare")
     return notes
@@ -119,7 +119,7 @@ def _settings_of_one(run: Run) -> str:
     ]
     heading = f"Settings that differ from recipe {name}"
     if not rows_of_three:
-        return section(heading, "", _notes(["none: it is the recipe as it stands"]))
+        return section(heading, "", _notes(["none: it is the recipe unchanged"]))
     return section(heading, "", table(("key", "this run", "recipe"), rows_of_three, kind="settings"))
 
 

@@ -1,4 +1,4 @@
-"""What `doctor` found: kinds of findings, how they are printed, and whether one stands in the way of training."""
+"""What `doctor` found: kinds of findings, how they are printed, and whether one prevents training."""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Finding:
 
 
 def can_train(findings: Sequence[Finding]) -> bool:
-    """Whether nothing found stands in the way of training on this machine."""
+    """Whether nothing found prevents training on this machine."""
     return all(f.level is not Level.FATAL for f in findings)
 
 

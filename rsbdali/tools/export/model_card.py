@@ -61,7 +61,7 @@ def _data(source: Source) -> str:
     train, val = fact_count(facts, "train_images"), fact_count(facts, "val_images")
     if train is not None and val is not None:
         counted = f"{train:,} images in training, {val:,} in validation, "
-    # the last part only: where it lies is nobody's business
+    # the last part only: the full path is private
     folder = f"folder `{_plain(Path(facts['data']).name)}`, " if facts.get("data") else ""
     return f"## Data\n\n{folder}{counted}{len(names)} classes: {shown}{rest}."
 
@@ -83,7 +83,7 @@ def _recipe(source: Source) -> str:
         del values["reported"]  # the paper's figures, of another model or another length
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", body)), default=0))  # a shorter row does not end the block
-    return f"## Recipe\n\n`rsbdali train --recipe FILE` takes this as it stands:\n\n{fence}yaml\n{body}{fence}"
+    return f"## Recipe\n\n`rsbdali train --recipe FILE` takes this as it is:\n\n{fence}yaml\n{body}{fence}"
 
 
 def _plain(text: str) -> str:

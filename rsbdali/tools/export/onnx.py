@@ -58,7 +58,7 @@ def write_onnx(source: Source, folder: Path, metadata: dict[str, str]) -> str:
 
 def _export(source: Source, images_NCHW: torch.Tensor, path: Path) -> None:
     size = sum(p.numel() * p.element_size() for p in source.model.state_dict().values())
-    # the exporter tells the world about its passes, in logs and in warnings of its own dependencies
+    # the exporter reports its passes, in logs and in warnings of its own dependencies
     logging.getLogger("onnxscript").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
