@@ -33,10 +33,10 @@ def main(
     data: Path, device: str, batch_size: int, workers: int, seconds: float, rounds: int, json: Path | None = None
 ) -> dict[str, Any]:
     """Measure, write the record after each round, print a line for each mode; the record."""
-    place = str(resolve_device(device))
+    target = str(resolve_device(device))
     recipe = dataclasses.replace(Recipe.load("a3"), global_batch_size=batch_size, mix_groups=1)
-    config = {"device": place, "batch_size": batch_size, "workers": workers, "seconds": seconds, "rounds": rounds}
-    modes = list(CPU_MODES) if place == "cpu" else [*GPU_MODES, "decode-cpu"]
+    config = {"device": target, "batch_size": batch_size, "workers": workers, "seconds": seconds, "rounds": rounds}
+    modes = list(CPU_MODES) if target == "cpu" else [*GPU_MODES, "decode-cpu"]
     failed: dict[str, str] = {}
     record: dict[str, Any] = {"kind": "decode_modes", "machine": machine_record(), "config": config, "skipped": failed}
 
@@ -55,7 +55,7 @@ def main(
             recipe=recipe.to_dict(),
             batch_size=batch_size,
             workers=workers,
-            device=place,
+            device=target,
         )
         specs = [dataclasses.replace(spec, kind=f"stage:{mode}") for mode in modes]
         found = race(start(specs, failed, stack, _quiet), rounds, seconds, failed, _quiet, keep)

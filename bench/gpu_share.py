@@ -268,17 +268,17 @@ def main(
     json: Path | None,
 ) -> None:
     """Measure, print, write."""
-    place = resolve_device(device)
+    target = resolve_device(device)
     recipe = Recipe.load("a3", dict(pair.split("=", 1) for pair in overrides))
     group = recipe.global_batch_size // recipe.mix_groups
-    rows = batch_size or (group if place.type == "cuda" else CPU_ROWS)
+    rows = batch_size or (group if target.type == "cuda" else CPU_ROWS)
 
     def write(record: dict[str, Any]) -> None:
         if json:
             write_record(json, record)
 
     chosen = step_recipe(recipe, rows)
-    record = measure(chosen, data, place, seconds=seconds, rounds=rounds, workers=default_threads(), write=write)
+    record = measure(chosen, data, target, seconds=seconds, rounds=rounds, workers=default_threads(), write=write)
     write(record)
     print_share(Console(), record)
 

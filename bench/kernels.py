@@ -114,17 +114,17 @@ def main(
     *, device: str, rows: int | None, size: int, model: str, only: str | None, once: bool, json: Path | None
 ) -> int:
     """Measure, print, write. The exit status: 1 where an op was wrong."""
-    place, console = resolve_device(device), Console()
+    target, console = resolve_device(device), Console()
     recipe = Recipe.load("a3", {"img_size": size, "model": model})
-    count = rows or (recipe.global_batch_size // recipe.mix_groups if place.type == "cuda" else CPU_ROWS)
+    count = rows or (recipe.global_batch_size // recipe.mix_groups if target.type == "cuda" else CPU_ROWS)
     if once:
-        return 0 if run_once(recipe, count, place, only, console) else 1
+        return 0 if run_once(recipe, count, target, only, console) else 1
 
     def write(record: dict[str, Any]) -> None:
         if json:
             write_record(json, record)
 
-    record = measure(recipe, count, place, only, write)
+    record = measure(recipe, count, target, only, write)
     write(record)
     print_kernels(console, record)
     return 1 if record["wrong"] else 0

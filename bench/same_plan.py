@@ -128,11 +128,11 @@ def main(
     json: Path | None,
 ) -> int:
     """Measure, print, write. The exit status: 1 where batches differ."""
-    place = resolve_device(device)
+    target = resolve_device(device)
     recipe = Recipe.load("a3", dict(pair.split("=", 1) for pair in overrides))
     group = recipe.global_batch_size // recipe.mix_groups
-    chosen = step_recipe(recipe, batch_size or (group if place.type == "cuda" else CPU_ROWS))
-    record = measure(chosen, data, place, decode=decode, times=times, workers=default_threads())
+    chosen = step_recipe(recipe, batch_size or (group if target.type == "cuda" else CPU_ROWS))
+    record = measure(chosen, data, target, decode=decode, times=times, workers=default_threads())
     sys.stdout.write(verdict(record) + "\n")
     if json:
         write_record(json, record)

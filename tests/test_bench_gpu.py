@@ -215,8 +215,8 @@ def test_decode_modes_ask_the_decoder_for_what_they_are_called(monkeypatch: pyte
     assert asked == [*(("gpu", load, True) for load in loads), ("gpu", 0.0, False), ("gpu", 0.9, False)]
     assert [name for name, ops in found.items() if ops["decoders__ImageSlice"]] == ["decode-roi"]
     assert list(found)[:5] == ["decode-hw0", "decode-hw30", "decode-hw65", "decode-hw90", "decode-hw100"]
-    assert stages.mode_of("decode", gpu) == stages.Mode(place="gpu")
-    assert stages.mode_of("decode", CPU) == stages.mode_of("decode-cpu", gpu) == stages.Mode(place="cpu", roi=True)
+    assert stages.mode_of("decode", gpu) == stages.Mode(backend="gpu")
+    assert stages.mode_of("decode", CPU) == stages.mode_of("decode-cpu", gpu) == stages.Mode(backend="cpu", roi=True)
 
 
 def step_record(**rates: float) -> dict[str, object]:

@@ -18,7 +18,7 @@ import torch
 from torch.distributed import HashStore, TCPStore
 
 from rsbdali.distributed import affinity, launch, rendezvous, slurm
-from rsbdali.distributed.affinity import Place, share
+from rsbdali.distributed.affinity import RankCores, share
 from rsbdali.distributed.world import World
 from rsbdali.errors import DeviceError
 
@@ -142,27 +142,27 @@ def test_a_node_list_that_cannot_be_read(nodes: str) -> None:
         slurm.first_host(nodes)
 
 
-def place(cores: str, near: str = "", machine: str = "a") -> Place:
+def rank_cores(cores: str, near: str = "", machine: str = "a") -> RankCores:
     numbers = tuple(sorted(affinity.parse_list(cores)))
-    return Place(machine, numbers, tuple(sorted(affinity.parse_list(near))) or numbers)
+    return RankCores(machine, numbers, tuple(sorted(affinity.parse_list(near))) or numbers)
 
 
 @pytest.mark.parametrize(
     ("places", "shares"),
     [
-        ([place("0-7")] * 4, ["0-1", "2-3", "4-5", "6-7"]),
-        ([place("0-5")] * 4, ["0", "1-2", "3", "4-5"]),  # none is left over
-        ([place("0-1")] * 4, ["0", "1", "0", "1"]),  # fewer cores than ranks
-        ([place("0-3"), place("0-3"), place("0-3", machine="b")], ["0-1", "2-3", "0-3"]),
-        ([place("0-3"), place("4-7")], ["0-3", "4-7"]),  # bound by the launcher
-        ([place("2-3"), place("2-3")], ["2", "3"]),  # a cpuset
+        ([rank_cores("0-7")] * 4, ["0-1", "2-3", "4-5", "6-7"]),
+        ([rank_cores("0-5")] * 4, ["0", "1-2", "3", "4-5"]),  # none is left over
+        ([rank_cores("0-1")] * 4, ["0", "1", "0", "1"]),  # fewer cores than ranks
+        ([rank_cores("0-3"), rank_cores("0-3"), rank_cores("0-3", machine="b")], ["0-1", "2-3", "0-3"]),
+        ([rank_cores("0-3"), rank_cores("4-7")], ["0-3", "4-7"]),  # bound by the launcher
+        ([rank_cores("2-3"), rank_cores("2-3")], ["2", "3"]),  # a cpuset
         # near the GPU, since together they use every core
-        ([place("0-7", "4-7"), place("0-7", "0-3"), place("0-7", "4-7")], ["4-5", "0-3", "6-7"]),
+        ([rank_cores("0-7", "4-7"), rank_cores("0-7", "0-3"), rank_cores("0-7", "4-7")], ["4-5", "0-3", "6-7"]),
         # both GPUs on one NUMA node: its cores alone would leave half of the machine idle
-        ([place("0-7", "0-3"), place("0-7", "0-3")], ["0-3", "4-7"]),
+        ([rank_cores("0-7", "0-3"), rank_cores("0-7", "0-3")], ["0-3", "4-7"]),
     ],
 )
-def test_shares_of_the_cores(places: list[Place], shares: list[str]) -> None:
+def test_shares_of_the_cores(places: list[RankCores], shares: list[str]) -> None:
     assert [set(share(places, rank)) for rank in range(len(places))] == [affinity.parse_list(text) for text in shares]
 
 

@@ -26,7 +26,7 @@ def test_preview_writes_a_picture_of_the_stated_size(image_tree: Tree, tmp_path:
         assert image.size == layout.size
         pixels = np.asarray(image)
     for row in range(layout.rows):
-        x, y = layout.place(row, 2)
+        x, y = layout.cell(row, 2)
         tile = pixels[y : y + layout.tile[0], x : x + layout.tile[1]]
         assert len(np.unique(tile.reshape(-1, 3), axis=0)) > 3  # something is drawn there
 

@@ -117,7 +117,7 @@ def test_replay_command_writes_names_and_a_picture(
         drawn_HWC = np.asarray(image)
     batch = replay(ReplayOptions(run=folder, step=3)).batches[0]
     layout = Layout.of_tiles(Recipe.load("a3", VALUES), 3, 2)
-    x, y = layout.place(2, 1)
+    x, y = layout.cell(2, 1)
     tile_HWC = drawn_HWC[y : y + layout.tile[0], x : x + layout.tile[1]]
     own = Image.fromarray(batch.images[1].permute(1, 2, 0).numpy()).resize(layout.tile[::-1], DRAWN)
     np.testing.assert_array_equal(tile_HWC, np.asarray(own))

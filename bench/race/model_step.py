@@ -26,14 +26,14 @@ def measure_model(recipe: Recipe, *, batch_size: int, device: str, seconds: floa
         device: `cpu` or `cuda`.
         seconds: how long to measure (a window holds two steps at least).
     """
-    place = resolve_device(device)
-    rows = batch_size if place.type == "cuda" else min(batch_size, CPU_BATCH)
-    with kernel_policy(place, deterministic=False):
-        step = OurStep(step_recipe(recipe, rows), place, mixed=False)
-        for _ in range(warm_up_steps(place)):
+    target = resolve_device(device)
+    rows = batch_size if target.type == "cuda" else min(batch_size, CPU_BATCH)
+    with kernel_policy(target, deterministic=False):
+        step = OurStep(step_recipe(recipe, rows), target, mixed=False)
+        for _ in range(warm_up_steps(target)):
             step()
         window = seconds / WINDOWS
-        rounds = [meter.measure(step, seconds=window, warm_up=1, finish=finisher(place)) for _ in range(WINDOWS)]
+        rounds = [meter.measure(step, seconds=window, warm_up=1, finish=finisher(target)) for _ in range(WINDOWS)]
     rates = sorted(measured.images_per_s for measured in rounds)
     return ModelFigures(
         name=recipe.model,
@@ -41,9 +41,9 @@ def measure_model(recipe: Recipe, *, batch_size: int, device: str, seconds: floa
         min=rates[0],
         max=rates[-1],
         batch_size=rows,
-        dtype=name_of(amp_dtype(recipe.amp_dtype, place)),
+        dtype=name_of(amp_dtype(recipe.amp_dtype, target)),
         presence=Presence.of(rounds),
-        memory_bytes=torch.cuda.max_memory_allocated(place) if place.type == "cuda" else None,
+        memory_bytes=torch.cuda.max_memory_allocated(target) if target.type == "cuda" else None,
     )
 
 

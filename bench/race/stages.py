@@ -34,13 +34,13 @@ class Mode:
     """A way of decoding.
 
     Attributes:
-        place: `cpu` or `gpu`.
+        backend: DALI's, `cpu` or `gpu`.
         roi: decode the crop's window alone, else the whole image.
         load: share of a batch for the GPU's JPEG engine; None for DALI's own.
         fancy: upsample chroma on the GPU as libjpeg-turbo and Pillow do.
     """
 
-    place: str
+    backend: str
     roi: bool = False
     load: float | None = None
     fancy: bool = True
@@ -48,11 +48,14 @@ class Mode:
 
 # Variants of the decode stage, for `decode_modes`. The engine may not know fancy upsampling: with and without, by load.
 LOADS = (0.0, 0.3, 0.65, 0.9, 1.0)
-CPU_MODES = {"decode-cpu": Mode(place="cpu", roi=True), "decode-cpu-full": Mode(place="cpu")}
+CPU_MODES = {"decode-cpu": Mode(backend="cpu", roi=True), "decode-cpu-full": Mode(backend="cpu")}
 GPU_MODES = {
-    **{f"decode-hw{load:.0%}".rstrip("%"): Mode(place="gpu", load=load) for load in LOADS},
-    **{f"decode-hw{load:.0%}".rstrip("%") + "-plain": Mode(place="gpu", load=load, fancy=False) for load in (0.0, 0.9)},
-    "decode-roi": Mode(place="gpu", roi=True),
+    **{f"decode-hw{load:.0%}".rstrip("%"): Mode(backend="gpu", load=load) for load in LOADS},
+    **{
+        f"decode-hw{load:.0%}".rstrip("%") + "-plain": Mode(backend="gpu", load=load, fancy=False)
+        for load in (0.0, 0.9)
+    },
+    "decode-roi": Mode(backend="gpu", roi=True),
 }
 
 
@@ -112,7 +115,7 @@ class DecodeRung:
         index, device = spec.load_index(), resolve_device(spec.device)
         mode = mode_of(name, device)
         self._roi = mode.roi
-        if mode.place == "cpu":
+        if mode.backend == "cpu":
             device = torch.device("cpu")
         self._plans, self._rows = _plans(spec, index), spec.batch_size
         self._input = EncodedInput(index, spec.workers)
@@ -141,21 +144,21 @@ class DecodeRung:
 def mode_of(name: str, device: torch.device) -> Mode:
     """The mode of a stage by its name; plain `decode` is what the executors do: whole images on a GPU, windows else."""
     if name == "decode":
-        return Mode(place="gpu") if device.type == "cuda" else CPU_MODES["decode-cpu"]
+        return Mode(backend="gpu") if device.type == "cuda" else CPU_MODES["decode-cpu"]
     return {**CPU_MODES, **GPU_MODES}[name]
 
 
 def decode_graph(mode: Mode, index: ImageSource) -> Callable[[Callable[[], Fields]], Any]:
     """The DALI graph of a decode stage, as a function of its source: encoded images, and windows if it takes them."""
-    on_gpu = mode.place == "gpu"
+    on_gpu = mode.backend == "gpu"
     settings = gpu_settings(index, mode.load) | {"jpeg_fancy_upsampling": mode.fancy} if on_gpu else {}
 
     def define(source: Callable[[], Fields]) -> Any:
         encoded, *window = fn.external_source(source=source, num_outputs=3 if mode.roi else 1, batch=True)
         if mode.roi:
-            images = decode_window(encoded, *window, device=mode.place, roi=True)
+            images = decode_window(encoded, *window, device=mode.backend, roi=True)
         else:
-            images = decode(encoded, device=mode.place, settings=settings)
+            images = decode(encoded, device=mode.backend, settings=settings)
         sizes = images.shape()  # alike for all images, so that they make a dense batch
         return sizes.gpu() if on_gpu else sizes
 
@@ -169,14 +172,14 @@ class ExecutorRung:
         self.ready, self.note = 2 * PREFETCH + 1, ""
         index, self._recipe = spec.load_index(), spec.load_recipe()
         self._plans, self._mixed = _plans(spec, index), mixed
-        place = {"device": resolve_device(spec.device), "num_threads": spec.workers}
+        resources = {"device": resolve_device(spec.device), "num_threads": spec.workers}
         self._executor = create_executor(
-            choose_decode(spec.decode, index, self._recipe, **place, world=World()),
+            choose_decode(spec.decode, index, self._recipe, **resources, world=World()),
             index,
             self._recipe,
             rows=spec.batch_size,
             hw_decoder_load=spec.hw_decoder_load,
-            **place,
+            **resources,
         )
         self._queue: list[BatchPlan] = []
         for _ in range(PREFETCH):

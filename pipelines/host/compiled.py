@@ -56,8 +56,8 @@ def _kernels(module: str) -> ModuleType:
     started = time.perf_counter()
     with _locked(folder):
         imported = _imported(module)
-    seconds, place = time.perf_counter() - started, folder or "no folder that can be written to: compiled each time"
-    log.info("%s: ready in %.1f s (cache: %s)", module.rpartition(".")[2], seconds, place)
+    seconds, kept_in = time.perf_counter() - started, folder or "no folder that can be written to: compiled each time"
+    log.info("%s: ready in %.1f s (cache: %s)", module.rpartition(".")[2], seconds, kept_in)
     return imported
 
 

@@ -65,7 +65,7 @@ def axis_weights(source: int, size: int, interp: int) -> tuple[np.ndarray, np.nd
     """The taps of one axis.
 
     Returns:
-        int32 weights (A, K), K a multiple of 4 unless it is the whole source; int32 place of the first tap (A,).
+        int32 weights (A, K), K a multiple of 4 unless it is the whole source; int32 index of the first tap (A,).
     """
     support = (interp + 1) * max(source / size, 1.0)
     taps = min(int(np.ceil(2 * support)), source)  # the most that an output has
@@ -101,14 +101,14 @@ def _fill_weights(weight_AK: np.ndarray, first_A: np.ndarray, source: int, inter
             value_K[k] = _filter(abs((k + first - center + 0.5) * (1.0 / stretch)), interp)
             total += value_K[k]
         # at the end of the axis the room for taps begins before the first one
-        place = max(0, min(first, source - weight_AK.shape[1]))
-        first_A[a] = place
+        start = max(0, min(first, source - weight_AK.shape[1]))
+        first_A[a] = start
         weight_AK[a] = 0
         for k in range(taps):
             value = value_K[k] / total if total != 0.0 else value_K[k]
             weight = int(value * (1 << BITS) + (-0.5 if value < 0 else 0.5))
             if weight != 0:  # a tap too many, by rounding at the edge of the support, weighs nothing
-                weight_AK[a, first + k - place] = weight
+                weight_AK[a, first + k - start] = weight
 
 
 @inner("u1(i4)")

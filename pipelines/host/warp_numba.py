@@ -38,7 +38,7 @@ def _move_rows(image_HWC: np.ndarray, shear: float, pixels: float, interp: int, 
 
     Pillow takes the floor of each position, here the whole part of the shift moves all pixels of a row alike. They
     differ where a sum is rounded up to a whole number; then d is 1, which gives the next pixel to the bit, as Pillow's
-    next place with d = 0 does. Rounding keeps order, so that d is never outside 0..1.
+    next position with d = 0 does. Rounding keeps order, so that d is never outside 0..1.
     """
     height, width, _ = image_HWC.shape
     image_HX = image_HWC.reshape(height, 3 * width)

@@ -116,8 +116,8 @@ def pack_command(folder: Path, **options: Any) -> None:
     with counting("pack and check") as progress:
         packed = pack(chosen, progress)
     for split, images in packed.images.items():
-        place = f" in {packed.shards[split]:,} shards" if packed.shards else ""
-        click.echo(f"{split}: {images:,} images{place}")
+        shards = f" in {packed.shards[split]:,} shards" if packed.shards else ""
+        click.echo(f"{split}: {images:,} images{shards}")
     if packed.kept_shards:
         click.echo(f"{packed.kept_shards:,} shards were there already")
     if chosen.seekable:

@@ -25,7 +25,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
-class Place:
+class RankCores:
     """What one rank sends to the others.
 
     Attributes:
@@ -57,8 +57,8 @@ def pinned(world: World, device: torch.device, *, enabled: bool = True) -> Itera
         yield None
         return
     before, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    places = collectives.from_all(place(device), world)
-    cores = share(places, world.rank)
+    cores_by_rank = collectives.from_all(find_cores(device), world)
+    cores = share(cores_by_rank, world.rank)
     if not enabled:
         yield len(cores)
         return
@@ -73,12 +73,12 @@ def pinned(world: World, device: torch.device, *, enabled: bool = True) -> Itera
         torch.set_num_threads(threads)
 
 
-def place(device: torch.device) -> Place:
+def find_cores(device: torch.device) -> RankCores:
     """Where this process is, and what it may use."""
     cores = tuple(by_core(os.sched_getaffinity(0)))
     near_gpu = cores_near(pci_address(device)) if device.type == "cuda" else set()
     near = tuple(core for core in cores if core in near_gpu)
-    return Place(machine(), cores, near or cores)
+    return RankCores(machine(), cores, near or cores)
 
 
 def machine() -> str:
@@ -86,14 +86,14 @@ def machine() -> str:
     return BOOT_ID.read_text(encoding="ascii").strip()
 
 
-def share(places: Sequence[Place], rank: int) -> tuple[int, ...]:
+def share(cores_by_rank: Sequence[RankCores], rank: int) -> tuple[int, ...]:
     """The cores of one rank; a single one, with others on it, where there are fewer cores than ranks."""
-    mine = places[rank]
-    neighbors = [p for p in places if p.machine == mine.machine]
+    mine = cores_by_rank[rank]
+    neighbors = [p for p in cores_by_rank if p.machine == mine.machine]
     everything = {core for p in neighbors for core in p.cores}
     near_covers_all = {core for p in neighbors for core in p.near} == everything
-    pools = [p.near if near_covers_all else p.cores for p in places]
-    mates = [r for r, p in enumerate(places) if p.machine == mine.machine and pools[r] == pools[rank]]
+    pools = [p.near if near_covers_all else p.cores for p in cores_by_rank]
+    mates = [r for r, p in enumerate(cores_by_rank) if p.machine == mine.machine and pools[r] == pools[rank]]
     k, pool = mates.index(rank), pools[rank]
     if len(pool) < len(mates):
         return pool[k % len(pool) : k % len(pool) + 1]

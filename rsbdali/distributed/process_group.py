@@ -69,15 +69,15 @@ def process_group(world: World, device: torch.device, timeout: timedelta = TIMEO
 
 
 def _start(world: World, device: torch.device, timeout: timedelta) -> None:
-    place: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "timeout": timeout}
+    arguments: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "timeout": timeout}
     if (store := rendezvous.agent_store(os.environ, PATIENCE)) is not None:
-        place["store"] = rendezvous.of_this_start(store, world.rank, world.size, PATIENCE)
+        arguments["store"] = rendezvous.of_this_start(store, world.rank, world.size, PATIENCE)
     else:
-        place["init_method"] = world.init_method
+        arguments["init_method"] = world.init_method
     if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device, **place)
+        dist.init_process_group("nccl", device_id=device, **arguments)
     else:
-        dist.init_process_group("gloo", **place)
+        dist.init_process_group("gloo", **arguments)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ class World:
 
     @classmethod
     def of(cls, rank: int, size: int, env: Mapping[str, str] = os.environ) -> "World":
-        """A rank by its number. Its place on the node is what a launcher says of this very rank, else not known."""
+        """A rank by its number. Its number on the node is what a launcher says of this very rank, else not known."""
         if size == 1:
             return cls()
         env = {**env, **slurm.torchrun_variables(env)}

@@ -25,8 +25,8 @@ def create_loader(accelerator: "Accelerator", dataset: Any, **arguments: Any) ->
     Raises:
         RsbdaliError: as in `rsbdali.create_loader`.
     """
-    place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes, "device": accelerator.device}
-    loader = create_plain_loader(dataset, **{**place, **arguments})
+    process = {"rank": accelerator.process_index, "world_size": accelerator.num_processes, "device": accelerator.device}
+    loader = create_plain_loader(dataset, **{**process, **arguments})
     if arguments.get("is_training"):
         accelerator.register_for_checkpointing(loader)
     return loader

@@ -142,7 +142,7 @@ def create_loader(
             or indices for every epoch. Equal numbers in each epoch.
         transform: called with each batch of training images, uint8 (N, 3, H, W) on the device, augmented and not yet
             mixed or normalized; gives the same shape and type. It draws from torch's generators, seeded for each batch.
-        return_index: give `(images, targets, index)`: int64 (N,), places of the images in the dataset.
+        return_index: give `(images, targets, index)`: int64 (N,), positions of the images in the dataset.
         num_workers: CPU threads (not processes); None: all cores of this rank's share.
         distributed: False: this process alone, whatever the environment says. None: by process group or environment.
         rank: this process; None: from the process group, else torchrun's environment.
@@ -181,11 +181,11 @@ def create_loader(
     refuse_in_evaluation(is_training, **order, transform=transform, smoothing=smoothing)
     rows, dtype = _rows(batch_size, recipe), _dtype(output, img_dtype, use_prefetcher)
     world = find_world(distributed, rank, world_size)
-    place = find_device(device if use_prefetcher else "cpu", world)
-    data = open_index(dataset, is_training=is_training, world=meeting(world), device=place)
+    target = find_device(device if use_prefetcher else "cpu", world)
+    data = open_index(dataset, is_training=is_training, world=meeting(world), device=target)
     pairs: dict[str, Any] = {"channels_last": channels_last, "dataset": _object(dataset)}
     pairs |= {"return_index": return_index, "item_N": data.item_N}
-    work: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "device": place, "dtype": dtype}
+    work: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "device": target, "dtype": dtype}
     work |= {"decode": decode, "hw_decoder_load": hw_decoder_load}
     work |= {
         "num_threads": _threads(num_workers),
@@ -198,7 +198,7 @@ def create_loader(
     sampling = sampling_of(data, **order, repeats=settings.aug_repeats)
     settings = _per_rank(settings, rows, world, sampling, len(data.index))
     if tuned:
-        work |= _tuned(settings, place, world, {"num_threads": num_workers, "prefetch": prefetch, "decode": decode})
+        work |= _tuned(settings, target, world, {"num_threads": num_workers, "prefetch": prefetch, "decode": decode})
     work |= {"max_bad_images": max_bad_images, "sampling": sampling, "transform": transform}
     training = TrainLoader(data.index, settings, **work)
     training.mixup_enabled &= mix.enabled

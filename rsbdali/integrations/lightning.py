@@ -1,7 +1,7 @@
 """`RSBDataModule`: our loaders for a Lightning trainer, by `lightning` or `pytorch_lightning`, whichever is in use.
 
 The loaders are sharded and on the device already: Lightning puts no sampler of its own around them. Its checkpoints
-hold the place of the training loader, so `ckpt_path=` goes on in the middle of an epoch, at the very batch.
+hold the position of the training loader, so `ckpt_path=` goes on in the middle of an epoch, at the very batch.
 """
 
 import importlib

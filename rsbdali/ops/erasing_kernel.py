@@ -34,9 +34,9 @@ def erase_kernel(
     bottom = tl.load(box + 3).to(tl.int32)
     left = tl.load(box + 4).to(tl.int32)
     width = tl.load(box + 5).to(tl.int32) - left
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < (bottom - top) * width
-    pixel = (top + place // width) * WIDTH + left + place % width
+    offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = offset < (bottom - top) * width
+    pixel = (top + offset // width) * WIDTH + left + offset % width
     target = images + row * (HEIGHT * WIDTH * 3) + pixel * 3
     if MODE == CONST:
         zero = tl.zeros([BLOCK], tl.float32)

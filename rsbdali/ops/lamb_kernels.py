@@ -7,7 +7,7 @@
     apply          every chunk     u once more from m, v, p; p += size · u
 
 A chunk whose tensor begins on 16 bytes and has a length that divides by 4 is read 4 values at a time, any other (the
-biases of 10 classes, what DDP's buckets push off its place) value by value; one never slows the others.
+biases of 10 classes, what DDP's buckets push off its alignment) value by value; one never slows the others.
 
 11 values of four bytes go through memory for each parameter; the floor for a LAMB whose norms come free is 7
 (`lamb.lamb_bytes`). Tensors are found by a table of addresses, chunks by a table of (tensor, chunk in it). Sums are

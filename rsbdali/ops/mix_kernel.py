@@ -1,7 +1,7 @@
 """`mix_normalize` as one Triton kernel: each byte is read as often as the mix demands, each result written once.
 
 An image in NHWC is one run of H·W·C values, cut into chunks of VEC: as many as a thread writes in one 16-byte store,
-and few enough that a chunk never crosses a line. What depends on the place (line, column, which channel comes first)
+and few enough that a chunk never crosses a line. What depends on the position (line, column, which channel comes first)
 is computed once a chunk; masks are the same for a whole chunk, so loads stay wide in CutMix too, where a chunk on the
 edge of the box is read from both images and any other from one.
 
@@ -71,10 +71,10 @@ def mix_kernel(
     some_inside = valid & (low < VEC) & (high > 0)
     some_outside = valid & ((low > 0) | (high < VEC))
 
-    place = first[:, None] + k
+    offset = first[:, None] + k
     stored = valid[:, None] & (k >= 0)
-    own = images + image.to(tl.int64) * (HEIGHT * LINE) + place
-    other = images + partner.to(tl.int64) * (HEIGHT * LINE) + place
+    own = images + image.to(tl.int64) * (HEIGHT * LINE) + offset
+    other = images + partner.to(tl.int64) * (HEIGHT * LINE) + offset
     if mixup:
         own_level = tl.load(own, mask=stored, other=0).to(tl.float32)
         other_level = tl.load(other, mask=stored, other=0).to(tl.float32)
@@ -86,12 +86,12 @@ def mix_kernel(
     scale = _by_channel(first, k, scale0, scale1, scale2)
     shift = _by_channel(first, k, shift0, shift1, shift2)
     value = (level * scale + shift).to(out.dtype.element_ty)
-    tl.store(out + image.to(tl.int64) * (HEIGHT * LINE) + place, value, mask=stored)
+    tl.store(out + image.to(tl.int64) * (HEIGHT * LINE) + offset, value, mask=stored)
 
 
 @triton.jit
 def _by_channel(first, k, value0, value1, value2):
-    """The channel's value at each place. `k % 3` is known when compiled, so a place costs no arithmetic."""
+    """The channel's value at each offset. `k % 3` is known when compiled, so an offset costs no arithmetic."""
     phase = (first % 3)[:, None]
     at0 = tl.where(phase == 0, value0, tl.where(phase == 1, value1, value2))
     at1 = tl.where(phase == 0, value1, tl.where(phase == 1, value2, value0))

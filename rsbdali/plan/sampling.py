@@ -57,7 +57,7 @@ class Sampling:
         return self.in_canonical_order(chosen)
 
     def in_canonical_order(self, place_K: np.ndarray) -> np.ndarray:
-        """The rows at places of the canonical order."""
+        """The rows at positions in the canonical order."""
         return self.canonical_N[place_K] if len(self.canonical_N) else place_K
 
     @property
@@ -81,10 +81,10 @@ class Sampling:
         return self.weight_N[self.canonical_N] if len(self.canonical_N) else self.weight_N
 
     def _drawn(self, n: int, seed: int, epoch: int) -> np.ndarray:
-        """Draw n places of the canonical order, by inversion of the distribution function of the weights."""
+        """Draw n positions in the canonical order, by inversion of the distribution function of the weights."""
         share_N = np.cumsum(self._canonical_weights())
         u_N = generator(seed, Stream.SAMPLE, epoch, 0).random(n) * share_N[-1]
-        # a product that rounds up to the sum would be a place too far
+        # a product that rounds up to the sum would be a position too far
         return np.minimum(np.searchsorted(share_N, u_N, side="right"), np.flatnonzero(np.diff(share_N, prepend=0))[-1])
 
 

@@ -122,18 +122,18 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from: `last.pth.tar`, and where that is damaged the one that is furthest in the run.
 
     Returns:
-        The file, None where no checkpoint is whole, and what is wrong with each of those that are not.
+        The file, None where no checkpoint is valid, and what is wrong with each of those that are not.
     """
     wrong: list[str] = []
     others = sorted(path for path in (*folder.glob("checkpoint-*.pth.tar"), folder / BEST) if path.exists())
-    if (folder / LAST).exists() and _place(folder / LAST, wrong) is not None:
+    if (folder / LAST).exists() and _position(folder / LAST, wrong) is not None:
         return folder / LAST, wrong
-    places = {path: place for path in others if (place := _place(path, wrong)) is not None}
-    return max(places, key=lambda path: places[path], default=None), wrong
+    positions = {path: position for path in others if (position := _position(path, wrong)) is not None}
+    return max(positions, key=lambda path: positions[path], default=None), wrong
 
 
-def _place(path: Path, wrong: list[str]) -> tuple[int, int] | None:
-    """Epoch and step of a whole checkpoint; (-1, 0) of one that says none. Adds what is wrong with a damaged one."""
+def _position(path: Path, wrong: list[str]) -> tuple[int, int] | None:
+    """Epoch and step of a valid checkpoint; (-1, 0) of one that says none. Adds what is wrong with a damaged one."""
     try:
         record = read_record(read_verified(path), path)
     except CheckpointError as error:

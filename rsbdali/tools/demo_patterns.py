@@ -1,6 +1,6 @@
 """The ten classes of the demo data as masks: `PATTERNS[name](rng, width, height)` -> float32 (H, W) in 0..1.
 
-Shapes are strewn over the whole picture, textures fill it; scale, angle and place are random in every class.
+Shapes are strewn over the whole picture, textures fill it; scale, angle and position are random in every class.
 """
 
 from collections.abc import Callable

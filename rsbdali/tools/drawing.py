@@ -64,7 +64,7 @@ class Layout:
         """Tile, caption and gap."""
         return self.tile[0] + LINES * LINE + GAP + 14
 
-    def place(self, row: int, column: int) -> tuple[int, int]:
+    def cell(self, row: int, column: int) -> tuple[int, int]:
         """(x, y) of a tile's corner; column 0 is the original's."""
         return MARGIN + column * (self.tile[1] + GAP), HEADER + row * self.row_height
 
@@ -117,7 +117,7 @@ def put(
     mark: tuple[int, int, int] | None = None,
 ) -> None:
     """Paste an image (enlarged to the tile where it is a training image) and write its caption below."""
-    x, y = layout.place(*at)
+    x, y = layout.cell(*at)
     height, width = layout.tile
     draw = ImageDraw.Draw(canvas)
     if image is not None:

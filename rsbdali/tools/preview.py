@@ -149,7 +149,7 @@ def _mixed_row(
     mixed_NHWC = mixed_pixels(recipe, plan, images_NHWC)
     shown = _interesting(plan, rows, layout.draws)
     put(canvas, layout, (layout.rows - 1, 0), None, [])
-    x, y = layout.place(layout.rows - 1, 0)
+    x, y = layout.cell(layout.rows - 1, 0)
     lines = ["mixed", "", "as the model gets", "them; each tile has", "a draw of its own,"]
     lines += ["in training each", f"{recipe.mixup_mode if recipe.mixup_mode != 'batch' else 'mix group'}"]
     draw = ImageDraw.Draw(canvas)

@@ -1,4 +1,4 @@
-"""What a run is, in three lines at its start: the training, the data, the place and the batch."""
+"""What a run is, in three lines at its start: the training, the data, the device and the batch."""
 
 from pathlib import Path
 

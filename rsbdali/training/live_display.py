@@ -88,8 +88,8 @@ class Plain:
     def step(self, report: StepReport) -> None:
         """A line every `log_interval` steps, but for the epoch's last, which has a line of its own."""
         if report.step % self._recipe.log_interval == 0 and report.step < self._steps_per_epoch:
-            place = f"epoch {report.epoch + 1}/{self._recipe.epochs} step {report.step}/{self._steps_per_epoch}"
-            log.info("%s  %s  lr %.3g", place, step_facts(self._recipe, report), report.lr)
+            position = f"epoch {report.epoch + 1}/{self._recipe.epochs} step {report.step}/{self._steps_per_epoch}"
+            log.info("%s  %s  lr %.3g", position, step_facts(self._recipe, report), report.lr)
 
     def evaluating(self) -> None:
         """Nothing: the epoch's line follows."""

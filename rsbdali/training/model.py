@@ -1,7 +1,7 @@
 """Models by timm's names, made for a recipe: heads for the data's classes, drop rates, sizes, channels_last.
 
-Drop path and dropout draw from torch's global generators. `reseed` sets these before each forward pass from the place
-of the pass in the run (seed, epoch, step, mix group, slice), so that what is dropped depends neither on the number of
+Drop path and dropout draw from torch's global generators. `reseed` sets these before each forward pass from where
+the pass is in the run (seed, epoch, step, mix group, slice), so that what is dropped depends neither on the number of
 processes nor on whether the run was resumed. It costs some 20 µs and no wait for the GPU.
 """
 
@@ -117,6 +117,6 @@ def _is_head(model: nn.Module, name: str) -> bool:
     return name.startswith(tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads)))
 
 
-def reseed(*place: int) -> None:
+def reseed(*position: int) -> None:
     """Seed torch's generators (CPU and GPU) for one forward pass: seed, epoch, step, mix group, slice."""
-    torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
+    torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> 1))

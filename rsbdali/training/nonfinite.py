@@ -87,13 +87,13 @@ class LossWatch:
         return False
 
     def _note_overflow(self, before: float, scale: float, epoch: int, step: int) -> None:
-        place = f"epoch {epoch + 1} step {step + 1}"
+        position = f"epoch {epoch + 1} step {step + 1}"
         if scale < MIN_SCALE:
             raise RecipeError(
-                f"float16's loss scale fell to {scale:g} in {place}: gradients overflow at every scale, and each such "
+                f"float16's loss scale fell to {scale:g} in {position}: gradients overflow at every scale, and such an "
                 "update is left out: lower lr, set clip_grad, or set amp_dtype=float32 (bfloat16 from sm_80 on)"
             )
-        log.info("float16's loss scale went from %g to %g: the update of %s is left out", before, scale, place)
+        log.info("float16's loss scale went from %g to %g: the update of %s is left out", before, scale, position)
 
     def _end(self, loss: float, epoch: int, step: int) -> str:
         groups = _from_all_ranks(self._seen.get((epoch, step), []), self._world)

@@ -15,7 +15,7 @@ class Interval:
     """An interval of one of two kinds; the other one is None.
 
     Attributes:
-        steps: optimizer steps, counted over the whole run, so that a resumed run saves at the same places.
+        steps: optimizer steps, counted over the whole run, so that a resumed run saves at the same steps.
         seconds: wall time since the last save.
     """
 

@@ -77,7 +77,7 @@ class ThroughputMeter:
         return Speed(rate, wait_s / seconds if rate else 0.0, self._duration(epoch, step), total_s)
 
     def _duration(self, epoch: int, step: int) -> float | None:
-        """Seconds from a place in the run to its end."""
+        """Seconds from a position in the run to its end."""
         if self._steps < 2:
             return None
         per_step = self._step_s / (self._steps - 1)

@@ -226,10 +226,10 @@ class Trainer:
         self.reporter.step(StepReport(state.epoch, state.step, loss, self._lr, speed, state.best_top1))
         if self.files is not None and state.step % self.recipe.log_interval == 0:
             figures = {"images_per_s": speed.images_per_s, "wait_share": speed.wait_share}
-            place = {"kind": "step", "epoch": state.epoch, "step": state.step}
+            position = {"kind": "step", "epoch": state.epoch, "step": state.step}
             if self._scale is not None:
                 figures["loss_scale"] = self._scale
-            self.files.add_metrics({**place, "loss": state.mean_loss, "lr": self._lr, **figures})
+            self.files.add_metrics({**position, "loss": state.mean_loss, "lr": self._lr, **figures})
 
     def _share_statistics(self) -> None:
         """BatchNorm's running statistics, averaged over the ranks or taken from rank 0 (timm's `dist_bn`).

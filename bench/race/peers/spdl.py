@@ -72,7 +72,7 @@ def filters(recipe: Recipe, rng: np.random.Generator) -> str:
 
     Args:
         recipe: scale, ratio, train_size, train_interpolation, hflip.
-        rng: draws area, aspect, place and flip.
+        rng: draws area, aspect, position and flip.
     """
     area, aspect = rng.uniform(*recipe.scale), math.exp(rng.uniform(*np.log(recipe.ratio)))
     left, top = rng.random(), rng.random()

@@ -1,4 +1,4 @@
-"""Other places for a run's figures: TensorBoard, Weights & Biases, MLflow, each behind the same three calls.
+"""Services for a run's figures: TensorBoard, Weights & Biases, MLflow, each behind the same three calls.
 
     metrics.jsonl line ─> RunLog.observe ─> Logger.log of each service        rank 0 alone
 
