@@ -5,8 +5,8 @@ import torch
 
 from rsbdali.pipelines.eval import border_color, eval_geometry
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource
-from rsbdali.pipelines.host.resize_and_pad import resize_and_pad
 from rsbdali.pipelines.host.resize import find_resize
+from rsbdali.pipelines.host.resize_and_pad import resize_and_pad
 from rsbdali.pipelines.host.workers import Job, Workers
 from rsbdali.plan.randaugment import BICUBIC, BILINEAR
 from rsbdali.recipe import Recipe

@@ -11,8 +11,8 @@ import torch
 
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource
 from rsbdali.pipelines.host.augment import find_augment
-from rsbdali.pipelines.host.resize_and_pad import resize_and_pad
 from rsbdali.pipelines.host.resize import find_resize
+from rsbdali.pipelines.host.resize_and_pad import resize_and_pad
 from rsbdali.pipelines.host.workers import Job, Workers
 from rsbdali.plan.augmentation import fill_color
 from rsbdali.plan.planner import BatchPlan
