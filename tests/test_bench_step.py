@@ -68,7 +68,7 @@ def test_the_command_prints_both_and_writes_a_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [{}, {"amp_dtype": "float16"}, {"bce_loss": "false", "bce_target_thresh": "null"}])
 @pytest.mark.parametrize("kind", [OurStep, TimmStep])
-def test_a_step_trains_and_tells_its_parts_in_order(kind: type[OurStep | TimmStep], values: dict[str, str]) -> None:
+def test_a_step_trains_and_marks_its_parts_in_order(kind: type[OurStep | TimmStep], values: dict[str, str]) -> None:
     step = kind(recipe(**values, clip_grad="1"), CPU)
     before = [p.detach().clone() for p in step.model.parameters()]
     marks: list[str] = []

@@ -191,7 +191,7 @@ def test_a_run_does_not_go_on_from_what_does_not_fit(saved: Path, recipe: Recipe
         make_state(recipe, 4, CPU).restore({"state_dict": content["state_dict"]}, identity(recipe), saved)
 
 
-def test_changed_settings_are_told(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_settings_are_logged(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     changed = fakes.recipe(model_ema=True, epochs=5, log_interval=9)
     make_state(changed, 4, CPU).restore(checkpoint.read(saved), identity(changed), saved)
     assert "goes on with other settings: epochs 2 → 5 (acts at once), log_interval 1 → 9 (acts at once)" in caplog.text
@@ -284,7 +284,7 @@ def test_what_goes_wrong_in_the_background_is_raised_by_the_next_save(
     saver.save_last({"a": 1})
     with pytest.raises(CheckpointError, match=r"cannot save .*last\.pth\.tar \(No space left on device\)"):
         saver.save_last({"a": 2})
-    saver.wait()  # told once
+    saver.wait()  # reported once
 
 
 def test_last_gets_its_name_last_and_leftovers_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def hold(output: Path, experiment: str = "", resume: str = "") -> "subprocess.Po
 
 
 def go(*processes: "subprocess.Popen[str]") -> list[str]:
-    """What each says once all have been told to begin."""
+    """What each says once all have been asked to begin."""
     for process in processes:
         assert process.stdin is not None
         process.stdin.write(".")
@@ -60,7 +60,7 @@ def take(output: Path, experiment: str | None = None, resume: str | None = None)
     return claimed(output, experiment, Recipe.load("a3"), resume=resume)
 
 
-def test_four_at_once_make_four_folders_and_a_killed_one_blocks_nobody(tmp_path: Path) -> None:
+def test_four_at_once_make_four_folders_and_a_killed_one_blocks_none(tmp_path: Path) -> None:
     runs = [hold(tmp_path / "out") for _ in range(4)]
     names = go(*runs)
     assert sorted(names) == ["a3-resnet50", "a3-resnet50-2", "a3-resnet50-3", "a3-resnet50-4"]
@@ -99,11 +99,11 @@ def test_a_run_that_could_not_begin_leaves_no_folder(tmp_path: Path) -> None:
     (tmp_path / "out/mine").mkdir()
     with take(tmp_path / "out", "mine"):
         pass
-    assert (tmp_path / "out/mine").exists()  # that was somebody else's
+    assert (tmp_path / "out/mine").exists()  # that was another run's
 
 
 def test_a_lock_that_is_removed_while_it_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its holder ended between our open and our lock: what we have locked is a file that nobody else will see."""
+    """Its holder ended between our open and our lock: what we have locked is a file that no other process will see."""
     real, calls = fcntl.flock, []
 
     def removed_meanwhile(file: object, operation: int) -> None:
@@ -136,7 +136,7 @@ def test_without_locks_the_text_counts_while_its_process_lives(
     with pytest.raises(RsbdaliError, match=f"mine is in use: process {run.pid} on"):
         take(tmp_path, "mine").__enter__()
     text = (tmp_path / "mine" / LOCK).read_text()
-    with monkeypatch.context() as elsewhere:  # a process of another host, which nobody can ask
+    with monkeypatch.context() as elsewhere:  # a process of another host, which cannot be asked
         elsewhere.setattr(claim.socket, "gethostname", lambda: "elsewhere")
         with take(tmp_path, "mine"):
             pass
@@ -160,7 +160,7 @@ def gone() -> int:
 @pytest.mark.parametrize(
     "change", ["another process took its number", "cut", "cut, of a process that is gone", "binary", "this one"]
 )
-def test_without_locks_a_text_of_nobody_blocks_nobody(tmp_path: Path, change: str) -> None:
+def test_without_locks_a_damaged_text_blocks_no_run(tmp_path: Path, change: str) -> None:
     (tmp_path / "mine").mkdir()
     text = "".join(f"{key}: {value}\n" for key, value in claim._this_process().items())
     contents = {

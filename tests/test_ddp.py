@@ -1,4 +1,4 @@
-"""Several ranks train as one does: the same batches, the same losses; one that is lost or told to stop ends all."""
+"""Several ranks train as one does: the same batches, the same losses; one that is lost or asked to stop ends all."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_ranks_train_as_one_does(tmp_path: Path, alone: Path, size: int) -> None
     with ranks.Ranks(tmp_path, size, ranks.toy, folder, 2, *TOY) as several:
         assert several.codes() == [0] * size, several.texts()
         texts = several.texts()
-    assert "epoch 1/2" in texts[0]  # rank 0 talks
+    assert "epoch 1/2" in texts[0]  # rank 0 prints
     assert texts[1:] == [""] * (size - 1)  # the others do not
     # BatchNorm sees a mix group at a time in any world, so the losses are those of one process but for rounding
     assert losses(folder) == pytest.approx(losses(alone), rel=1e-4)
@@ -89,7 +89,7 @@ def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> list[dict[str, Any]]:
+def reported(tmp_path: Path) -> list[dict[str, Any]]:
     """What two ranks found in `ranks.collectives`, and rank 0's last words."""
     with ranks.Ranks(tmp_path, 2, ranks.collectives, tmp_path) as two:
         two.processes[0].join(60)
@@ -99,31 +99,33 @@ def told(tmp_path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_what_ranks_do_together(told: list[dict[str, Any]]) -> None:
-    assert [found["current"] for found in told] == [True, True]
-    assert [found["here"] for found in told] == [2, 2]
-    assert [found["all"] for found in told] == [[0, 10], [0, 10]]
-    assert [found["sum"] for found in told] == [[3.0], [3.0]]
-    assert [found["first"] for found in told] == [[True, []], [False, ["turn0"]]]
+def test_what_ranks_do_together(reported: list[dict[str, Any]]) -> None:
+    assert [found["current"] for found in reported] == [True, True]
+    assert [found["here"] for found in reported] == [2, 2]
+    assert [found["all"] for found in reported] == [[0, 10], [0, 10]]
+    assert [found["sum"] for found in reported] == [[3.0], [3.0]]
+    assert [found["first"] for found in reported] == [[True, []], [False, ["turn0"]]]
 
     of_0 = ["DataError", "mistake of rank 0", False, 2]
     heard_of_0 = ["RsbdaliError", "rank 0: mistake of rank 0", True, 2]
     of_1 = ["DataError", "mistake of rank 1", False, 2]
     heard_of_1 = ["RsbdaliError", "rank 1: mistake of rank 1", True, 2]
-    assert told[0]["failures"] == [of_0, heard_of_1, of_0, ["made"]]
-    assert told[1]["failures"] == [heard_of_0, of_1, heard_of_0, ["made"]]
+    assert reported[0]["failures"] == [of_0, heard_of_1, of_0, ["made"]]
+    assert reported[1]["failures"] == [heard_of_0, of_1, heard_of_0, ["made"]]
 
     mine = os.sched_getaffinity(0)
-    shares = [set(found["cores"]) for found in told]
+    shares = [set(found["cores"]) for found in reported]
     assert shares[0] | shares[1] == mine
     assert len(mine) == 1 or not shares[0] & shares[1]
-    for found, share in zip(told, shares, strict=True):
+    for found, share in zip(reported, shares, strict=True):
         assert found["threads"] == found["threads left"] == len(share)
         assert set(found["cores left"]) == mine
 
     # rank 1 is there but silent: rank 0 has waited for the three seconds of its timeout
-    assert told[0]["last words"].startswith("Error: rank 0 of 2: another process of the run ended or does not answer")
-    assert "Timed out waiting 3000ms" in told[0]["last words"]
+    assert reported[0]["last words"].startswith(
+        "Error: rank 0 of 2: another process of the run ended or does not answer"
+    )
+    assert "Timed out waiting 3000ms" in reported[0]["last words"]
 
 
 def test_ddp_global_batches_are_the_same_for_every_world(image_tree: Callable[..., Path]) -> None:

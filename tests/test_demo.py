@@ -92,7 +92,7 @@ def test_pictures(name: str) -> None:
     np.testing.assert_array_equal(np.asarray(same), np.asarray(images[0]))
 
 
-def test_color_does_not_tell_the_class() -> None:
+def test_color_does_not_give_the_class_away() -> None:
     """Mean colors of two classes differ no more than chance allows."""
     means_KSC = np.array(
         [

@@ -1,4 +1,4 @@
-"""Every command in README.md and docs/ is run, or parsed by the real command line, or stands here with a reason.
+"""Every command in README.md and docs/ is run, or parsed by the real command line, or is listed here with a reason.
 
     ```bash blocks, and indented lines that begin with a program ─> RULES ─> run | parse | skip
 

@@ -100,7 +100,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_time(toy: Callable[..., Any],
     run = toy(epochs=2, lr=0.1, steps=9)
     with torch.no_grad():
         run.state.model.fc.weight.fill_(float("nan"))
-    with pytest.raises(RecipeError, match=r"the loss was nan in epoch 2 step 1: its images stand in .*nan-1-0\.json"):
+    with pytest.raises(
+        RecipeError, match=r"the loss was nan in epoch 2 step 1: its images are listed in .*nan-1-0\.json"
+    ):
         run.go()
     assert torch.equal(content(tmp_path / "run")["state_dict"]["fc.weight"], good["state_dict"]["fc.weight"])
 

@@ -82,7 +82,7 @@ def test_boxes_are_timms_for_the_same_numbers(size: tuple[int, int], count: int,
     assert 0.45 * rows < erased < 0.75 * rows
 
 
-def test_a_later_box_lies_over_an_earlier_one() -> None:
+def test_a_later_box_covers_an_earlier_one() -> None:
     box_NK4 = np.array([[[2, 9, 3, 12], [5, 14, 1, 8]]], np.int32)
     key_N = np.array([-5])
     images = erase(torch.zeros(1, 3, *SIZE).to(memory_format=torch.channels_last), box_NK4, key_N, "rand")

@@ -141,7 +141,7 @@ def test_two_processes(name: str, data: Path, tmp_path: Path) -> None:
     else:
         settings = ["--data-path", data, *LIKE_TORCHVISION]
     out = in_two_processes(name, *settings, "--epochs", "1")
-    assert len(re.findall(r"top-1 [\d.]+ %", out)) == 1  # rank 0 alone talks
+    assert len(re.findall(r"top-1 [\d.]+ %", out)) == 1  # rank 0 alone prints
 
 
 def test_accelerate_and_its_resume(data: Path, example: Callable[[str], ModuleType], tmp_path: Path) -> None:

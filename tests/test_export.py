@@ -93,13 +93,13 @@ def test_safetensors(trained: Path, tmp_path: Path, images_NCHW: torch.Tensor, f
     # the same weights in the same program: nothing to forgive
     assert torch.equal(outputs_of(model, images_NCHW), expected(trained, images_NCHW, ema=ema))
     with safe_open(file, "pt") as opened:
-        told = opened.metadata()
-    assert json.loads(told["class_names"]) == list(NAMES)
-    assert json.loads(told["input_size"]) == [3, 64, 64]
-    assert json.loads(told["mean"]) == [0.4, 0.5, 0.6]
-    assert Recipe.from_dict(json.loads(told["recipe"])) == read_source(trained).recipe
-    assert told["averaged"] == str(ema).lower()
-    assert told.get("top1") == ("71.2500" if ema else None)  # the run's figure is that of the averaged weights
+        facts = opened.metadata()
+    assert json.loads(facts["class_names"]) == list(NAMES)
+    assert json.loads(facts["input_size"]) == [3, 64, 64]
+    assert json.loads(facts["mean"]) == [0.4, 0.5, 0.6]
+    assert Recipe.from_dict(json.loads(facts["recipe"])) == read_source(trained).recipe
+    assert facts["averaged"] == str(ema).lower()
+    assert facts.get("top1") == ("71.2500" if ema else None)  # the run's figure is that of the averaged weights
     # and our own reader takes the file to start from
     assert checkpoint.weights(checkpoint.read(file)).keys() == model.state_dict().keys()
 
@@ -151,9 +151,9 @@ def test_onnx_takes_any_batch(onnx_export: tuple[Path, Path, list[str]]) -> None
         (found_NC,) = session.run(["logits"], {"images": images_NCHW.numpy()})
         # float32 sums in another order; logits are of size 1 to 10
         np.testing.assert_allclose(found_NC, expected(trained, images_NCHW, ema=True).numpy(), rtol=1e-3, atol=1e-4)
-    told = session.get_modelmeta().custom_metadata_map
-    assert json.loads(told["class_names"]) == list(NAMES)
-    assert (told["crop_pct"], told["interpolation"]) == ("0.9", "bicubic")
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["class_names"]) == list(NAMES)
+    assert (facts["crop_pct"], facts["interpolation"]) == ("0.9", "bicubic")
 
 
 def test_onnx_that_differs_is_not_kept(

@@ -1,7 +1,7 @@
 """Step, losses, averaged weights and evaluation on fake CUDA tensors: a GPU's shapes and devices, no values.
 
 A tensor on the wrong device is an error there, and so is reading a value (`.item()`, `bool()`), for which a host would
-wait. Two things stand in: autograd's engine asks the driver for its streams, so `backward` only hands out gradients;
+wait. Two things are replaced: autograd's engine asks the driver for its streams, so `backward` only hands out gradients;
 Triton's kernels only check that all their tensors are on the device. The late reading of the loss has tests of its own.
 """
 
@@ -52,7 +52,7 @@ class FakeGpu:
 
     Attributes:
         kernels: by name.
-        submitted: what the host is told late, one tensor a step.
+        submitted: what the host reads late, one tensor a step.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_a_step_stays_on_the_gpu_and_nothing_is_read(
     gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, dtype: str, bce: bool
 ) -> None:
     step = train(monkeypatch, updates=2, amp_dtype=dtype, bce_loss=bce)
-    assert [(told.device, tuple(told.shape)) for told in gpu.submitted] == [(GPU, (4,))] * 2
+    assert [(late.device, tuple(late.shape)) for late in gpu.submitted] == [(GPU, (4,))] * 2
     assert [gpu.kernels[name].launches for name in LAMB] == [2] * 5
     assert gpu.kernels["bce_kernel"].launches == (4 if bce else 0)
     assert step.ema is not None
@@ -178,7 +178,7 @@ def test_the_gradient_of_the_fused_loss(gpu: FakeGpu) -> None:
 
 def test_an_evaluation_reads_one_sum_at_its_end(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluate(monkeypatch) == evaluation.EvalResult(25, 75, 2, 4)
-    assert [told.device for told in gpu.submitted] == [GPU] * 2
+    assert [late.device for late in gpu.submitted] == [GPU] * 2
 
 
 PLANTS = {"item": lambda: torch.ones((), device=GPU).item(), "cpu": lambda: torch.ones(3, device=GPU) + torch.ones(3)}

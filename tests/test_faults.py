@@ -250,7 +250,7 @@ def test_faults_of_a_loss_that_is_not_finite_stop_the_run_and_name_the_step(
     with pytest.raises(RecipeError) as caught:
         run.go()
     said = str(caught.value)
-    assert said.startswith(f"the loss was nan in epoch {epoch + 1} step {step + 1}: its images stand in {file}")
+    assert said.startswith(f"the loss was nan in epoch {epoch + 1} step {step + 1}: its images are listed in {file}")
     replay = f"rsbdali replay --run {tmp_path / 'run'} --epoch {epoch + 1} --step {step + 1}"
     assert replay in said
     found = json.loads(file.read_text())
@@ -359,7 +359,7 @@ def test_faults_of_one_ranks_loss_are_decided_by_all_ddp_ranks_alike(tmp_path: P
     assert len(set(skipped)) == 1
     assert skipped[0].startswith("epochs 1 weights ")
     assert "nan" not in skipped[0]
-    assert stopped[0].startswith("RecipeError the loss was nan in epoch 1 step 2: its images stand in")
+    assert stopped[0].startswith("RecipeError the loss was nan in epoch 1 step 2: its images are listed in")
     assert stopped[1].startswith("RecipeError the loss was nan in epoch 1 step 2: ")
     groups = json.loads((tmp_path / "stop/nan-0-1.json").read_text())["groups"]
     assert [(group["rank"], group["group"]) for group in groups] == [(0, 0), (1, 1)]

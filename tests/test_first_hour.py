@@ -1,4 +1,4 @@
-"""A person's first hour: what everybody types works, or ends in one line with 2 and a way out; resuming is one word."""
+"""A person's first hour: what people type works, or ends in one line with 2 and a way out; resuming is one word."""
 
 import importlib.metadata
 import json
@@ -152,7 +152,7 @@ def test_a_finished_run_has_nothing_left(here: Path) -> None:
 def test_a_resume_takes_what_the_run_had_and_says_what_is_new(
     here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From another folder, with a space in the run's; stopped by a signal, whose hint is taken as it stands."""
+    """From another folder, with a space in the run's; stopped by a signal, whose hint is taken unchanged."""
     monkeypatch.chdir(here.parent)
     shown = Trainer._show
 
@@ -267,11 +267,11 @@ def test_a_home_folder_that_the_shell_left(here: Path, monkeypatch: pytest.Monke
 def test_doctor_for_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = [Finding(Level.GOOD, "DALI", "there"), Finding(Level.WARNING, "CPU", "slow", "buy one")]
     monkeypatch.setattr(checks, "examine", lambda data: found)
-    told = json.loads(invoke("doctor --json"))
-    assert told["can_train"] is True
-    assert told["findings"][1] == {"level": "warning", "topic": "CPU", "text": "slow", "fix": "buy one"}
+    printed = json.loads(invoke("doctor --json"))
+    assert printed["can_train"] is True
+    assert printed["findings"][1] == {"level": "warning", "topic": "CPU", "text": "slow", "fix": "buy one"}
     assert invoke(f"doctor --json {tmp_path / 'found.json'}") == ""
-    assert json.loads((tmp_path / "found.json").read_text()) == told
+    assert json.loads((tmp_path / "found.json").read_text()) == printed
 
 
 def test_the_first_signal_is_answered(caplog: pytest.LogCaptureFixture) -> None:

@@ -211,7 +211,7 @@ def test_memory_is_flat_over_many_batches(make: Make, planner: Planner) -> None:
     assert _resident_mib() - before < 12
 
 
-def test_buffer_pool_reuses_only_what_nobody_holds() -> None:
+def test_buffer_pool_reuses_only_what_is_not_held() -> None:
     pool = BufferPool((4, 3), torch.float32)
     first = pool.take()
     view, address = first[1:], first.data_ptr()

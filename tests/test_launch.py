@@ -324,6 +324,6 @@ def test_nproc_trains(image_tree: Callable[..., Path], tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count(", 2 processes") == 1  # rank 0 alone talks
+    assert done.stderr.count(", 2 processes") == 1  # rank 0 alone prints
     assert done.stdout.splitlines()[-1] == f"checkpoint {tmp_path / 'out/run/model_best.pth.tar'}"
     assert done.stdout.count("\ncheckpoint ") == 1

@@ -132,7 +132,7 @@ def test_names_of_runs(tmp_path: Path) -> None:
             check_free(tmp_path / "mine", "mine", resume)
     check_free(tmp_path / "mine", "mine", str(tmp_path / "mine/checkpoint-3.pth.tar"))
     assert choose("mine", str(tmp_path / "mine/checkpoint-3.pth.tar")) == "mine"
-    # without a name a run goes on where its checkpoint lies, if that is a run's folder
+    # without a name a run goes on where its checkpoint is, if that is a run's folder
     assert choose(resume=str(tmp_path / "mine/last.pth.tar")) == "a3-resnet50-3"
     (tmp_path / "mine/args.yaml").touch()
     assert choose(resume=str(tmp_path / "mine/last.pth.tar")) == "mine"

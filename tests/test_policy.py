@@ -24,7 +24,7 @@ def test_parity_level_to_arg_is_timms_to_the_bit(increasing: bool, monkeypatch: 
             assert ours.tolist() == [float(e) for e in expected], (name, negate)
 
 
-def test_op_names_stand_in_timms_order() -> None:
+def test_op_names_are_in_timms_order() -> None:
     ours = [op.name.replace("_", "") for op in Op if 0 <= op < NUM_OPS]
     theirs = [n.removesuffix("Increasing").removesuffix("Rel").upper() for n in NAMES[True]]
     assert ours == theirs

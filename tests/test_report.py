@@ -41,7 +41,7 @@ def test_pace_of_a_run() -> None:
     assert pace.speed(0, 0).total_s == pytest.approx(50 * 2.0 + 10 * 7.0)
 
 
-def test_nothing_is_foretold_from_one_step() -> None:
+def test_no_estimate_is_made_from_one_step() -> None:
     pace = ThroughputMeter(Recipe.load("a3"), 5, Clock())
     pace.start_epoch(0.0)
     pace.step(0.0)

@@ -135,7 +135,7 @@ def test_resume_from_saves_by_the_clock(
     save = run.trainer.saver.save_last
     run.trainer.saver.save_last = lambda content: (saved.append(content["rsbdali"]["position"]["step"]), save(content))
     run.go()
-    assert saved == [4, 8]  # due at the third look, told of in the step's sum and heard one step later
+    assert saved == [4, 8]  # due at the third look, sent in the step's sum and read one step later
     assert_same_run(tmp_path / "whole", tmp_path / "often")
 
 

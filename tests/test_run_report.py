@@ -1,4 +1,4 @@
-"""The page of runs: what stands in it, where its curves lie, and that nothing in a run's files can break out of it."""
+"""The page of runs: what is in it, where its curves are, and that nothing in a run's files can break out of it."""
 
 import math
 import re
@@ -84,8 +84,8 @@ def make_run(
     """A run's folder as `rsbdali train` leaves it, with figures that are easy to recompute."""
     recipe = Recipe.load("a3", {"epochs": 10, **keys})
     files = RunFolder(folder)
-    told = {"torch": "2.14", "device": "cpu", "data": "flowers", "steps_per_epoch": 4}
-    files.write_args(recipe, {**told, **(facts or {})})
+    versions = {"torch": "2.14", "device": "cpu", "data": "flowers", "steps_per_epoch": 4}
+    files.write_args(recipe, {**versions, **(facts or {})})
     for epoch in range(epochs):
         for step in (2, 4):
             speeds = {"images_per_s": rate + step, "wait_share": 0.1 * epoch}
@@ -123,7 +123,7 @@ def test_what_a_run_says(tmp_path: Path) -> None:
 def test_the_page_of_two_runs(tmp_path: Path) -> None:
     make_run(tmp_path / "slow", rate=50.0, facts={"device": "cpu", "torch": "2.7"})
     make_run(tmp_path / "fast", rate=200.0, top1=60.0, lr=0.004, aa="none", facts={"device": "A100"})
-    text = report(read_runs([tmp_path]))  # a folder of runs stands for them, by name
+    text = report(read_runs([tmp_path]))  # a folder of runs means all of them, by name
     page = Page(text)
     assert "Best top-1: 62.00 %, fast, after epoch 3 of 10" in text
     assert ["fast", "resnet50", "4 of 10", "62.00 (epoch 3)", "60.00", "0.25", "200", "25.0%", "0"] in page.rows
@@ -208,7 +208,7 @@ def test_values_that_are_no_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", ["metrics.jsonl", "summary.csv"])
-def test_a_run_that_somebody_has_tampered_with(tmp_path: Path, keep: str) -> None:
+def test_a_run_that_was_tampered_with(tmp_path: Path, keep: str) -> None:
     folder = make_run(tmp_path / "run", epochs=2)
     for name in {"metrics.jsonl", "summary.csv"} - {keep}:
         (folder / name).unlink()
@@ -307,7 +307,7 @@ def points_of(figure: str) -> list[list[tuple[float, float]]]:
     return curves
 
 
-def test_curves_lie_where_the_axes_say() -> None:
+def test_curves_are_where_the_axes_say() -> None:
     first, second = [(1.0, 12.5), (2.0, 30.0), (5.0, 71.0)], [(0.5, 3.0), (4.0, 55.5)]
     figure = chart("Top-1", "%", [Line(name="a", style=0, points=first), Line(name="b", style=1, points=second)])
     curves = points_of(figure)

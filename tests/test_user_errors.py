@@ -169,7 +169,7 @@ def test_a_mistake_of_the_command_line(
     assert sorted(path.name for path in (place / "output").iterdir()) == ["taken"]  # nothing begun is left
 
 
-def test_the_run_is_told_who_is_in_its_folder(
+def test_the_second_run_is_refused_with_who_holds_the_folder(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", "--data", place / "data", "--output", place / "output", "--experiment", "mine", *SMALL]

@@ -84,7 +84,7 @@ def test_rounds_side_by_side_count_more_than_medians() -> None:
     assert verdict(OURS, peers=(paired,), **HERE).endswith("2 × timm (900).")
 
 
-def test_cpu_time_stands_beside_the_rate() -> None:
+def test_cpu_time_is_shown_beside_the_rate() -> None:
     paired = Loader(name="timm", images_per_s=545, cpu_us_per_image=3600, ours_by_it=1.8, ours_by_its_cpu=1.76)
     assert verdict(OURS, peers=(paired,), **HERE).endswith("1.8 × timm (545; 1.8 × by CPU-µs).")
 

@@ -19,7 +19,7 @@ from rsbdali.training.train import make_state
 
 
 class Listener(Silent):
-    """Remembers what a reporter is told."""
+    """Remembers what a reporter gets."""
 
     def __init__(self) -> None:
         self.steps: list[StepReport] = []
