@@ -1,7 +1,7 @@
 """Step, losses, averaged weights and evaluation on fake CUDA tensors: a GPU's shapes and devices, no values.
 
 A tensor on the wrong device is an error there, and so is reading a value (`.item()`, `bool()`), for which a host would
-wait. Two things are replaced: autograd's engine asks the driver for its streams, so `backward` only hands out gradients;
+wait. Replaced are: autograd's engine asks the driver for its streams, so `backward` only gives out gradients;
 Triton's kernels only check that all their tensors are on the device. The late reading of the loss has tests of its own.
 """
 
