@@ -354,6 +354,7 @@ def interpreted() -> dict[str, str]:
     return triton_tools.interpret(__file__)
 
 
+@triton_tools.needs_ranges
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
 def test_lamb_kernels_interpreted(interpreted: dict[str, str], check: str) -> None:
     assert not interpreted[check], interpreted[check]

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from helpers.common import CPU
+from helpers.scripts import without_gloo
 from rsbdali.distributed import affinity, neighbors, process_group
 from rsbdali.distributed.collectives import all_reduce_sum, barrier, from_all, on_all_ranks, rank_zero_first
 from rsbdali.distributed.world import World
@@ -69,8 +70,8 @@ class Ranks:
         return [process.exitcode for process in self.processes]
 
     def texts(self) -> list[str]:
-        """What each has printed so far."""
-        return [output.read_text() if output.exists() else "" for output in self.outputs]
+        """What each has printed so far, but for gloo's own lines."""
+        return [without_gloo(output.read_text()) if output.exists() else "" for output in self.outputs]
 
     def send(self, rank: int, number: signal.Signals) -> None:
         pid = self.processes[rank].pid

@@ -14,9 +14,14 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
+def without_gloo(text: str) -> str:
+    """A program's output without what gloo of torch 2.8 to 2.10 prints there by itself."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("[Gloo] "))
+
+
 def script(name: str, *arguments: object) -> str:
-    """What `python -m helpers.NAME ARGUMENT…` prints; warnings are errors, and so is an exit code."""
+    """What `python -m helpers.NAME ARGUMENT…` prints, but for gloo's own lines; warnings are errors, and so is an exit code."""
     command = [sys.executable, "-W", "error", "-m", f"helpers.{name}", *map(str, arguments)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return without_gloo(done.stdout)
