@@ -20,7 +20,7 @@ def without_gloo(text: str) -> str:
 
 
 def script(name: str, *arguments: object) -> str:
-    """What `python -m helpers.NAME ARGUMENT…` prints, but for gloo's own lines; warnings are errors, and so is an exit code."""
+    """What `python -m helpers.NAME ARGUMENT…` prints, but for gloo's lines; warnings are errors, so is an exit code."""
     command = [sys.executable, "-W", "error", "-m", f"helpers.{name}", *map(str, arguments)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
