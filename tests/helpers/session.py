@@ -36,6 +36,7 @@ class Run:
     """One session of a toy run in a folder."""
 
     def __init__(self, folder: Path, recipe: Recipe, *, steps: int = 3, resume: str = "auto", **more: Any) -> None:
+        name_of = more.pop("name_of", str)
         self.state: RunState = make_state(recipe, CLASSES, CPU)
         identity = Identity(recipe, tuple("abcd"), recipe.mix_groups, steps)
         resume_from(find_saved(resume, folder), self.state, identity)
@@ -52,6 +53,7 @@ class Run:
             reporter=self.listener,
             files=RunFolder(folder, epoch=self.state.epoch, step=self.state.step),
             saver=CheckpointManager(folder, recipe.checkpoint_hist, self.state.history),
+            name_of=name_of,
         )
         self.trainer = trainer.Trainer(run, TrainOptions(recipe=recipe, data=folder, **more))
 
