@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from rsbdali.cli.main import cli
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources import object_store
-from rsbdali.data.sources.base import Place
+from rsbdali.data.sources.base import StoredImage
 from rsbdali.data.sources.read_ahead import AheadReader
 from rsbdali.data.splits import find_split, load_indexes
 from rsbdali.distributed.world import World
@@ -252,13 +252,13 @@ class Counted:
     """A reader that notes what it reads."""
 
     def __init__(self) -> None:
-        self.seen: list[Place] = []
+        self.seen: list[StoredImage] = []
 
-    def read(self, place: Place) -> bytes:
-        self.seen.append(place)
-        return place.path.encode()
+    def read(self, image: StoredImage) -> bytes:
+        self.seen.append(image)
+        return image.path.encode()
 
-    def fetch_ahead(self, places: object) -> None:
+    def fetch_ahead(self, image: object) -> None:
         raise AssertionError("the reader below is not told")
 
     def close(self) -> None:
@@ -266,16 +266,16 @@ class Counted:
 
 
 def test_reading_ahead() -> None:
-    a, b, c = (Place(name, -1, 0, 10) for name in "abc")
+    a, b, c = (StoredImage(name, -1, 0, 10) for name in "abc")
     below = Counted()
     reader = AheadReader(below, threads=1, held_bytes=25)
     reader.fetch_ahead([a, b])
     reader.fetch_ahead([b])  # the next plan has it too
-    assert [reader.read(place) for place in (b, a, b)] == [b"b", b"a", b"b"]
+    assert [reader.read(image) for image in (b, a, b)] == [b"b", b"a", b"b"]
     assert below.seen == [a, b]  # once each, in the plan's order
     assert reader.read(c) == b"c"
     reader.fetch_ahead([a, b, c])  # more than may be held: the oldest goes, and is read when asked for
-    assert [reader.read(place) for place in (a, b, c)] == [b"a", b"b", b"c"]
+    assert [reader.read(image) for image in (a, b, c)] == [b"a", b"b", b"c"]
     assert below.seen.count(c) == 2
     reader.close()
     assert not reader._fetches

@@ -260,7 +260,7 @@ def test_packed_shards_give_the_windows_of_the_folder(
         read(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(RangeReader, "read_parts", read_parts)
-    indexes = [ImageIndex.load(find_split(place, "train")) for place in (out, data)]
+    indexes = [ImageIndex.load(find_split(root, "train")) for root in (out, data)]
     for i in range(24):
         window_14 = np.array([[i, 2 * i % 11, 10 + i % 5, 20 - i % 7]])
         ours, theirs = (decoder.read(index, [i], window_14)[0] for index in indexes)

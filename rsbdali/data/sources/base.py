@@ -1,4 +1,4 @@
-"""What every source gives: images found, and a reader that fetches one by its place."""
+"""What every source gives: images found, and a reader that fetches one of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,12 +48,12 @@ class Scan:
     notes: tuple[str, ...] = ()
 
 
-class Place(NamedTuple):
-    """Where the encoded bytes of one image are.
+class StoredImage(NamedTuple):
+    """One image as its source stores it: where its encoded bytes are.
 
     Attributes:
         path: its path relative to the source, for the store of one object an image.
-        shard: place of its shard in the source's list; -1 where an image is a file of its own.
+        shard: number of its shard in the source's list; -1 where an image is a file of its own.
         offset: first byte within the shard; in Parquet the row.
         nbytes: length in bytes.
     """
@@ -68,22 +68,22 @@ class Entry(NamedTuple):
     """One image met while a source was listed.
 
     Attributes:
-        place: where it is; its path has the class folder first where names carry a class.
+        image: as it is stored; its path has the class folder first where names carry a class.
         header: size and kind, or why it is no image.
         label: its number where the source gives one.
         class_name: its class where the source names it.
     """
 
-    place: Place
+    image: StoredImage
     header: Header | str
     label: int | None = None
     class_name: str | None = None
 
 
 class Reader(Protocol):
-    """Encoded images by their place, for any number of threads."""
+    """Encoded images, for any number of threads."""
 
-    def read(self, place: Place) -> bytes:
+    def read(self, image: StoredImage) -> bytes:
         """The encoded bytes of one image.
 
         Raises:
@@ -92,7 +92,7 @@ class Reader(Protocol):
         """
         ...
 
-    def fetch_ahead(self, places: Sequence[Place]) -> None:
+    def fetch_ahead(self, images: Sequence[StoredImage]) -> None:
         """Images that will be read soon, in that order; a source far away starts on them in the background."""
         ...
 
@@ -117,18 +117,18 @@ class Source(Protocol):
         ...
 
 
-def header_or_reason(pread: Pread, place: Place) -> Header | str:
+def header_or_reason(pread: Pread, image: StoredImage) -> Header | str:
     """The header of an image, or why it has none.
 
     Args:
         pread: reads the blob that holds the image.
-        place: where in the blob.
+        image: its bytes within the blob.
     """
 
     def within(count: int, at: int) -> bytes:
-        return pread(max(0, min(count, place.nbytes - at)), place.offset + at)
+        return pread(max(0, min(count, image.nbytes - at)), image.offset + at)
 
     try:
-        return read_header_from(within, place.path, place.nbytes)
+        return read_header_from(within, image.path, image.nbytes)
     except InvalidImageError as error:
         return str(error)

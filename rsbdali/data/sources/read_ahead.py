@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from rsbdali.data.sources.base import Place, Reader
+from rsbdali.data.sources.base import Reader, StoredImage
 from rsbdali.data.sources.forks import restarted_in_children
 
 THREADS = 64
@@ -38,37 +38,37 @@ class AheadReader:
 
     def restart(self) -> None:
         """See `sources.forks`."""
-        self._fetches: OrderedDict[Place, _Fetch] = OrderedDict()
+        self._fetches: OrderedDict[StoredImage, _Fetch] = OrderedDict()
         self._held_bytes = 0
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
-    def read(self, place: Place) -> bytes:
+    def read(self, image: StoredImage) -> bytes:
         """See `Reader`."""
         with self._lock:
-            fetch = self._fetches.get(place)
+            fetch = self._fetches.get(image)
             if fetch is not None:
                 fetch.uses -= 1
                 if fetch.uses == 0:
-                    self._drop(place)
+                    self._drop(image)
         if fetch is None:
-            return self._reader.read(place)
+            return self._reader.read(image)
         try:
             return fetch.future.result()
         except CancelledError:  # dropped for others before it began
-            return self._reader.read(place)
+            return self._reader.read(image)
 
-    def fetch_ahead(self, places: Sequence[Place]) -> None:
+    def fetch_ahead(self, images: Sequence[StoredImage]) -> None:
         """See `Reader`."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="rsbdali-fetch")
-            for place in places:
-                if (fetch := self._fetches.get(place)) is not None:
+            for image in images:
+                if (fetch := self._fetches.get(image)) is not None:
                     fetch.uses += 1
                     continue
-                self._fetches[place] = _Fetch(self._pool.submit(self._reader.read, place), 1)
-                self._held_bytes += place.nbytes
+                self._fetches[image] = _Fetch(self._pool.submit(self._reader.read, image), 1)
+                self._held_bytes += image.nbytes
             while self._held_bytes > self._bound:
                 oldest = next(iter(self._fetches))
                 self._fetches[oldest].future.cancel()
@@ -84,6 +84,6 @@ class AheadReader:
             pool.shutdown(cancel_futures=True)
         self._reader.close()
 
-    def _drop(self, place: Place) -> None:
-        del self._fetches[place]
-        self._held_bytes -= place.nbytes
+    def _drop(self, image: StoredImage) -> None:
+        del self._fetches[image]
+        self._held_bytes -= image.nbytes

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from rsbdali.data.sources.base import Place
+from rsbdali.data.sources.base import StoredImage
 from rsbdali.errors import DataError, UnreadableImage
 
 OPEN_FILES = 256  # below the usual limit of 1024 a process
@@ -220,27 +220,27 @@ class RangeReader:
     def __init__(self, storage: Storage, shards: Sequence[str]) -> None:
         self._shards, self._storage, self._blobs = shards, storage, OpenBlobs(storage)
 
-    def read(self, place: Place) -> bytes:
+    def read(self, image: StoredImage) -> bytes:
         """See `Reader`."""
-        if place.shard < 0:  # an object is read once and whole: nothing to keep open
-            name, blob = place.path, self._storage.open(place.path)
+        if image.shard < 0:  # an object is read once and whole: nothing to keep open
+            name, blob = image.path, self._storage.open(image.path)
         else:
-            name = self._shards[place.shard]
+            name = self._shards[image.shard]
             blob = self._blobs.get(name)
-        data = blob.pread(place.nbytes, place.offset)
-        if len(data) < place.nbytes:
-            raise UnreadableImage(f"{name} is cut short: {len(data)} of {place.nbytes} bytes are there")
+        data = blob.pread(image.nbytes, image.offset)
+        if len(data) < image.nbytes:
+            raise UnreadableImage(f"{name} is cut short: {len(data)} of {image.nbytes} bytes are there")
         return data
 
-    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
+    def read_parts(self, image: StoredImage, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
         """Read parts of an image, given as (first byte, bytes), one behind the other into uint8 (length,)."""
         at = 0
         for start, count in parts:
-            part = self.read(place._replace(offset=place.offset + start, nbytes=count))
+            part = self.read(image._replace(offset=image.offset + start, nbytes=count))
             out_B[at : at + count] = np.frombuffer(part, np.uint8)
             at += count
 
-    def fetch_ahead(self, places: Sequence[Place]) -> None:
+    def fetch_ahead(self, images: Sequence[StoredImage]) -> None:
         """Nothing: the kernel reads ahead."""
 
     def close(self) -> None:
