@@ -16,15 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.jpegs import Memory, jpeg, pixels
 from rsbdali.bench import seekable
 from rsbdali.cli.main import cli
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.interval_table import FOLDER_NAME
-from rsbdali.data.intervals import Intervals, find_intervals
+from rsbdali.data.intervals import find_intervals
 from rsbdali.data.sources.storage import RangeReader
 from rsbdali.data.splits import find_split
 from rsbdali.errors import DataError
-from rsbdali.pipelines.host import augment_pillow, executor, regions, workers
+from rsbdali.pipelines import regions
+from rsbdali.pipelines.host import augment_pillow, executor, workers
 from rsbdali.pipelines.host.decode import WindowDecoder
 from rsbdali.pipelines.host.resize import resize_pillow
 from rsbdali.tools import restart_markers
@@ -38,52 +40,9 @@ Window = tuple[int, int, int, int]
 SAMPLINGS = {"4:4:4": (0, None), "4:2:2": (1, None), "4:2:0": (2, None), "4:4:0": (1, 0x12), "4:1:1": (2, 0x41)}
 
 
-class Memory:
-    """One encoded image as the pipelines see an index."""
-
-    def __init__(self, encoded: bytes, intervals: Intervals | None) -> None:
-        self._encoded, self._intervals, self.parts_read, self.bytes_read = encoded, intervals, 0, 0
-        with Image.open(BytesIO(encoded)) as image:
-            self.width_N, self.height_N = (np.array([side], np.int32) for side in image.size)
-
-    def __len__(self) -> int:
-        return 1
-
-    def intervals_of(self, _: int) -> Intervals | None:
-        return self._intervals
-
-    def read_parts(self, _: int, parts: tuple[tuple[int, int], ...], out_B: np.ndarray) -> None:
-        out_B[:] = np.frombuffer(b"".join(self._encoded[start : start + count] for start, count in parts), np.uint8)
-        self.parts_read, self.bytes_read = self.parts_read + 1, self.bytes_read + len(out_B)
-
-    def read_bytes(self, _: int) -> np.ndarray:
-        return np.frombuffer(self._encoded, np.uint8)
-
-    def read_copy(self, _: int) -> np.ndarray:
-        pytest.fail("a window of it did not decode")
-
-    def fetch_ahead(self, sample_N: np.ndarray) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def decoder() -> WindowDecoder:
     return WindowDecoder(31)
-
-
-def pixels(encoded: bytes) -> np.ndarray:
-    with Image.open(BytesIO(encoded)) as image:
-        return np.asarray(image)
-
-
-def jpeg(height: int, width: int, seed: int, **options: object) -> bytes:
-    """Noise over a ramp, where a shift by one pixel, or chroma interpolated otherwise, shows everywhere."""
-    rng = np.random.default_rng(seed)
-    ramp_HWC = np.linspace(0, 180, width)[None, :, None] + rng.normal(30, 25, (height, width, 3))
-    image = Image.fromarray(np.clip(ramp_HWC, 0, 255).astype(np.uint8))
-    out = BytesIO()
-    image.convert(str(options.pop("mode", "RGB"))).save(out, "JPEG", **options)
-    return out.getvalue()
 
 
 def sampled(encoded: bytes, factors: int | None) -> bytes:

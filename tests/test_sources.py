@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from rsbdali.data.header import ImageFlags
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources import parquet
-from rsbdali.data.sources.base import Reader, StoredImage
+from rsbdali.data.sources.base import Reader, ReadRequest, StoredImage
 from rsbdali.data.sources.location import Location, expand_braces
 from rsbdali.data.sources.storage import LocalStorage
 from rsbdali.data.splits import find_images, find_parts, find_split
@@ -197,14 +197,14 @@ class Spy:
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
-        self.told: set[StoredImage] = set()
+        self.told: set[ReadRequest] = set()
         self.early: list[StoredImage] = []
 
-    def fetch_ahead(self, images: Sequence[StoredImage]) -> None:
-        self.told.update(images)
+    def fetch_ahead(self, requests: Iterable[ReadRequest]) -> None:
+        self.told.update(requests)
 
     def read(self, image: StoredImage) -> bytes:
-        if image not in self.told:
+        if ReadRequest(image) not in self.told:
             self.early.append(image)
         return self.reader.read(image)
 
@@ -229,7 +229,7 @@ def test_readers_are_told_of_plans_ahead(decode: str, image_tree: ImageTree, sha
     assert not spy.early
     # one batch is taken and three are in flight: the four mix groups of two steps
     planned = {int(i) for step in (0, 1) for i in loader.planner.batch(0, step).sample_N}
-    assert spy.told == {index._stored_image(i) for i in planned}
+    assert spy.told == {ReadRequest(index._stored_image(i)) for i in planned}
 
 
 @pytest.mark.parametrize("decode", ["cpu", "graph"])
@@ -524,7 +524,7 @@ def test_row_groups_are_kept_within_a_bound(tree: Path, tmp_path: Path, monkeypa
     assert len(decoded) > groups
     decoded.clear()
     ahead = parquet.ParquetReader(LocalStorage(str(index.root)), index.shards)
-    ahead.fetch_ahead(images[:3])
+    ahead.fetch_ahead(map(ReadRequest, images[:3]))
     ahead.close()  # waits for what has begun
     before = len(decoded)
     assert 0 < before <= 3

@@ -8,9 +8,10 @@ key. Only headers are read. Files that are no image are left out and named in `b
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,15 @@ from rsbdali.data.intervals import Intervals
 from rsbdali.data.listing import Listed, files_listing, listing_of
 from rsbdali.data.rgb_copy import PillowError, png_size, rgb_copy
 from rsbdali.data.selection import canonical_rows, draw_share, row_numbers, take_columns
-from rsbdali.data.sources.base import COLUMNS, Progress, Reader, StoredImage
+from rsbdali.data.sources.base import COLUMNS, ByteRange, Progress, Reader, ReadRequest, StoredImage
 from rsbdali.data.sources.folder import FileReader
 from rsbdali.data.sources.listed import Label
 from rsbdali.data.sources.location import Location
+from rsbdali.data.sources.read_ahead import AheadReader
 from rsbdali.data.sources.storage import RangeReader
 from rsbdali.errors import DataError, UnreadableImage
 
-PART_READERS = (FileReader, RangeReader)  # those of local files
+PART_READERS = (FileReader, RangeReader, AheadReader)  # see `sources.base.PartReader`
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,8 +170,8 @@ class ImageIndex:
         """The restart intervals of image i; None where it is read as a whole."""
         return self.intervals.of(i) if self.intervals is not None else None
 
-    def read_parts(self, i: int, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
-        """Read some parts of the stored bytes of image i, given as (first byte, bytes), one behind the other.
+    def read_parts(self, i: int, parts: Sequence[ByteRange], out_B: np.ndarray) -> None:
+        """Read some parts of the stored bytes of image i, one behind the other into uint8 (length,).
 
         Raises:
             UnreadableImage, SourceError: as `read_bytes`.
@@ -220,9 +222,16 @@ class ImageIndex:
         """
         return self.reader.read(self._stored_image(i))
 
-    def fetch_ahead(self, sample_N: np.ndarray) -> None:
-        """Say that these images will be read soon, in that order; a source that is far away starts on them."""
-        self.reader.fetch_ahead([self._stored_image(i) for i in sample_N.tolist()])
+    def fetch_ahead(self, sample_N: np.ndarray, parts: Iterable[Sequence[ByteRange]] | None = None) -> None:
+        """Say that these images will be read soon, in that order; a source that is far away starts on them.
+
+        Args:
+            sample_N: rows of the index.
+            parts: what `read_parts` will read of each, none for all of it. Only a source that is far away takes them.
+        """
+        each = repeat(()) if parts is None else parts
+        pairs = zip(sample_N.tolist(), each, strict=False)
+        self.reader.fetch_ahead(ReadRequest(self._stored_image(i), tuple(some)) for i, some in pairs)
 
     def _stored_image(self, i: int) -> StoredImage:
         shard = int(self.shard_N[i]) if len(self.shard_N) else -1

@@ -2,8 +2,8 @@
 
     s3://bucket/train-000000.intervals.npy ──> <cache>/intervals/<digest of URL, size and ETag>.npy
 
-The lengths in them stay on the disk and are read where an image needs them (`rsbdali.data.interval_table`). So the files
-of a store become files of the cache folder, one for each version.
+The lengths in them stay on the disk and are read where an image needs them (`rsbdali.data.interval_table`). So
+the files of a store become files of the cache folder, one for each version.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """What every source gives: images found, and a reader that fetches one of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -64,6 +64,30 @@ class StoredImage(NamedTuple):
     nbytes: int
 
 
+class ByteRange(NamedTuple):
+    """Some bytes of an image: where they begin, counted from its first byte, and how many they are."""
+
+    start: int
+    nbytes: int
+
+
+class ReadRequest(NamedTuple):
+    """What is read of an image.
+
+    Attributes:
+        image: the image.
+        parts: ranges in ascending order; none for all of it.
+    """
+
+    image: StoredImage
+    parts: tuple[ByteRange, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are asked for."""
+        return sum(part.nbytes for part in self.parts) if self.parts else self.image.nbytes
+
+
 class Entry(NamedTuple):
     """One image met while a source was listed.
 
@@ -92,12 +116,27 @@ class Reader(Protocol):
         """
         ...
 
-    def fetch_ahead(self, images: Sequence[StoredImage]) -> None:
-        """Images that will be read soon, in that order; a source far away starts on them in the background."""
+    def fetch_ahead(self, requests: Iterable[ReadRequest]) -> None:
+        """What will be read soon, in that order; a source far away starts on it in the background.
+
+        Others need not look at `requests`, which may be made while they are taken.
+        """
         ...
 
     def close(self) -> None:
         """Close files and end threads; reading on opens them again."""
+        ...
+
+
+class PartReader(Reader, Protocol):
+    """A reader of a source whose images can be read in part."""
+
+    def read_parts(self, image: StoredImage, parts: Sequence[ByteRange], out_B: np.ndarray) -> None:
+        """Read parts of an image, in ascending order, one behind the other into uint8 (length,).
+
+        Raises:
+            UnreadableImage, SourceError: as `read`.
+        """
         ...
 
 

@@ -8,13 +8,22 @@ The scan has the canonical order of all sources; its `offset_N` says which item 
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rsbdali.data.columns import to_scan
 from rsbdali.data.header import InvalidImageError, read_header
-from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Entry, Progress, Scan, StoredImage, header_or_reason
+from rsbdali.data.sources.base import (
+    CHUNK,
+    DEFAULT_THREADS,
+    Entry,
+    Progress,
+    ReadRequest,
+    Scan,
+    StoredImage,
+    header_or_reason,
+)
 from rsbdali.data.sources.folder import FileReader
 from rsbdali.errors import DataError, UnreadableImage
 
@@ -134,7 +143,7 @@ class ItemReader:
         """See `Reader`."""
         return _bytes_of(self._items, image.offset)
 
-    def fetch_ahead(self, images: Sequence[StoredImage]) -> None:
+    def fetch_ahead(self, requests: Iterable[ReadRequest]) -> None:
         """Nothing: the object is asked when an image is needed."""
 
     def close(self) -> None:

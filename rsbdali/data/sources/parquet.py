@@ -11,7 +11,7 @@ background.
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from rsbdali.data.columns import to_scan
 from rsbdali.data.names import CLASS_NAMES, LABEL_NAMES
-from rsbdali.data.sources.base import DEFAULT_THREADS, Entry, Progress, Scan, StoredImage, header_or_reason
+from rsbdali.data.sources.base import DEFAULT_THREADS, Entry, Progress, ReadRequest, Scan, StoredImage, header_or_reason
 from rsbdali.data.sources.forks import restarted_in_children
 from rsbdali.data.sources.storage import BlobFile, FileInfo, Storage, fingerprint_of
 from rsbdali.data.text import LabelError, parse_label
@@ -249,11 +249,11 @@ class ParquetReader:
             raise UnreadableImage(f"{self._shards[image.shard]}: row {image.offset} is not what it was when indexed")
         return data
 
-    def fetch_ahead(self, images: Sequence[StoredImage]) -> None:
+    def fetch_ahead(self, requests: Iterable[ReadRequest]) -> None:
         """Start on the row groups of these images, as many as half of the bound holds."""
         room = self._bound // 2  # the other half is for what is being read
         try:
-            wanted = {group: file for file, group, _ in map(self._find, images)}
+            wanted = {group: file for file, group, _ in (self._find(request.image) for request in requests)}
             for group, file in wanted.items():
                 room -= file.nbytes_G[group[1]]
                 if room < 0:
