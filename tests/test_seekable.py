@@ -20,8 +20,9 @@ from helpers.jpegs import Memory, jpeg, pixels
 from rsbdali.bench import seekable
 from rsbdali.cli.main import cli
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.interval_table import FOLDER_NAME
+from rsbdali.data.interval_table import FOLDER_NAME, interval_names
 from rsbdali.data.intervals import find_intervals
+from rsbdali.data.sources.base import Scan
 from rsbdali.data.sources.storage import RangeReader
 from rsbdali.data.splits import find_split
 from rsbdali.errors import DataError
@@ -295,6 +296,21 @@ def test_a_folder_and_parts_of_it(data: Path, decoder: WindowDecoder) -> None:
     for k, i in enumerate(row_M):
         assert (some.intervals_of(k) is None) == (index.intervals_of(i) is None)
         np.testing.assert_array_equal(decoder.read(some, [k], np.array([[5, 7, 20, 30]]))[0], whole[i])
+
+
+def test_a_table_of_a_packed_folder_and_a_list_of_its_files(data: Path, tmp_path: Path) -> None:
+    """A table finds the intervals in its folder; a list is read as a whole, and a Parquet file cannot have any."""
+    root = seekable_folder(data)
+    index = ImageIndex.scan(root)
+    paths = [index.relative_path(i) for i in range(len(index))]
+    lines = [f"{path},{index.classes[label]}" for path, label in zip(paths, index.targets, strict=True)]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    table = ImageIndex.load(tmp_path / "table.csv", image_root=root)
+    assert table.intervals is not None
+    assert index.intervals is not None
+    assert table.intervals.count_N.tolist() == index.intervals.count_N.tolist()
+    assert ImageIndex.from_lists([root / path for path in paths], index.targets).intervals is None
+    assert interval_names(Scan(classes=(), columns={}, bad=(), kind="parquet", shards=("train-0.parquet",))) == []
 
 
 def test_files_that_have_changed_are_read_as_a_whole(data: Path, decoder: WindowDecoder) -> None:

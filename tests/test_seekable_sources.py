@@ -39,6 +39,14 @@ FORMS = {"shards": 2, "folder": None}
 Windows = list[tuple[int, int, int, int]]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_copies() -> Iterator[None]:
+    """What DALI does not decode is decoded from Pillow's copy, which would hide a wrong window."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageIndex, "read_copy", lambda *_: pytest.fail("a window did not decode"))
+        yield
+
+
 @pytest.fixture
 def originals(tmp_path: Path, image_tree: Callable[..., Path]) -> Path:
     """Images large enough that a window leaves some of them out, and some that are not written again."""
