@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from rsbdali.data.index import ImageIndex
+from rsbdali.data.sources.base import ByteRange
 from rsbdali.data.splits import find_images
 from rsbdali.environment import machine_record, write_record
 from rsbdali.errors import DataError
 from rsbdali.ops.mix import mix_normalize
 from rsbdali.pipelines.host.executor import HostExecutor
-from rsbdali.pipelines.host.regions import find_splice
+from rsbdali.pipelines.regions import find_splice
 from rsbdali.plan.planner import Planner
 from rsbdali.recipe import Recipe
 
@@ -96,9 +97,9 @@ def measure_splice(index: ImageIndex, recipe: Recipe, rounds: int) -> dict[str, 
         field_F = np.zeros(loops.FIELDS, np.int64)
         field_F[:8] = *window, index.height_N[i], index.width_N[i], *found.sampling
         loops.locate(found.length_K, field_F)
-        parts = (0, int(found.length_K[0])), (int(field_F[loops.START]), int(field_F[loops.BYTES]))
-        raw_B, out_B = np.empty((2, parts[0][1] + parts[1][1]), np.uint8)
-        index.read_parts(i, parts, raw_B)
+        header, lines = ByteRange(0, int(found.length_K[0])), ByteRange(*field_F[[loops.START, loops.BYTES]].tolist())
+        raw_B, out_B = np.empty((2, header.nbytes + lines.nbytes), np.uint8)
+        index.read_parts(i, (header, lines), raw_B)
         images.append((raw_B, found.length_K, field_F, out_B))
         read, whole = read + len(raw_B), whole + int(index.nbytes_N[i])
     us = []

@@ -25,7 +25,8 @@ from rsbdali.pipelines.executor import close_at_exit
 from rsbdali.pipelines.forks import abandoned_in_children, check_process, is_abandoned
 from rsbdali.pipelines.gpu_stream import Lent
 
-# one entry per input of the graph, images first: `PendingImages` or a list of arrays, then arrays with the batch first
+# one entry per input of the graph, images first: a list of arrays, then arrays with the batch first; or `PendingImages`
+# and the last entries: it becomes the first ones when it has been read (`PendingImages.fields`)
 Fields = Sequence[Any]
 
 CALLBACK = "dl_tensor_python_function"  # names the operator in DALI's messages
@@ -141,12 +142,12 @@ class PipelineQueue:
         self._started.append(job)
         if job.pending is not None:
             try:
-                images = job.pending.arrays()
+                read = job.pending.fields()
             except DataError as error:
                 job.error = error
                 return
-            job.bad = {row: image for row, image in enumerate(images) if isinstance(image, str)}
-            job.fields = [images, *job.fields[1:]]
+            job.bad = {row: image for row, image in enumerate(read[0]) if isinstance(image, str)}
+            job.fields = [*read, *job.fields[1:]]
         self._schedule(job)
 
     def _schedule(self, job: _Job) -> None:
@@ -173,21 +174,21 @@ class PipelineQueue:
         """Find the rows that do not decode, and run the others together."""
         for behind in self._started:  # DALI's queue is first in, first out
             self._finish(behind)
-        images = list(job.fields[0])
-        job.fields = [images, *job.fields[1:]]
+        job.fields = [list(job.fields[0]), *job.fields[1:]]
         for row in job.kept_N.tolist():
-            reason = None if self._decodes(job, row) else self._try_copy(job, row, images)
+            reason = None if self._decodes(job, row) else self._try_copy(job, row)
             if reason is not None:
                 job.bad[row] = reason
         self._schedule(job)
         self._finish(job)
 
-    def _try_copy(self, job: _Job, row: int, images: list[np.ndarray | str]) -> str | None:
-        """Put Pillow's copy in the place of an image that DALI does not decode; else say why that cannot be."""
+    def _try_copy(self, job: _Job, row: int) -> str | None:
+        """Replace an image that DALI does not decode by Pillow's copy of it; else say why that cannot be."""
         copy = "does not decode" if job.pending is None else job.pending.copy(row)
         if isinstance(copy, str):
             return copy
-        images[row] = copy
+        for rows, value in zip(job.fields, copy, strict=False):  # the image, and its window if it has one
+            rows[row] = value
         return None if self._decodes(job, row) else "Pillow's copy of it does not decode"
 
     def _decodes(self, job: _Job, row: int) -> bool:

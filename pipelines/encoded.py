@@ -1,14 +1,21 @@
-"""A batch's encoded images, read by threads while earlier batches are decoded: a promise that the queue redeems."""
+"""A batch's encoded images, read by threads while earlier batches are decoded: a promise that the queue redeems.
+
+Where each image has a window, a seekable one is read in part (`regions.py`), and its window is moved accordingly.
+"""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from rsbdali.errors import UnreadableImage
 from rsbdali.pipelines.executor import ImageSource
+from rsbdali.pipelines.regions import RegionReader, fetch_ahead
 
 READ_ROWS = 16  # images that a thread reads in a row
+# images, uint8 each, or the reason why one cannot be had; int32 (K, 4), their windows in pixels of what was read
+Read = tuple[list[np.ndarray | str], np.ndarray | None]
 
 
 class PendingImages:
@@ -17,13 +24,18 @@ class PendingImages:
     Args:
         index: the images.
         sample_N: rows of the index.
+        window_N4: int32 (y, x, h, w), what is needed of each image, in its pixels; None: all of it.
         parts: what reads them, in order.
     """
 
     def __init__(
-        self, index: ImageSource, sample_N: np.ndarray, parts: Sequence["Future[list[np.ndarray | str]]"]
+        self,
+        index: ImageSource,
+        sample_N: np.ndarray,
+        window_N4: np.ndarray | None,
+        parts: Sequence["Future[Read]"],
     ) -> None:
-        self._index, self._sample_N, self._parts = index, sample_N, parts
+        self._index, self._sample_N, self._window_N4, self._parts = index, sample_N, window_N4, parts
 
     def __len__(self) -> int:
         return len(self._sample_N)
@@ -32,20 +44,29 @@ class PendingImages:
         """Whether all have been read, or reading has failed."""
         return all(part.done() for part in self._parts)
 
-    def arrays(self) -> list[np.ndarray | str]:
-        """The images, uint8 each, or the reason why one cannot be had; waits for them.
+    def fields(self) -> list[Any]:
+        """Inputs of a graph: the images, and behind them start and shape of their windows if they have any.
+
+        Waits for the images: uint8 (length,) each, or the reason why one cannot be had. Start (y, x) and shape (h, w)
+        are int32 (N, 2) each, in pixels of the images as they were read.
 
         Raises:
             DataError: the source does not answer.
         """
-        return [array for part in self._parts for array in part.result()]
+        read = [part.result() for part in self._parts]
+        images = [image for some, _ in read for image in some]
+        if self._window_N4 is None:
+            return [images]
+        window_N4 = np.concatenate([window_K4 for _, window_K4 in read if window_K4 is not None])
+        return [images, window_N4[:, :2].copy(), window_N4[:, 2:].copy()]
 
-    def copy(self, row: int) -> np.ndarray | str:
-        """Pillow's copy of one image, or why Pillow does not decode it."""
+    def copy(self, row: int) -> list[np.ndarray] | str:
+        """Pillow's copy of one whole image and its window: a row of `fields`; or why Pillow does not decode it."""
         try:
-            return self._index.read_copy(int(self._sample_N[row]))
+            copy = self._index.read_copy(int(self._sample_N[row]))
         except UnreadableImage as error:
             return str(error)
+        return [copy] if self._window_N4 is None else [copy, self._window_N4[row, :2], self._window_N4[row, 2:]]
 
 
 class EncodedInput:
@@ -60,21 +81,29 @@ class EncodedInput:
         self._index = index
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="rsbdali-read")
 
-    def __call__(self, sample_N: np.ndarray) -> PendingImages:
-        """Start to read the images of a batch."""
-        self._index.fetch_ahead(sample_N)
-        parts = [sample_N[i : i + READ_ROWS].tolist() for i in range(0, len(sample_N), READ_ROWS)]
-        futures = [self._pool.submit(read_images, self._index, part) for part in parts]
-        return PendingImages(self._index, sample_N, futures)
+    def __call__(self, sample_N: np.ndarray, window_N4: np.ndarray | None = None) -> PendingImages:
+        """Start to read the images of a batch, arguments as of `PendingImages`."""
+        if window_N4 is None:
+            self._index.fetch_ahead(sample_N)
+        else:
+            fetch_ahead(self._index, sample_N, window_N4)
+        futures = []
+        for start in range(0, len(sample_N), READ_ROWS):
+            some = slice(start, start + READ_ROWS)
+            window_K4 = None if window_N4 is None else window_N4[some]
+            futures.append(self._pool.submit(read_images, self._index, sample_N[some].tolist(), window_K4))
+        return PendingImages(self._index, sample_N, window_N4, futures)
 
     def close(self) -> None:
         """End the threads; what is not read yet never will be."""
         self._pool.shutdown(cancel_futures=True)
 
 
-def read_images(index: ImageSource, samples: Sequence[int]) -> list[np.ndarray | str]:
+def read_images(index: ImageSource, samples: Sequence[int], window_K4: np.ndarray | None) -> Read:
     """Encoded images that DALI may see, or the reason why one cannot be had."""
-    return [_read(index, i) for i in samples]
+    if window_K4 is None:
+        return [_read(index, i) for i in samples], None
+    return RegionReader().read(index, samples, window_K4)  # a new one: its memory is in use until DALI has copied it
 
 
 def _read(index: ImageSource, i: int) -> np.ndarray | str:

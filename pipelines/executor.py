@@ -7,7 +7,7 @@ the end of an otherwise fine program.
 
 import atexit
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ import nvidia.dali  # noqa: F401 - handlers run last in, first out: DALI's must 
 import torch
 
 from rsbdali.data.intervals import Intervals
+from rsbdali.data.sources.base import ByteRange
 from rsbdali.distributed.devices import to_device
 from rsbdali.plan.planner import BatchPlan
 
@@ -74,16 +75,16 @@ class ImageSource(Protocol):
         """The restart intervals of image i; None where it is read as a whole."""
         ...
 
-    def read_parts(self, i: int, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
-        """Read some parts of the stored bytes of image i, given as (first byte, bytes), one behind the other."""
+    def read_parts(self, i: int, parts: Sequence[ByteRange], out_B: np.ndarray) -> None:
+        """Read some parts of the stored bytes of image i, one behind the other."""
         ...
 
     def read_copy(self, i: int) -> np.ndarray:
         """Pillow's RGB copy of image i, for what DALI does not decode: uint8, shape (length,)."""
         ...
 
-    def fetch_ahead(self, sample_N: np.ndarray) -> None:
-        """These images will be read soon."""
+    def fetch_ahead(self, sample_N: np.ndarray, parts: Iterable[Sequence[ByteRange]] | None = None) -> None:
+        """These images will be read soon, or the given parts of each; see `ImageIndex`."""
         ...
 
 

@@ -33,7 +33,7 @@ from rsbdali.plan.randaugment import FILL_RGB
 from rsbdali.plan.shared_decodes import covering_windows, share_decodes
 from rsbdali.recipe import Recipe
 
-WINDOW_FIELDS = 3  # encoded image, start and shape of the window to decode
+WINDOW_FIELDS = 3  # of `PendingImages`: encoded image, start and shape of the window to decode
 CROP_FIELDS = 2  # start and shape of a crop within the window, where rows share one
 
 
@@ -87,7 +87,7 @@ class GraphExecutor:
         assert 0 < len(plan) <= self.rows, f"{len(plan)} rows, the graph was built for 1 to {self.rows}"
         rows_UK = share_decodes(plan.sample_N, self.repeats) if self.repeats > 1 else np.arange(len(plan))[:, None]
         window_U4 = covering_windows(plan.crop_N4, rows_UK)
-        fields = [self._input(plan.sample_N[rows_UK[:, 0]]), window_U4[:, :2], window_U4[:, 2:]]
+        fields: list[Any] = [self._input(plan.sample_N[rows_UK[:, 0]], window_U4)]
         for rows_U in rows_UK.T:
             part = plan.rows(rows_U)
             if self.repeats > 1:

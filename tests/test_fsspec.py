@@ -87,11 +87,11 @@ def test_batches_are_the_folders(url: str, parquet: Path) -> None:
 
 
 def test_a_changed_file_is_indexed_again(url: str, parquet: Path) -> None:
-    place = f"{url}/data/train-*.parquet"
-    assert len(ImageIndex.load(place)) == 18
+    location = f"{url}/data/train-*.parquet"
+    assert len(ImageIndex.load(location)) == 18
     fs, folder = fsspec.core.url_to_fs(url)
     fs.rm_file(f"{folder}/data/train-00001-of-00002.parquet")
-    assert len(ImageIndex.load(place)) == 9
+    assert len(ImageIndex.load(location)) == 9
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

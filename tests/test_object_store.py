@@ -2,7 +2,7 @@
 
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from helpers.jpegs import jpeg, pixels
 from rsbdali.cli.main import cli
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources import object_store
-from rsbdali.data.sources.base import Place
+from rsbdali.data.sources.base import ByteRange, ReadRequest, StoredImage
 from rsbdali.data.sources.read_ahead import AheadReader
 from rsbdali.data.splits import find_split, load_indexes
 from rsbdali.distributed.world import World
 from rsbdali.errors import DataError, SourceError, UnreadableImage
 from rsbdali.loader import TrainLoader
+from rsbdali.pipelines.regions import RegionReader, fetch_ahead
 from rsbdali.recipe import Recipe
+from rsbdali.tools.pack import PackOptions, pack
 
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")
@@ -36,7 +39,7 @@ class Proxy:
     """Hands requests on to the server, but answers the first `failures` reads of objects by 503."""
 
     def __init__(self, target: str) -> None:
-        self.failures, self.reads, self.lock = 0, 0, threading.Lock()
+        self.failures, self.reads, self.bytes_read, self.lock = 0, 0, 0, threading.Lock()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,6 +74,8 @@ class Proxy:
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(body)
+                    with proxy.lock:
+                        proxy.bytes_read += len(body) * ("Range" in self.headers)
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -186,6 +191,27 @@ def test_tar_files_on_a_store(bucket: Bucket, image_tree: ImageTree, tmp_path: P
         assert torch.equal(ours, theirs)
 
 
+def test_seekable_images_are_fetched_in_part(bucket: Bucket, proxy: Proxy, tmp_path: Path) -> None:
+    """What goes over the wire: with the header up to the end of the window's lines, in a request for each image."""
+    for i in range(6):
+        path = tmp_path / f"in/train/class{i % 2}/{i}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(240, 320, i))
+    pack(PackOptions(tmp_path / "in", tmp_path / "packed", 1, seekable=True))
+    index = ImageIndex.load(find_split(bucket.upload(tmp_path / "packed", "set"), "train"))
+    sample_M, window_M4 = np.arange(6), np.array([[40, 100, 30, 50]] * 6, np.int32)
+    before, bytes_before = proxy.reads, proxy.bytes_read
+    fetch_ahead(index, sample_M, window_M4)
+    images, inside_M4 = RegionReader().read(index, sample_M.tolist(), window_M4)
+    nbytes = proxy.bytes_read - bytes_before
+    assert proxy.reads - before == 6
+    assert nbytes < 0.5 * index.nbytes_N.sum()
+    for i, (y, x, h, w) in enumerate(inside_M4.tolist()):
+        whole_HWC, small_HWC = pixels(index.read_stored(i)), pixels(images[i].tobytes())  # type: ignore[union-attr]
+        np.testing.assert_array_equal(small_HWC[y : y + h, x : x + w], whole_HWC[40:70, 100:150])
+    index.reader.close()
+
+
 def test_parquet_on_a_store(bucket: Bucket, image_tree: ImageTree, tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -252,13 +278,17 @@ class Counted:
     """A reader that notes what it reads."""
 
     def __init__(self) -> None:
-        self.seen: list[Place] = []
+        self.seen: list[object] = []
 
-    def read(self, place: Place) -> bytes:
-        self.seen.append(place)
-        return place.path.encode()
+    def read(self, image: StoredImage) -> bytes:
+        self.seen.append(image)
+        return image.path.encode()
 
-    def fetch_ahead(self, places: object) -> None:
+    def read_parts(self, image: StoredImage, parts: Sequence[ByteRange], out_B: np.ndarray) -> None:
+        self.seen.append((image, *parts))
+        out_B[:] = np.concatenate([np.arange(start, start + nbytes) for start, nbytes in parts])
+
+    def fetch_ahead(self, requests: object) -> None:
         raise AssertionError("the reader below is not told")
 
     def close(self) -> None:
@@ -266,19 +296,37 @@ class Counted:
 
 
 def test_reading_ahead() -> None:
-    a, b, c = (Place(name, -1, 0, 10) for name in "abc")
+    a, b, c = (StoredImage(name, -1, 0, 10) for name in "abc")
     below = Counted()
     reader = AheadReader(below, threads=1, held_bytes=25)
-    reader.fetch_ahead([a, b])
-    reader.fetch_ahead([b])  # the next plan has it too
-    assert [reader.read(place) for place in (b, a, b)] == [b"b", b"a", b"b"]
+    reader.fetch_ahead(map(ReadRequest, (a, b)))
+    reader.fetch_ahead([ReadRequest(b)])  # the next plan has it too
+    assert [reader.read(image) for image in (b, a, b)] == [b"b", b"a", b"b"]
     assert below.seen == [a, b]  # once each, in the plan's order
     assert reader.read(c) == b"c"
-    reader.fetch_ahead([a, b, c])  # more than may be held: the oldest goes, and is read when asked for
-    assert [reader.read(place) for place in (a, b, c)] == [b"a", b"b", b"c"]
+    reader.fetch_ahead(map(ReadRequest, (a, b, c)))  # too much to be held: the oldest goes, read when asked for
+    assert [reader.read(image) for image in (a, b, c)] == [b"a", b"b", b"c"]
     assert below.seen.count(c) == 2
     reader.close()
     assert not reader._fetches
+    assert reader._held_bytes == 0
+
+
+def test_parts_are_read_ahead() -> None:
+    image, parts, others = StoredImage("a", -1, 0, 100), (ByteRange(0, 3), ByteRange(7, 2)), (ByteRange(0, 3),)
+    below = Counted()
+    reader = AheadReader(below, threads=1, held_bytes=6)
+    reader.fetch_ahead([ReadRequest(image, parts)])
+    assert reader._held_bytes == 5
+    for wanted in (parts, others):  # the second is other than what was said, and is read when it is asked for
+        found_B = np.zeros(sum(part.nbytes for part in wanted), np.uint8)
+        reader.read_parts(image, wanted, found_B)
+        assert found_B.tolist() == [0, 1, 2, 7, 8][: len(found_B)]
+    assert reader.read(image) == b"a"
+    assert below.seen == [(image, *parts), (image, *others), image]
+    reader.fetch_ahead([ReadRequest(image, parts), ReadRequest(image, others)])
+    assert list(reader._fetches) == [ReadRequest(image, others)]
+    reader.close()
     assert reader._held_bytes == 0
 
 

@@ -58,7 +58,7 @@ def test_shards_hold_what_the_folder_held(data: Path, tmp_path: Path) -> None:
         assert index.classes == folder.classes
         for name in ("label_N", "width_N", "height_N", "nbytes_N", "format_N", "flags_N", "path_bytes"):
             np.testing.assert_array_equal(getattr(index, name), getattr(folder, name), err_msg=name)
-    train = [ImageIndex.load(find_split(place, "train")) for place in (tmp_path / "out", data)]
+    train = [ImageIndex.load(find_split(root, "train")) for root in (tmp_path / "out", data)]
     for ours, theirs in zip(*map(first_batches, train), strict=True):
         assert torch.equal(ours, theirs)
 

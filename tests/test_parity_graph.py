@@ -90,7 +90,10 @@ class Folder:
     def read_bytes(self, i: int) -> np.ndarray:
         return np.fromfile(self.paths[i], np.uint8)
 
-    def fetch_ahead(self, sample_N: np.ndarray) -> None:
+    def intervals_of(self, i: int) -> None:
+        pass
+
+    def fetch_ahead(self, sample_N: np.ndarray, parts: object = None) -> None:
         pass
 
     def rgb(self, i: int) -> Image.Image:

@@ -23,7 +23,7 @@ SURFACE = {
     "ImageIndex": ".",
     "ImageIndex.class_to_idx": ".",
     "ImageIndex.digest": ".",
-    "ImageIndex.fetch_ahead": "sample_N",
+    "ImageIndex.fetch_ahead": "sample_N parts",
     "ImageIndex.from_dataset": "dataset cache_dir check threads progress",
     "ImageIndex.from_lists": "paths labels classes root cache_dir threads progress",
     "ImageIndex.intervals_of": "i",

@@ -16,15 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.jpegs import Memory, jpeg, pixels
 from rsbdali.bench import seekable
 from rsbdali.cli.main import cli
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.interval_table import FOLDER_NAME
-from rsbdali.data.intervals import Intervals, find_intervals
+from rsbdali.data.interval_table import FOLDER_NAME, interval_names
+from rsbdali.data.intervals import find_intervals
+from rsbdali.data.sources.base import Scan
 from rsbdali.data.sources.storage import RangeReader
 from rsbdali.data.splits import find_split
 from rsbdali.errors import DataError
-from rsbdali.pipelines.host import augment_pillow, executor, regions, workers
+from rsbdali.pipelines import regions
+from rsbdali.pipelines.host import augment_pillow, executor, workers
 from rsbdali.pipelines.host.decode import WindowDecoder
 from rsbdali.pipelines.host.resize import resize_pillow
 from rsbdali.tools import restart_markers
@@ -38,52 +41,9 @@ Window = tuple[int, int, int, int]
 SAMPLINGS = {"4:4:4": (0, None), "4:2:2": (1, None), "4:2:0": (2, None), "4:4:0": (1, 0x12), "4:1:1": (2, 0x41)}
 
 
-class Memory:
-    """One encoded image as the pipelines see an index."""
-
-    def __init__(self, encoded: bytes, intervals: Intervals | None) -> None:
-        self._encoded, self._intervals, self.parts_read, self.bytes_read = encoded, intervals, 0, 0
-        with Image.open(BytesIO(encoded)) as image:
-            self.width_N, self.height_N = (np.array([side], np.int32) for side in image.size)
-
-    def __len__(self) -> int:
-        return 1
-
-    def intervals_of(self, _: int) -> Intervals | None:
-        return self._intervals
-
-    def read_parts(self, _: int, parts: tuple[tuple[int, int], ...], out_B: np.ndarray) -> None:
-        out_B[:] = np.frombuffer(b"".join(self._encoded[start : start + count] for start, count in parts), np.uint8)
-        self.parts_read, self.bytes_read = self.parts_read + 1, self.bytes_read + len(out_B)
-
-    def read_bytes(self, _: int) -> np.ndarray:
-        return np.frombuffer(self._encoded, np.uint8)
-
-    def read_copy(self, _: int) -> np.ndarray:
-        pytest.fail("a window of it did not decode")
-
-    def fetch_ahead(self, sample_N: np.ndarray) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def decoder() -> WindowDecoder:
     return WindowDecoder(31)
-
-
-def pixels(encoded: bytes) -> np.ndarray:
-    with Image.open(BytesIO(encoded)) as image:
-        return np.asarray(image)
-
-
-def jpeg(height: int, width: int, seed: int, **options: object) -> bytes:
-    """Noise over a ramp, where a shift by one pixel, or chroma interpolated otherwise, shows everywhere."""
-    rng = np.random.default_rng(seed)
-    ramp_HWC = np.linspace(0, 180, width)[None, :, None] + rng.normal(30, 25, (height, width, 3))
-    image = Image.fromarray(np.clip(ramp_HWC, 0, 255).astype(np.uint8))
-    out = BytesIO()
-    image.convert(str(options.pop("mode", "RGB"))).save(out, "JPEG", **options)
-    return out.getvalue()
 
 
 def sampled(encoded: bytes, factors: int | None) -> bytes:
@@ -260,7 +220,7 @@ def test_packed_shards_give_the_windows_of_the_folder(
         read(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(RangeReader, "read_parts", read_parts)
-    indexes = [ImageIndex.load(find_split(place, "train")) for place in (out, data)]
+    indexes = [ImageIndex.load(find_split(root, "train")) for root in (out, data)]
     for i in range(24):
         window_14 = np.array([[i, 2 * i % 11, 10 + i % 5, 20 - i % 7]])
         ours, theirs = (decoder.read(index, [i], window_14)[0] for index in indexes)
@@ -336,6 +296,21 @@ def test_a_folder_and_parts_of_it(data: Path, decoder: WindowDecoder) -> None:
     for k, i in enumerate(row_M):
         assert (some.intervals_of(k) is None) == (index.intervals_of(i) is None)
         np.testing.assert_array_equal(decoder.read(some, [k], np.array([[5, 7, 20, 30]]))[0], whole[i])
+
+
+def test_a_table_of_a_packed_folder_and_a_list_of_its_files(data: Path, tmp_path: Path) -> None:
+    """A table finds the intervals in its folder; a list is read as a whole, and a Parquet file cannot have any."""
+    root = seekable_folder(data)
+    index = ImageIndex.scan(root)
+    paths = [index.relative_path(i) for i in range(len(index))]
+    lines = [f"{path},{index.classes[label]}" for path, label in zip(paths, index.targets, strict=True)]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    table = ImageIndex.load(tmp_path / "table.csv", image_root=root)
+    assert table.intervals is not None
+    assert index.intervals is not None
+    assert table.intervals.count_N.tolist() == index.intervals.count_N.tolist()
+    assert ImageIndex.from_lists([root / path for path in paths], index.targets).intervals is None
+    assert interval_names(Scan(classes=(), columns={}, bad=(), kind="parquet", shards=("train-0.parquet",))) == []
 
 
 def test_files_that_have_changed_are_read_as_a_whole(data: Path, decoder: WindowDecoder) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 
 from rsbdali import create_loader
 from rsbdali.data.index import ImageIndex
-from rsbdali.data.sources.base import Place
+from rsbdali.data.sources.base import ReadRequest, StoredImage
 from rsbdali.data.sources.read_ahead import AheadReader
 from rsbdali.errors import RsbdaliError
 from rsbdali.integrations.tuple_loader import TupleLoader
@@ -193,12 +193,12 @@ def test_the_collector_may_end_a_loader_in_a_thread_of_its_own(
 
 
 class Numbers:
-    """A reader whose images are their places' numbers."""
+    """A reader whose images are their numbers."""
 
-    def read(self, place: Place) -> bytes:
-        return bytes([place.offset])
+    def read(self, image: StoredImage) -> bytes:
+        return bytes([image.offset])
 
-    def fetch_ahead(self, places: list[Place]) -> None:
+    def fetch_ahead(self, requests: Iterable[ReadRequest]) -> None:
         """Nothing is far away."""
 
     def close(self) -> None:
@@ -206,14 +206,14 @@ class Numbers:
 
 
 def test_readers_with_threads_begin_anew_in_a_forked_child() -> None:
-    reader, places = AheadReader(Numbers(), threads=1), [Place("", 0, number, 1) for number in range(4)]
-    reader.fetch_ahead(places[:1])
-    assert reader.read(places[0]) == b"\0"
+    reader, images = AheadReader(Numbers(), threads=1), [StoredImage("", 0, number, 1) for number in range(4)]
+    reader.fetch_ahead([ReadRequest(images[0])])
+    assert reader.read(images[0]) == b"\0"
     with reader._lock:  # as another thread of the parent may hold it
         child = os.fork()
         if child == 0:
             signal.alarm(20)  # a hang is a failure, not a wait
-            reader.fetch_ahead(places)
-            os._exit(sum(reader.read(place)[0] for place in places))
+            reader.fetch_ahead(map(ReadRequest, images))
+            os._exit(sum(reader.read(image)[0] for image in images))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 + 1 + 2 + 3
     reader.close()

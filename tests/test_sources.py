@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from rsbdali.data.header import ImageFlags
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources import parquet
-from rsbdali.data.sources.base import Place, Reader
+from rsbdali.data.sources.base import Reader, ReadRequest, StoredImage
 from rsbdali.data.sources.location import Location, expand_braces
 from rsbdali.data.sources.storage import LocalStorage
 from rsbdali.data.splits import find_images, find_parts, find_split
@@ -161,14 +161,14 @@ def shards(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("form", MAKERS)
 def test_the_index_is_the_folders(form: str, tree: Path, shards: Path) -> None:
     folder = ImageIndex.scan(tree)
-    place = MAKERS[form](tree, shards)
-    index = ImageIndex.load(place)
+    location = MAKERS[form](tree, shards)
+    index = ImageIndex.load(location)
     # a shard's members are named .jpg, whatever they are; a table's paths start elsewhere
     skip = {"webdataset": (), "table": ("path_bytes", "path_end_N")}.get(form, ())
     assert_same_images(index, folder, skip=skip)
     assert (index.digest == folder.digest) == (not skip)
-    cached = ImageIndex.load(place)
-    unchecked = ImageIndex.load(place, check=False)
+    cached = ImageIndex.load(location)
+    unchecked = ImageIndex.load(location, check=False)
     for other in (cached, unchecked):
         assert_same_images(other, folder, skip=skip)
         assert (other.shards, other.name, other.path(3)) == (index.shards, index.name, index.path(3))
@@ -197,16 +197,16 @@ class Spy:
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
-        self.told: set[Place] = set()
-        self.early: list[Place] = []
+        self.told: set[ReadRequest] = set()
+        self.early: list[StoredImage] = []
 
-    def fetch_ahead(self, places: Sequence[Place]) -> None:
-        self.told.update(places)
+    def fetch_ahead(self, requests: Iterable[ReadRequest]) -> None:
+        self.told.update(requests)
 
-    def read(self, place: Place) -> bytes:
-        if place not in self.told:
-            self.early.append(place)
-        return self.reader.read(place)
+    def read(self, image: StoredImage) -> bytes:
+        if ReadRequest(image) not in self.told:
+            self.early.append(image)
+        return self.reader.read(image)
 
     def close(self) -> None:
         self.reader.close()
@@ -229,7 +229,7 @@ def test_readers_are_told_of_plans_ahead(decode: str, image_tree: ImageTree, sha
     assert not spy.early
     # one batch is taken and three are in flight: the four mix groups of two steps
     planned = {int(i) for step in (0, 1) for i in loader.planner.batch(0, step).sample_N}
-    assert spy.told == {index._place(i) for i in planned}
+    assert spy.told == {ReadRequest(index._stored_image(i)) for i in planned}
 
 
 @pytest.mark.parametrize("decode", ["cpu", "graph"])
@@ -411,15 +411,15 @@ def test_splits_in_every_form(tree: Path, tmp_path: Path) -> None:
 
 def test_locations(tmp_path: Path) -> None:
     for given in ("s3://bucket/some/train", Path("s3://bucket/some/train")):  # a Path makes one slash of two
-        place = Location.parse(given)
-        assert (place.text, place.base, place.pattern, place.is_url) == (
+        location = Location.parse(given)
+        assert (location.text, location.base, location.pattern, location.is_url) == (
             "s3://bucket/some/train",
             "s3://bucket/some/train",
             None,
             True,
         )
-    place = Location.parse("gs://b/x/train-{0..2}.tar")
-    assert (place.base, place.pattern) == ("gs://b/x", "train-{0..2}.tar")
+    location = Location.parse("gs://b/x/train-{0..2}.tar")
+    assert (location.base, location.pattern) == ("gs://b/x", "train-{0..2}.tar")
     assert Location.parse(f"file://{tmp_path}").base == str(tmp_path)
     (tmp_path / "odd{1}").mkdir()
     assert Location.parse(tmp_path / "odd{1}").pattern is None
@@ -502,7 +502,7 @@ def test_parquet_as_the_hub_has_it(tree: Path, tmp_path: Path) -> None:
 
 def test_row_groups_are_kept_within_a_bound(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = ImageIndex.load(as_parquet(tree, tmp_path / "hub", files=2, rows=4))
-    places = [index._place(i) for i in range(len(index))]
+    images = [index._stored_image(i) for i in range(len(index))]
     decoded: list[tuple[str, int]] = []
     real = parquet._File.images
 
@@ -513,18 +513,18 @@ def test_row_groups_are_kept_within_a_bound(tree: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(parquet._File, "images", noted)
     everything = parquet.ParquetReader(LocalStorage(str(index.root)), index.shards)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(everything.read, places * 3))
+        found = list(pool.map(everything.read, images * 3))
     assert found == [index.read_stored(i) for i in range(len(index))] * 3
     groups = 2 * -(-len(index) // 2 // 4)
     in_reader, decoded[:] = decoded[:groups], []
     assert len(set(in_reader)) == groups, "each row group is decoded once, whoever asks first"
     tight = parquet.ParquetReader(LocalStorage(str(index.root)), index.shards, cache_bytes=1)
-    assert [tight.read(place) for place in places] == found[: len(places)]
+    assert [tight.read(image) for image in images] == found[: len(images)]
     assert len(tight._groups) == 1
     assert len(decoded) > groups
     decoded.clear()
     ahead = parquet.ParquetReader(LocalStorage(str(index.root)), index.shards)
-    ahead.fetch_ahead(places[:3])
+    ahead.fetch_ahead(map(ReadRequest, images[:3]))
     ahead.close()  # waits for what has begun
     before = len(decoded)
     assert 0 < before <= 3

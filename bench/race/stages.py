@@ -97,14 +97,15 @@ class ReadRung:
     def deliver(self) -> Sized:
         """The encoded images of the next batch."""
         self._submit()
-        return self._pending.popleft().arrays()
+        return self._pending.popleft().fields()[0]
 
     def close(self) -> None:
         """End the threads."""
         self._input.close()
 
     def _submit(self) -> None:
-        self._pending.append(self._input(next(self._plans).sample_N))
+        plan = next(self._plans)
+        self._pending.append(self._input(plan.sample_N, plan.crop_N4))
 
 
 class DecodeRung:
@@ -137,8 +138,7 @@ class DecodeRung:
 
     def _submit(self) -> None:
         plan = next(self._plans)
-        window = [plan.crop_N4[:, :2], plan.crop_N4[:, 2:]] if self._roi else []
-        self._queue.submit([self._input(plan.sample_N), *window])
+        self._queue.submit([self._input(plan.sample_N, plan.crop_N4 if self._roi else None)])
 
 
 def mode_of(name: str, device: torch.device) -> Mode:

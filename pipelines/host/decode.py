@@ -13,7 +13,7 @@ from nvidia.dali import fn, pipeline_def, types
 from rsbdali.errors import UnreadableImage
 from rsbdali.pipelines.executor import ImageSource
 from rsbdali.pipelines.forks import abandoned_in_children, check_process
-from rsbdali.pipelines.host.regions import RegionReader
+from rsbdali.pipelines.regions import RegionReader
 
 
 class _DecodeError(RuntimeError):

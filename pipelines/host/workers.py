@@ -22,8 +22,8 @@ from rsbdali.pipelines.buffers import BufferPool
 from rsbdali.pipelines.executor import DecodedBatch, ImageSource, close_at_exit
 from rsbdali.pipelines.host.augment import find_augment
 from rsbdali.pipelines.host.decode import WindowDecoder
-from rsbdali.pipelines.host.regions import find_splice
 from rsbdali.pipelines.host.resize import find_resize
+from rsbdali.pipelines.regions import fetch_ahead, find_splice
 
 # Images a worker decodes at a time: the cost of a call to DALI is spread, a batch still splits evenly. From 32 on DALI
 # 2.4 shares out the parsing of headers among its threads, and that is where one which does not parse kills the process;
@@ -121,7 +121,7 @@ class Workers:
         starts = range(0, len(job.sample_M), self._chunk_images)
         batch = _Batch(self._buffer(rows), len(starts))
         self._batches.append(batch)
-        self._index.fetch_ahead(job.sample_M)
+        fetch_ahead(self._index, job.sample_M, job.window_M4)
         for start in starts:
             part = slice(start, start + self._chunk_images)
             some = Job(job.sample_M[part], job.window_M4[part], job.rows_M[part], job.write)

@@ -39,11 +39,11 @@ def to_scan(
         what: the source, for messages.
         found: all images, those that are none included.
         kind: the source's form, kept in the cache (`sources.registry`).
-        shards: names that `Place.shard` counts in.
+        shards: names that `StoredImage.shard` counts in.
         classes: class names that the labels count in, where the source lists them all.
         bad: (name, reason) of other things left out.
         notes: what the source has to say, see `Scan`.
-        numbered: `offset_N` holds `Place.offset` although there are no shards.
+        numbered: `offset_N` holds `StoredImage.offset` although there are no shards.
 
     Raises:
         DataError: labels that contradict each other.
@@ -53,7 +53,7 @@ def to_scan(
         notes = (*notes, f"{len(found) - len(labeled)} images without a label are left out")
     kept = labeled or list(found)
     names, label_F = ((), [-1] * len(kept)) if not labeled else _labels(what, kept, classes)
-    order = sorted(range(len(kept)), key=lambda i: (label_F[i], natural_key(kept[i].place.path)))
+    order = sorted(range(len(kept)), key=lambda i: (label_F[i], natural_key(kept[i].image.path)))
     good = [i for i in order if not isinstance(kept[i].header, str)]
     failed = [(display(kept[i], shards), str(kept[i].header)) for i in order if isinstance(kept[i].header, str)]
     columns = _columns([kept[i] for i in good], [label_F[i] for i in good], numbered)
@@ -86,7 +86,7 @@ def notes_on_classes(classes: Sequence[str], label_N: np.ndarray) -> tuple[str, 
 
 def display(found: Entry, shards: Sequence[str]) -> str:
     """Name of an image relative to its source: `shard::path`, or the path of a file."""
-    return f"{shards[found.place.shard]}::{found.place.path}" if found.place.shard >= 0 else found.place.path
+    return f"{shards[found.image.shard]}::{found.image.path}" if found.image.shard >= 0 else found.image.path
 
 
 def _labels(what: str, found: Sequence[Entry], classes: Sequence[str] | None) -> tuple[tuple[str, ...], Sequence[int]]:
@@ -113,28 +113,28 @@ def _labels(what: str, found: Sequence[Entry], classes: Sequence[str] | None) ->
         raise DataError(f"{what}: labels and class names contradict each other: expected one number a class name")
     by_name = sorted(number_of, key=natural_key)
     names = tuple(sorted(by_name, key=lambda name: number_of[name]))  # without numbers all are -1: by name alone
-    place = {name: i for i, name in enumerate(names)}
-    return names, [place[str(f.class_name)] for f in found]
+    label_of = {name: i for i, name in enumerate(names)}
+    return names, [label_of[str(f.class_name)] for f in found]
 
 
 def _columns(found: Sequence[Entry], labels: Sequence[int], numbered: bool) -> dict[str, np.ndarray]:
     columns = header_columns(
-        [os.fsencode(f.place.path) for f in found],
-        [f.place.nbytes for f in found],
+        [os.fsencode(f.image.path) for f in found],
+        [f.image.nbytes for f in found],
         np.array(labels, np.int32),
         [f.header for f in found if not isinstance(f.header, str)],
     )
-    in_shards = bool(found) and found[0].place.shard >= 0
+    in_shards = bool(found) and found[0].image.shard >= 0
     return columns | {
-        "shard_N": np.array([f.place.shard for f in found] if in_shards else [], np.int32),
-        "offset_N": np.array([f.place.offset for f in found] if in_shards or numbered else [], np.int64),
+        "shard_N": np.array([f.image.shard for f in found] if in_shards else [], np.int32),
+        "offset_N": np.array([f.image.offset for f in found] if in_shards or numbered else [], np.int64),
     }
 
 
 def header_columns(
     paths: list[bytes], sizes: list[int], label_N: np.ndarray, headers: list[Header]
 ) -> dict[str, np.ndarray]:
-    """Columns that every source has, from its N images in order; `COLUMNS` without the places in shards."""
+    """Columns that every source has, from its N images in order; `COLUMNS` without where they are in shards."""
     header_N4 = np.array(headers, np.int32).reshape(-1, 4)
     return {
         "label_N": label_N,

@@ -7,44 +7,40 @@ key. Only headers are read. Files that are no image are left out and named in `b
 """
 
 import hashlib
-import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rsbdali.data import cache
 from rsbdali.data.header import ImageFlags
 from rsbdali.data.image_parser import parse
-from rsbdali.data.interval_table import IntervalTable, load_intervals
+from rsbdali.data.index_loading import (
+    InvalidFile,
+    LabelOptions,
+    ScanOptions,
+    load_listing,
+    load_location,
+    scan_location,
+)
+from rsbdali.data.interval_table import IntervalTable
 from rsbdali.data.intervals import Intervals
-from rsbdali.data.labels import labels_of, read_class_map
-from rsbdali.data.levels import refuse_other_level
 from rsbdali.data.listing import Listed, files_listing, listing_of
 from rsbdali.data.rgb_copy import PillowError, png_size, rgb_copy
 from rsbdali.data.selection import canonical_rows, draw_share, row_numbers, take_columns
-from rsbdali.data.sources.base import COLUMNS, Place, Progress, Reader, Scan, Source
+from rsbdali.data.sources.base import COLUMNS, ByteRange, Progress, Reader, ReadRequest, StoredImage
 from rsbdali.data.sources.folder import FileReader
-from rsbdali.data.sources.listed import Label, ListedSource, listed_reader
+from rsbdali.data.sources.listed import Label
 from rsbdali.data.sources.location import Location
-from rsbdali.data.sources.registry import image_root, open_source, reader_of
+from rsbdali.data.sources.read_ahead import AheadReader
 from rsbdali.data.sources.storage import RangeReader
 from rsbdali.errors import DataError, UnreadableImage
 
-PART_READERS = (FileReader, RangeReader)  # those of local files
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class InvalidFile:
-    """A file (absolute path) that was left out, and why."""
-
-    path: str
-    reason: str
+PART_READERS = (FileReader, RangeReader, AheadReader)  # see `sources.base.PartReader`
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +58,7 @@ class ImageIndex:
         flags_N: uint8, `header.ImageFlags` flags.
         path_bytes: uint8, all relative paths in a row.
         path_end_N: int64, where each path ends in `path_bytes`.
-        shard_N: int32, place in `shards`; empty where every image is a file or an object.
+        shard_N: int32, position in `shards`; empty where every image is a file or an object.
         offset_N: int64, first byte within the shard (in Parquet the row); of a list the item; else empty as well.
         intervals: where restart intervals are, of images that were packed to be read in part; None where none were.
         canonical_N: int64, rows in the canonical order, which shuffles start from; empty where it is their own.
@@ -174,14 +170,14 @@ class ImageIndex:
         """The restart intervals of image i; None where it is read as a whole."""
         return self.intervals.of(i) if self.intervals is not None else None
 
-    def read_parts(self, i: int, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
-        """Read some parts of the stored bytes of image i, given as (first byte, bytes), one behind the other.
+    def read_parts(self, i: int, parts: Sequence[ByteRange], out_B: np.ndarray) -> None:
+        """Read some parts of the stored bytes of image i, one behind the other into uint8 (length,).
 
         Raises:
             UnreadableImage, SourceError: as `read_bytes`.
         """
         assert isinstance(self.reader, PART_READERS), "intervals of a source that is read as a whole"
-        self.reader.read_parts(self._place(i), parts, out_B)
+        self.reader.read_parts(self._stored_image(i), parts, out_B)
 
     def read_copy(self, i: int) -> np.ndarray:
         """PNG of Pillow's RGB pixels of image i, for what DALI does not decode: uint8, shape (length,).
@@ -224,16 +220,23 @@ class ImageIndex:
         Raises:
             UnreadableImage, SourceError: as `read_bytes`.
         """
-        return self.reader.read(self._place(i))
+        return self.reader.read(self._stored_image(i))
 
-    def fetch_ahead(self, sample_N: np.ndarray) -> None:
-        """Say that these images will be read soon, in that order; a source that is far away starts on them."""
-        self.reader.fetch_ahead([self._place(i) for i in sample_N.tolist()])
+    def fetch_ahead(self, sample_N: np.ndarray, parts: Iterable[Sequence[ByteRange]] | None = None) -> None:
+        """Say that these images will be read soon, in that order; a source that is far away starts on them.
 
-    def _place(self, i: int) -> Place:
+        Args:
+            sample_N: rows of the index.
+            parts: what `read_parts` will read of each, none for all of it. Only a source that is far away takes them.
+        """
+        each = repeat(()) if parts is None else parts
+        pairs = zip(sample_N.tolist(), each, strict=False)
+        self.reader.fetch_ahead(ReadRequest(self._stored_image(i), tuple(some)) for i, some in pairs)
+
+    def _stored_image(self, i: int) -> StoredImage:
         shard = int(self.shard_N[i]) if len(self.shard_N) else -1
         offset = int(self.offset_N[i]) if len(self.offset_N) else 0
-        return Place(self.relative_path(i), shard, offset, int(self.nbytes_N[i]))
+        return StoredImage(self.relative_path(i), shard, offset, int(self.nbytes_N[i]))
 
     def subset(self, rows: Sequence[int] | np.ndarray) -> "ImageIndex":
         """An index of some of the images, in the order given, with all classes.
@@ -353,10 +356,9 @@ class ImageIndex:
         Raises:
             DataError: no such source, no images, no classes, or classes or labels that do not fit.
         """
-        place = Location.parse(root)
-        source = open_source(place, image_root)
-        scan = source.scan(threads, progress)
-        return _index(place, scan, None, image_root, classes, class_map, labels, need_classes)
+        labels_by = LabelOptions(classes=classes, class_map=class_map, label_file=labels, need_classes=need_classes)
+        options = ScanOptions(threads=threads, progress=progress)
+        return cls(**scan_location(Location.parse(root), image_root, labels_by, options))
 
     @classmethod
     def load(
@@ -394,19 +396,15 @@ class ImageIndex:
         Raises:
             DataError: as in `scan`.
         """
-        folder = None if cache_dir is None else Path(cache_dir)
-        place = Location.parse(root)
-        identity = place.identity if image_root is None else f"{place.identity}\0{os.path.abspath(image_root)}"
-        file = cache.cache_file(folder or cache.default_folder(), identity)
-        scan = _cached(
-            file,
-            lambda: open_source(place, image_root),
+        labels_by = LabelOptions(classes=classes, class_map=class_map, label_file=labels, need_classes=need_classes)
+        options = ScanOptions(
+            cache_dir=None if cache_dir is None else Path(cache_dir),
             check=check,
             rebuild=rebuild,
             threads=threads,
             progress=progress,
         )
-        return _index(place, scan, folder, image_root, classes, class_map, labels, need_classes)
+        return cls(**load_location(Location.parse(root), image_root, labels_by, options))
 
 
 def index_listing(
@@ -431,23 +429,10 @@ def index_listing(
     Raises:
         DataError: no usable images, or labels that do not fit.
     """
-    listing, source = listed.listing, ListedSource(listed.listing)
-    folder = None if cache_dir is None else Path(cache_dir)
-    if listing.identity is None:
-        scan = source.scan(threads, progress)
-    else:
-        file = cache.cache_file(folder or cache.default_folder(), listing.identity)
-        scan = _cached(file, lambda: source, check=check, rebuild=False, threads=threads, progress=progress)
-    index = _labeled(
-        listing.what,
-        scan,
-        folder,
-        listing.root,
-        lambda name: os.path.join(listing.root, name),
-        listed_reader(listing),
-        classes=listing.classes,
-        need_classes=need_classes,
-    )
+    listing, folder = listed.listing, None if cache_dir is None else Path(cache_dir)
+    labels_by = LabelOptions(classes=listing.classes, need_classes=need_classes)
+    options = ScanOptions(cache_dir=folder, check=check, threads=threads, progress=progress)
+    index = ImageIndex(**load_listing(listing, labels_by, options))
     row_of_item = np.full(len(listing.labels), -1)
     row_of_item[index.offset_N] = np.arange(len(index))
     row_M = row_of_item if listed.item_M is None else row_of_item[listed.item_M]
@@ -455,97 +440,3 @@ def index_listing(
     if not len(item_K):
         raise DataError(f"{listing.what}: none of the {len(row_M)} images chosen is usable")
     return index.subset(row_M[item_K]), item_K
-
-
-def _cached(
-    file: Path,
-    opened: Callable[[], Source],
-    *,
-    check: bool,
-    rebuild: bool,
-    threads: int | None,
-    progress: Progress | None,
-) -> Scan:
-    """The scan that a cache file holds where its source is unchanged; else a new one, which is kept there."""
-    if not check and not rebuild and (unchecked := cache.read(file, None)) is not None:
-        return unchecked
-    source = opened()
-    fingerprint = source.fingerprint()
-    kept = None if rebuild else cache.read(file, fingerprint)
-    scan = kept or source.scan(threads, progress)
-    if kept is None:
-        cache.write(file, fingerprint, scan)
-    return scan
-
-
-def _index(
-    place: Location,
-    scan: Scan,
-    cache_dir: Path | None,
-    root: str | os.PathLike[str] | None,
-    classes: Sequence[str] | None,
-    class_map: Path | None,
-    label_file: Path | None,
-    need_classes: bool,
-) -> ImageIndex:
-    """The index of a location's scan."""
-    folder = image_root(place, root)
-    join = place.join if root is None else lambda name: os.path.join(folder, name)
-    refuse_other_level(place.text, scan)
-    index = _labeled(
-        place.text,
-        scan,
-        cache_dir,
-        folder,
-        join,
-        reader_of(scan, place, folder),
-        classes=classes,
-        class_map=class_map,
-        label_file=label_file,
-        need_classes=need_classes,
-    )
-    return index if place.is_url else replace(index, intervals=load_intervals(folder, scan))
-
-
-def _labeled(
-    what: str,
-    scan: Scan,
-    cache_dir: Path | None,
-    folder: str,
-    join: Callable[[str], str],
-    reader: Reader,
-    *,
-    classes: Sequence[str] | None,
-    class_map: Path | None = None,
-    label_file: Path | None = None,
-    need_classes: bool,
-) -> ImageIndex:
-    """The index of a scan, its labels checked and translated."""
-    if not len(scan.columns["label_N"]):
-        path, reason = scan.bad[0]
-        raise DataError(f"{what}: no usable images: all {len(scan.bad)} fail, {join(path)}: {reason}")
-    if classes is None and class_map is not None:
-        classes = read_class_map(Path(class_map), scan.classes)
-    for note in scan.notes:
-        log.warning("%s: %s", what, note)
-    if copies := int((scan.columns["flags_N"] & ImageFlags.CONVERT > 0).sum()):
-        log.info(
-            "%s: %d of %d images are read through an RGB copy, which Pillow makes at first use in %s",
-            what,
-            copies,
-            len(scan.columns["flags_N"]),
-            (cache_dir or cache.default_folder()) / "rgb",
-        )
-    names, label_N = labels_of(what, scan, classes, label_file, need_classes=need_classes)
-    columns: dict[str, Any] = {**scan.columns, "label_N": label_N}
-    return ImageIndex(
-        root=Path(folder),
-        name=what,
-        classes=names,
-        shards=scan.shards,
-        reader=reader,
-        bad=tuple(InvalidFile(join(path), reason) for path, reason in scan.bad),
-        cache_dir=cache_dir,
-        notes=scan.notes,
-        **columns,
-    )

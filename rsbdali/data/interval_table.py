@@ -39,7 +39,7 @@ class IntervalTable(NamedTuple):
     """Intervals of N images.
 
     Attributes:
-        file_N: int32, place in `files`; -1 where an image is read as a whole.
+        file_N: int32, position in `files`; -1 where an image is read as a whole.
         start_N: int64, where the lengths of each image begin in its file.
         count_N: int32, how many.
         sampling_N2: uint8, blocks of luma in an MCU, across and down.
@@ -91,19 +91,21 @@ def write_intervals(path: Path, images: Sequence[PackedImage]) -> None:
     path.chmod(0o644)
 
 
-def load_intervals(folder: str, scan: Scan) -> IntervalTable | None:
+def interval_names(scan: Scan) -> list[str]:
+    """Names of the files that may hold a scan's intervals, relative to the source: one a shard, or one of a folder."""
+    if scan.kind not in ("files", "tar", "objects"):
+        return []
+    return [name.removesuffix(".tar") + SUFFIX for name in scan.shards] if scan.shards else [FOLDER_NAME]
+
+
+def load_intervals(files: Sequence[str | os.PathLike[str] | None], scan: Scan) -> IntervalTable | None:
     """The intervals of a scan's images; None where none were packed to be read in part.
 
     Args:
-        folder: where the images or shards are.
+        files: of `interval_names`, on this machine; None where there is none.
         scan: its columns give the order.
     """
-    if scan.kind not in ("files", "tar"):
-        return None
-    names = [name.removesuffix(".tar") + SUFFIX for name in scan.shards] if scan.shards else [FOLDER_NAME]
-    read = {
-        f: found for f, name in enumerate(names) if (found := read_intervals(os.path.join(folder, name))) is not None
-    }
+    read = {f: found for f, file in enumerate(files) if file and (found := read_intervals(file)) is not None}
     if not read:
         return None
     columns, count = scan.columns, len(scan.columns["nbytes_N"])
@@ -112,15 +114,15 @@ def load_intervals(folder: str, scan: Scan) -> IntervalTable | None:
     for f, (column_K5, _) in read.items():
         row_M = np.flatnonzero(columns["shard_N"] == f) if scan.shards else np.arange(count)
         key_M = columns["offset_N"][row_M] if scan.shards else _path_keys(columns)
-        place_M = np.searchsorted(column_K5[:, 0], key_M)
-        place_M[place_M == len(column_K5)] = 0
-        found_M = np.all(column_K5[place_M, :2] == np.column_stack([key_M, columns["nbytes_N"][row_M]]), axis=1)
-        row_M, place_M = row_M[found_M], place_M[found_M]
+        position_M = np.searchsorted(column_K5[:, 0], key_M)
+        position_M[position_M == len(column_K5)] = 0
+        found_M = np.all(column_K5[position_M, :2] == np.column_stack([key_M, columns["nbytes_N"][row_M]]), axis=1)
+        row_M, position_M = row_M[found_M], position_M[found_M]
         start_K = np.concatenate([[0], column_K5[:-1, 4]])
-        file_N[row_M], start_N[row_M] = f, start_K[place_M]
-        count_N[row_M] = column_K5[place_M, 4] - start_K[place_M]
-        sampling_N2[row_M] = column_K5[place_M, 2:4]
-    lengths = tuple(read[f][1] if f in read else np.empty(0, np.uint16) for f in range(len(names)))
+        file_N[row_M], start_N[row_M] = f, start_K[position_M]
+        count_N[row_M] = column_K5[position_M, 4] - start_K[position_M]
+        sampling_N2[row_M] = column_K5[position_M, 2:4]
+    lengths = tuple(read[f][1] if f in read else np.empty(0, np.uint16) for f in range(len(files)))
     log.info("%d of %d images can be read in part", int((file_N >= 0).sum()), count)
     return IntervalTable(file_N, start_N, count_N, sampling_N2, lengths)
 
@@ -130,7 +132,7 @@ def _path_keys(columns: dict[str, np.ndarray]) -> np.ndarray:
     return np.array([path_key(paths[a:b]) for a, b in zip([0, *ends], ends, strict=False)], np.int64)
 
 
-def read_intervals(path: str) -> tuple[np.ndarray, np.ndarray] | None:
+def read_intervals(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray] | None:
     """Columns and lengths of a file; None where there is none, or it is not one that was written here."""
     try:
         with open(path, "rb") as file:

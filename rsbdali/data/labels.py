@@ -37,7 +37,7 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str]) -> np.
     Args:
         path: the label file.
         names: names of all N image files, in canonical order (paths relative to their folder).
-        classes: class names; a label's number is its place here.
+        classes: class names; a label's number is its position here.
 
     Returns:
         int32, shape (N,).
@@ -102,10 +102,10 @@ def _names_of(path: Path, lines: list[str], known: set[str]) -> list[str]:
         return lines
     numbered = [re.fullmatch(r"(.*?)[\s,]+([0-9]{1,9})", line) for line in lines]
     if all(numbered) and not known.isdisjoint(match[1] for match in numbered if match):
-        place = {int(match[2]): match[1] for match in numbered if match}
-        if sorted(place) != list(range(len(lines))):
+        name_of = {int(match[2]): match[1] for match in numbered if match}
+        if sorted(name_of) != list(range(len(lines))):
             raise DataError(f"{path}: labels of a class map must be 0 to {len(lines) - 1}, each once")
-        return [place[i] for i in range(len(lines))]
+        return [name_of[i] for i in range(len(lines))]
     words = [re.split(r"[\s,]", line, maxsplit=1)[0] for line in lines]
     return words if known <= set(words) else lines
 
@@ -139,7 +139,7 @@ def _named_rows(
     path: Path, lines: list[tuple[int, str]], names: Sequence[str], classes: Sequence[str]
 ) -> list[tuple[int, str, str]]:
     """(line number, file name, label) of each line."""
-    known, places = {*names, *(os.path.splitext(name)[0] for name in names)}, set(classes)
+    known, known_classes = {*names, *(os.path.splitext(name)[0] for name in names)}, set(classes)
     rows = []
     for number, line in lines:
         cells = _cells(line)
@@ -147,7 +147,7 @@ def _named_rows(
         if not label:
             raise DataError(f"{path}: line {number}: expected 'name label' as before it")
         # Kaggle's solutions have boxes behind the class name
-        rows.append((number, name, label if label in places else re.split(r"[\s,]", label, maxsplit=1)[0]))
+        rows.append((number, name, label if label in known_classes else re.split(r"[\s,]", label, maxsplit=1)[0]))
     return rows
 
 
@@ -166,11 +166,11 @@ def _split_at_space(line: str, known: set[str]) -> tuple[str, str]:
 
 def _numbering(path: Path, labels: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
     """Number of each label that occurs: by class name where all are names, else as counted from 0."""
-    place = {name: i for i, name in enumerate(classes)}
+    label_of = {name: i for i, name in enumerate(classes)}
     distinct = sorted(set(labels))
-    unknown = [label for label in distinct if label not in place]
+    unknown = [label for label in distinct if label not in label_of]
     if not unknown:
-        return {label: place[label] for label in distinct}
+        return {label: label_of[label] for label in distinct}
     number: dict[str, int] = {}
     for label in distinct:
         try:
@@ -178,7 +178,7 @@ def _numbering(path: Path, labels: Sequence[str], classes: Sequence[str]) -> dic
         except LabelError as error:
             raise DataError(f"{path}: {error}") from error
         if not isinstance(parsed, int):
-            wrong = label if label not in place else unknown[0]
+            wrong = label if label not in label_of else unknown[0]
             raise DataError(f"{path}: label {wrong[:80]!r} is none of the {len(classes)} classes, nor a number from 0")
         number[label] = parsed
     largest = max(number.values())
@@ -245,8 +245,8 @@ def _clipped(name: str) -> str:
 
 
 def _by_name(what: str, scan: Scan, classes: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    place = {name: i for i, name in enumerate(classes)}
-    unknown = [name for name in scan.classes if name not in place]
+    label_of = {name: i for i, name in enumerate(classes)}
+    unknown = [name for name in scan.classes if name not in label_of]
     if unknown:
         raise DataError(
             f"{what}: class folder {unknown[0]!r} (of {len(unknown)} such) is none of the {len(classes)} "
@@ -255,7 +255,7 @@ def _by_name(what: str, scan: Scan, classes: Sequence[str]) -> tuple[tuple[str, 
         )
     if len(scan.classes) < len(classes):
         log.warning("%s: holds %d of %d classes", what, len(scan.classes), len(classes))
-    translate = np.array([place[name] for name in scan.classes], np.int32)
+    translate = np.array([label_of[name] for name in scan.classes], np.int32)
     return tuple(classes), translate[scan.columns["label_N"]]
 
 

@@ -59,29 +59,29 @@ def find_split(data_dir: str | os.PathLike[str], split: str) -> Path:
     Raises:
         DataError: none of them is there.
     """
-    place = Location.parse(data_dir)
+    location = Location.parse(data_dir)
     names = NAMES[split]
-    if not place.is_url:
-        folder = next((name for name in names if os.path.isdir(os.path.join(place.text, name))), None)
-        found = folder or _in_files(place, names)
+    if not location.is_url:
+        folder = next((name for name in names if os.path.isdir(os.path.join(location.text, name))), None)
+        found = folder or _in_files(location, names)
         expected = " or ".join(os.path.join(os.fspath(data_dir), name) for name in names)
-        if found is None and not os.path.isdir(place.text):
+        if found is None and not os.path.isdir(location.text):
             raise DataError(f"{os.fspath(data_dir)}: no such folder: expected {expected}/<class>/<image>")
     else:
-        folders = storage_of(place).files()[1]
-        found = next((name for name in names if name in folders), None) or _in_files(place, names)
-        expected = " or ".join(f"{place.text}/{name}" for name in names)
+        folders = storage_of(location).files()[1]
+        found = next((name for name in names if name in folders), None) or _in_files(location, names)
+        expected = " or ".join(f"{location.text}/{name}" for name in names)
     if found is None:
         raise DataError(
-            f"{place.text if place.is_url else os.fspath(data_dir)}: no {split} folder: expected "
-            f"{expected}/<class>/<image>{'' if place.is_url else _nearby(place, os.fspath(data_dir), names)}"
+            f"{location.text if location.is_url else os.fspath(data_dir)}: no {split} folder: expected "
+            f"{expected}/<class>/<image>{'' if location.is_url else _nearby(location, os.fspath(data_dir), names)}"
         )
-    return Path(f"{place.text}/{found}") if place.is_url else Path(data_dir) / found
+    return Path(f"{location.text}/{found}") if location.is_url else Path(data_dir) / found
 
 
-def _nearby(place: Location, data_dir: str, names: Sequence[str]) -> str:
+def _nearby(location: Location, data_dir: str, names: Sequence[str]) -> str:
     """A folder that has the split: below, or above, where a level too many or too few was given."""
-    data_dir = data_dir if os.path.isdir(data_dir) else place.text  # file:///data
+    data_dir = data_dir if os.path.isdir(data_dir) else location.text  # file:///data
     below = sorted(entry.path for entry in os.scandir(data_dir) if entry.is_dir())[:MOST_LOOKED_AT]
     above = os.path.normpath(os.path.join(data_dir, ".."))
     for near in (above, os.path.normpath(os.path.join(above, "..")), *below):
@@ -96,22 +96,22 @@ def find_images(data_dir: str | os.PathLike[str]) -> Path:
     Raises:
         DataError: DIR is no folder.
     """
-    place = Location.parse(data_dir)
-    if place.pattern is not None or place.is_url:
-        return Path(place.text) if place.pattern is not None else _train_or_all(place)
-    if not os.path.isdir(place.text):
+    location = Location.parse(data_dir)
+    if location.pattern is not None or location.is_url:
+        return Path(location.text) if location.pattern is not None else _train_or_all(location)
+    if not os.path.isdir(location.text):
         raise DataError(f"{os.fspath(data_dir)}: no such folder: expected a folder of images, or one that holds train/")
     data_dir = Path(data_dir)
     if (data_dir / "train").is_dir():
         return data_dir / "train"
-    found = _in_files(place, NAMES["train"])
+    found = _in_files(location, NAMES["train"])
     return data_dir / found if found else data_dir
 
 
 def find_parts(data_dir: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     """The splits that a folder or URL holds, as (name, what `ImageIndex.load` takes); none where it has no splits."""
-    place = Location.parse(data_dir)
-    if place.pattern is not None:
+    location = Location.parse(data_dir)
+    if location.pattern is not None:
         return []
     parts = []
     for split in NAMES:
@@ -151,21 +151,21 @@ def load_indexes(
     return train_index, rank_zero_first(lambda first: open_split(data_dir, "val", check=first, **options), world)
 
 
-def _train_or_all(place: Location) -> Path:
+def _train_or_all(location: Location) -> Path:
     try:
-        return find_split(place.text, "train")
+        return find_split(location.text, "train")
     except DataError:  # no train folder: the prefix itself holds the images
-        return Path(place.text)
+        return Path(location.text)
 
 
-def _in_files(place: Location, names: Sequence[str]) -> str | None:
+def _in_files(location: Location, names: Sequence[str]) -> str | None:
     """The first of `FORMS` that some file fits, relative to DIR."""
-    if not place.is_url and not os.path.isdir(place.text):
+    if not location.is_url and not os.path.isdir(location.text):
         return None
-    files, folders = storage_of(place).files()
+    files, folders = storage_of(location).files()
     there = [file.name for file in files]
     if "data" in folders:
-        inner, _ = storage_of(Location.parse(place.join("data"))).files()
+        inner, _ = storage_of(Location.parse(location.join("data"))).files()
         there += [f"data/{file.name}" for file in inner]
     for name in names:
         for form in FORMS:

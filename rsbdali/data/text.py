@@ -10,7 +10,7 @@ from pathlib import Path
 from rsbdali.errors import DataError
 
 MOST_LINE_CHARS = 1 << 20
-MOST_LABEL = 1_000_000  # a label is the place of a class: a larger number would cost memory for every class below it
+MOST_LABEL = 1_000_000  # a label is the number of a class: a larger number would cost memory for every class below it
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:

@@ -2,9 +2,9 @@
 
     location ──> storage ──> blobs          where: local files, or objects behind an fsspec URL; bytes by offset
                     │
-                 source ──> Scan            what: tar, Parquet, table, objects; images with label, place and header
+                 source ──> Scan            what: tar, Parquet, table, objects; images with label, bytes and header
                     │
-                 reader ──> encoded bytes   one image by its place, in any order, from any thread
+                 reader ──> encoded bytes   one image, in any order, from any thread
 
 `rsbdali.data.index.ImageIndex` is the one interface above them.
 """

@@ -1,6 +1,6 @@
-"""What every source gives: images found, and a reader that fetches one by its place."""
+"""What every source gives: images found, and a reader that fetches one of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -48,12 +48,12 @@ class Scan:
     notes: tuple[str, ...] = ()
 
 
-class Place(NamedTuple):
-    """Where the encoded bytes of one image are.
+class StoredImage(NamedTuple):
+    """One image as its source stores it: where its encoded bytes are.
 
     Attributes:
         path: its path relative to the source, for the store of one object an image.
-        shard: place of its shard in the source's list; -1 where an image is a file of its own.
+        shard: number of its shard in the source's list; -1 where an image is a file of its own.
         offset: first byte within the shard; in Parquet the row.
         nbytes: length in bytes.
     """
@@ -64,26 +64,50 @@ class Place(NamedTuple):
     nbytes: int
 
 
+class ByteRange(NamedTuple):
+    """Some bytes of an image: where they begin, counted from its first byte, and how many they are."""
+
+    start: int
+    nbytes: int
+
+
+class ReadRequest(NamedTuple):
+    """What is read of an image.
+
+    Attributes:
+        image: the image.
+        parts: ranges in ascending order; none for all of it.
+    """
+
+    image: StoredImage
+    parts: tuple[ByteRange, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are asked for."""
+        return sum(part.nbytes for part in self.parts) if self.parts else self.image.nbytes
+
+
 class Entry(NamedTuple):
     """One image met while a source was listed.
 
     Attributes:
-        place: where it is; its path has the class folder first where names carry a class.
+        image: as it is stored; its path has the class folder first where names carry a class.
         header: size and kind, or why it is no image.
         label: its number where the source gives one.
         class_name: its class where the source names it.
     """
 
-    place: Place
+    image: StoredImage
     header: Header | str
     label: int | None = None
     class_name: str | None = None
 
 
 class Reader(Protocol):
-    """Encoded images by their place, for any number of threads."""
+    """Encoded images, for any number of threads."""
 
-    def read(self, place: Place) -> bytes:
+    def read(self, image: StoredImage) -> bytes:
         """The encoded bytes of one image.
 
         Raises:
@@ -92,12 +116,27 @@ class Reader(Protocol):
         """
         ...
 
-    def fetch_ahead(self, places: Sequence[Place]) -> None:
-        """Images that will be read soon, in that order; a source far away starts on them in the background."""
+    def fetch_ahead(self, requests: Iterable[ReadRequest]) -> None:
+        """What will be read soon, in that order; a source far away starts on it in the background.
+
+        Others need not look at `requests`, which may be made while they are taken.
+        """
         ...
 
     def close(self) -> None:
         """Close files and end threads; reading on opens them again."""
+        ...
+
+
+class PartReader(Reader, Protocol):
+    """A reader of a source whose images can be read in part."""
+
+    def read_parts(self, image: StoredImage, parts: Sequence[ByteRange], out_B: np.ndarray) -> None:
+        """Read parts of an image, in ascending order, one behind the other into uint8 (length,).
+
+        Raises:
+            UnreadableImage, SourceError: as `read`.
+        """
         ...
 
 
@@ -117,18 +156,18 @@ class Source(Protocol):
         ...
 
 
-def header_or_reason(pread: Pread, place: Place) -> Header | str:
+def header_or_reason(pread: Pread, image: StoredImage) -> Header | str:
     """The header of an image, or why it has none.
 
     Args:
         pread: reads the blob that holds the image.
-        place: where in the blob.
+        image: its bytes within the blob.
     """
 
     def within(count: int, at: int) -> bytes:
-        return pread(max(0, min(count, place.nbytes - at)), place.offset + at)
+        return pread(max(0, min(count, image.nbytes - at)), image.offset + at)
 
     try:
-        return read_header_from(within, place.path, place.nbytes)
+        return read_header_from(within, image.path, image.nbytes)
     except InvalidImageError as error:
         return str(error)

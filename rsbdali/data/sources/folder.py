@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from rsbdali.data.columns import header_columns, notes_on_classes
 from rsbdali.data.header import Header, InvalidImageError, read_header
 from rsbdali.data.levels import notes_on_depth
 from rsbdali.data.names import EXTENSIONS, is_hidden, is_image_name, is_skipped_name, natural_key, notes_on_names
-from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Place, Progress, Scan
+from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, ByteRange, Progress, ReadRequest, Scan, StoredImage
 from rsbdali.errors import DataError, UnreadableImage
 
 READ = os.O_RDONLY | os.O_NONBLOCK  # a file that became a pipe must not block
@@ -172,19 +172,19 @@ class FileReader:
     def __init__(self, root: str) -> None:
         self._root = root
 
-    def read(self, place: Place) -> bytes:
+    def read(self, image: StoredImage) -> bytes:
         """See `Reader`."""
         try:
-            with open(os.open(os.path.join(self._root, place.path), READ), "rb") as file:
+            with open(os.open(os.path.join(self._root, image.path), READ), "rb") as file:
                 return file.read()
         except OSError as error:
             raise UnreadableImage(f"cannot be read: {error.strerror}") from error
 
-    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
-        """Read parts of an image, given as (first byte, bytes), one behind the other into uint8 (length,)."""
+    def read_parts(self, image: StoredImage, parts: Sequence[ByteRange], out_B: np.ndarray) -> None:
+        """See `PartReader`."""
         at = 0
         try:
-            descriptor = os.open(os.path.join(self._root, place.path), READ)
+            descriptor = os.open(os.path.join(self._root, image.path), READ)
             try:
                 for start, count in parts:
                     at += os.preadv(descriptor, [out_B[at : at + count].data], start)
@@ -195,7 +195,7 @@ class FileReader:
         if at < len(out_B):
             raise UnreadableImage(f"cut short: {at} of {len(out_B)} bytes are there")
 
-    def fetch_ahead(self, places: Sequence[Place]) -> None:
+    def fetch_ahead(self, requests: Iterable[ReadRequest]) -> None:
         """Nothing: the kernel reads ahead."""
 
     def close(self) -> None:

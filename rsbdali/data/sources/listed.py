@@ -8,13 +8,22 @@ The scan has the canonical order of all sources; its `offset_N` says which item 
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rsbdali.data.columns import to_scan
 from rsbdali.data.header import InvalidImageError, read_header
-from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Entry, Place, Progress, Scan, header_or_reason
+from rsbdali.data.sources.base import (
+    CHUNK,
+    DEFAULT_THREADS,
+    Entry,
+    Progress,
+    ReadRequest,
+    Scan,
+    StoredImage,
+    header_or_reason,
+)
 from rsbdali.data.sources.folder import FileReader
 from rsbdali.errors import DataError, UnreadableImage
 
@@ -107,21 +116,21 @@ class ListedSource:
         path = os.path.join(self._listing.root, name)
         status = _status(path)
         if isinstance(status, str):
-            return Entry(Place(name, -1, i, 0), f"cannot be read: {status}")
-        place = Place(name, -1, i, status[0])
+            return Entry(StoredImage(name, -1, i, 0), f"cannot be read: {status}")
+        image = StoredImage(name, -1, i, status[0])
         try:
-            return Entry(place, read_header(path, status[0]))
+            return Entry(image, read_header(path, status[0]))
         except InvalidImageError as error:
-            return Entry(place, str(error))
+            return Entry(image, str(error))
 
     def _item(self, items: Items, i: int) -> Entry:
-        place = Place(items.path(i), -1, i, 0)
+        image = StoredImage(items.path(i), -1, i, 0)
         try:
             data = _bytes_of(items, i)
         except UnreadableImage as error:
-            return Entry(place, str(error))
-        place = place._replace(nbytes=len(data))
-        return Entry(place, header_or_reason(lambda n, at: data[at - i : at - i + n], place))
+            return Entry(image, str(error))
+        image = image._replace(nbytes=len(data))
+        return Entry(image, header_or_reason(lambda n, at: data[at - i : at - i + n], image))
 
 
 class ItemReader:
@@ -130,11 +139,11 @@ class ItemReader:
     def __init__(self, items: Items) -> None:
         self._items = items
 
-    def read(self, place: Place) -> bytes:
+    def read(self, image: StoredImage) -> bytes:
         """See `Reader`."""
-        return _bytes_of(self._items, place.offset)
+        return _bytes_of(self._items, image.offset)
 
-    def fetch_ahead(self, places: Sequence[Place]) -> None:
+    def fetch_ahead(self, requests: Iterable[ReadRequest]) -> None:
         """Nothing: the object is asked when an image is needed."""
 
     def close(self) -> None:

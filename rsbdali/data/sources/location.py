@@ -19,7 +19,7 @@ FILE_ENDINGS = (".tar", ".parquet", ".csv", ".tsv", ".tar.gz", ".tgz", ".tar.bz2
 
 @dataclass(frozen=True)
 class Location:
-    """A place, taken apart.
+    """Where a data set is, taken apart.
 
     Attributes:
         text: as it is shown: an absolute path, or a URL.

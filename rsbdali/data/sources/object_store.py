@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 from rsbdali.data.sources.storage import Blob, FileInfo
 from rsbdali.errors import DataError, SourceError, UnreadableImage
 
+# Most bytes between two parts of an image that are fetched with them: about as many as come while one more request
+# waits for its answer (an estimate: 10 ms, 25 MB/s by each of many connections). Most JPEGs are smaller: one request.
+GAP_BYTES = 256 << 10
 RETRY_WAITS_S = (0.1, 0.5, 2.0)  # between tries, on top of what the store's own client does
 # what tells a changed object; blob_id is the hub's
 STAMPS = ("ETag", "etag", "blob_id", "LastModified", "mtime", "updated", "created")

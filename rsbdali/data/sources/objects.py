@@ -6,7 +6,7 @@ from rsbdali.data.columns import to_scan
 from rsbdali.data.header import Header
 from rsbdali.data.levels import notes_on_depth
 from rsbdali.data.names import EXTENSIONS, is_hidden, is_image_name, is_skipped_name, notes_on_names
-from rsbdali.data.sources.base import Entry, Place, Progress, Scan, header_or_reason
+from rsbdali.data.sources.base import Entry, Progress, Scan, StoredImage, header_or_reason
 from rsbdali.data.sources.object_store import BlockBlob, RemoteStorage
 from rsbdali.data.sources.storage import FileInfo, fingerprint_of
 from rsbdali.errors import DataError, UnreadableImage
@@ -56,13 +56,13 @@ class ObjectSource:
         return to_scan(self._what, found, kind="objects", notes=self._notes)
 
     def _found(self, file: FileInfo) -> Entry:
-        place = Place(file.name, -1, 0, file.size)
+        image = StoredImage(file.name, -1, 0, file.size)
         folder, slash, _ = file.name.partition("/")
-        return Entry(place, self._header(file, place), class_name=folder if slash else None)
+        return Entry(image, self._header(file, image), class_name=folder if slash else None)
 
-    def _header(self, file: FileInfo, place: Place) -> Header | str:
+    def _header(self, file: FileInfo, image: StoredImage) -> Header | str:
         blob = BlockBlob(self._storage.open(file.name, file.size), HEAD_BYTES)
         try:
-            return header_or_reason(blob.pread, place)
+            return header_or_reason(blob.pread, image)
         except UnreadableImage as error:
             return str(error)

@@ -11,7 +11,7 @@ background.
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from rsbdali.data.columns import to_scan
 from rsbdali.data.names import CLASS_NAMES, LABEL_NAMES
-from rsbdali.data.sources.base import DEFAULT_THREADS, Entry, Place, Progress, Scan, header_or_reason
+from rsbdali.data.sources.base import DEFAULT_THREADS, Entry, Progress, ReadRequest, Scan, StoredImage, header_or_reason
 from rsbdali.data.sources.forks import restarted_in_children
 from rsbdali.data.sources.storage import BlobFile, FileInfo, Storage, fingerprint_of
 from rsbdali.data.text import LabelError, parse_label
@@ -156,14 +156,14 @@ def _rows(table: Any, shard: int, first: int, name: str) -> list[Entry]:
     labels = table.column("label").to_pylist() if "label" in table.column_names else [None] * len(images)
     found = []
     for row, (path, label, data) in enumerate(zip(paths, labels, images.field("bytes"), strict=True), first):
-        place = Place(path or f"{name}-{row:09d}", shard, row, len(data.as_buffer()) if data.is_valid else 0)
-        header = header_or_reason(_reader_of(data.as_buffer(), row), place) if data.is_valid else "no bytes in its row"
+        image = StoredImage(path or f"{name}-{row:09d}", shard, row, len(data.as_buffer()) if data.is_valid else 0)
+        header = header_or_reason(_reader_of(data.as_buffer(), row), image) if data.is_valid else "no bytes in its row"
         try:  # the hub's test split has -1
             value = None if label is None else parse_label(str(int(label) if isinstance(label, bool) else label))
         except LabelError as error:
             raise DataError(f"row {row}: {error}") from error
         number, text = (None, value) if isinstance(value, str) else (value, None)
-        found.append(Entry(place, header, number, text))
+        found.append(Entry(image, header, number, text))
     return found
 
 
@@ -238,22 +238,22 @@ class ParquetReader:
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
-    def read(self, place: Place) -> bytes:
+    def read(self, image: StoredImage) -> bytes:
         """See `Reader`."""
-        file, group, row = self._find(place)
+        file, group, row = self._find(image)
         future, is_mine = self._claim(file, group)
         if is_mine:
             self._fill(future, file, group)
         data = future.result()[row].as_py()
-        if not isinstance(data, bytes) or len(data) != place.nbytes:
-            raise UnreadableImage(f"{self._shards[place.shard]}: row {place.offset} is not what it was when indexed")
+        if not isinstance(data, bytes) or len(data) != image.nbytes:
+            raise UnreadableImage(f"{self._shards[image.shard]}: row {image.offset} is not what it was when indexed")
         return data
 
-    def fetch_ahead(self, places: Sequence[Place]) -> None:
+    def fetch_ahead(self, requests: Iterable[ReadRequest]) -> None:
         """Start on the row groups of these images, as many as half of the bound holds."""
         room = self._bound // 2  # the other half is for what is being read
         try:
-            wanted = {group: file for file, group, _ in map(self._find, places)}
+            wanted = {group: file for file, group, _ in (self._find(request.image) for request in requests)}
             for group, file in wanted.items():
                 room -= file.nbytes_G[group[1]]
                 if room < 0:
@@ -281,13 +281,13 @@ class ParquetReader:
                 self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="rsbdali-parquet")
             return self._pool
 
-    def _find(self, place: Place) -> tuple[_File, Group, int]:
+    def _find(self, image: StoredImage) -> tuple[_File, Group, int]:
         """The file and row group that hold an image, and its row there."""
-        file = self._file(place.shard)
-        group = int(np.searchsorted(file.start_G, place.offset, side="right")) - 1
+        file = self._file(image.shard)
+        group = int(np.searchsorted(file.start_G, image.offset, side="right")) - 1
         if group >= len(file.nbytes_G):
-            raise UnreadableImage(f"{file.name}: has no row {place.offset} any more")
-        return file, (place.shard, group), place.offset - int(file.start_G[group])
+            raise UnreadableImage(f"{file.name}: has no row {image.offset} any more")
+        return file, (image.shard, group), image.offset - int(file.start_G[group])
 
     def _file(self, shard: int) -> _File:
         with self._lock:

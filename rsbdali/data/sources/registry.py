@@ -11,7 +11,7 @@ from rsbdali.data.names import is_image_name
 from rsbdali.data.sources.base import Reader, Scan, Source
 from rsbdali.data.sources.folder import FileReader, FolderSource
 from rsbdali.data.sources.location import Location
-from rsbdali.data.sources.object_store import RemoteStorage
+from rsbdali.data.sources.object_store import GAP_BYTES, RemoteStorage
 from rsbdali.data.sources.objects import ObjectSource
 from rsbdali.data.sources.parquet import ParquetReader, ParquetSource
 from rsbdali.data.sources.read_ahead import AheadReader
@@ -75,8 +75,9 @@ def reader_of(scan: Scan, location: Location, root: str) -> Reader:
     storage = storage_of(location)
     if scan.kind == "parquet":
         return ParquetReader(storage, scan.shards)
-    reader = RangeReader(storage, scan.shards)
-    return AheadReader(reader) if location.is_url else reader
+    if location.is_url:
+        return AheadReader(RangeReader(storage, scan.shards, GAP_BYTES))
+    return RangeReader(storage, scan.shards)
 
 
 def _holds_image_files(folder: str) -> bool:

@@ -1,4 +1,4 @@
-"""Files that hold many images: listed, and read by offset from any thread. Local ones here, others in `remote.py`.
+"""Files that hold many images: listed, and read by offset from any thread. Others than local ones: `object_store.py`.
 
 `RangeReader` reads images that lie in shards as they are: bytes from an offset on.
 """
@@ -8,12 +8,12 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from rsbdali.data.sources.base import Place
+from rsbdali.data.sources.base import ByteRange, ReadRequest, StoredImage
 from rsbdali.errors import DataError, UnreadableImage
 
 OPEN_FILES = 256  # below the usual limit of 1024 a process
@@ -209,38 +209,53 @@ def fingerprint_of(files: Sequence[FileInfo]) -> bytes:
     return digest.digest()
 
 
+def joined(parts: Sequence[ByteRange], gap_bytes: int) -> Iterator[list[ByteRange]]:
+    """Parts of an image that are read at once: neighbors with at most `gap_bytes` between them."""
+    group: list[ByteRange] = []
+    for part in parts:
+        if group and part.start - (group[-1].start + group[-1].nbytes) > gap_bytes:
+            yield group
+            group = []
+        group.append(part)
+    if group:
+        yield group
+
+
 class RangeReader:
-    """Images by (shard, offset, length), see `rsbdali.data.sources.base.Reader`; a file of its own where shard is -1.
+    """Images by (shard, offset, length), see `rsbdali.data.sources.base.PartReader`; shard -1: in a file of its own.
 
     Args:
         storage: where the shards are.
         shards: their names.
+        gap_bytes: most bytes between two parts that are read with them rather than skipped.
     """
 
-    def __init__(self, storage: Storage, shards: Sequence[str]) -> None:
-        self._shards, self._storage, self._blobs = shards, storage, OpenBlobs(storage)
+    def __init__(self, storage: Storage, shards: Sequence[str], gap_bytes: int = 0) -> None:
+        self._shards, self._storage, self._blobs, self._gap_bytes = shards, storage, OpenBlobs(storage), gap_bytes
 
-    def read(self, place: Place) -> bytes:
+    def read(self, image: StoredImage) -> bytes:
         """See `Reader`."""
-        if place.shard < 0:  # an object is read once and whole: nothing to keep open
-            name, blob = place.path, self._storage.open(place.path)
+        if image.shard < 0:  # an object is read once: nothing to keep open
+            name, blob = image.path, self._storage.open(image.path)
         else:
-            name = self._shards[place.shard]
+            name = self._shards[image.shard]
             blob = self._blobs.get(name)
-        data = blob.pread(place.nbytes, place.offset)
-        if len(data) < place.nbytes:
-            raise UnreadableImage(f"{name} is cut short: {len(data)} of {place.nbytes} bytes are there")
+        data = blob.pread(image.nbytes, image.offset)
+        if len(data) < image.nbytes:
+            raise UnreadableImage(f"{name} is cut short: {len(data)} of {image.nbytes} bytes are there")
         return data
 
-    def read_parts(self, place: Place, parts: Sequence[tuple[int, int]], out_B: np.ndarray) -> None:
-        """Read parts of an image, given as (first byte, bytes), one behind the other into uint8 (length,)."""
+    def read_parts(self, image: StoredImage, parts: Sequence[ByteRange], out_B: np.ndarray) -> None:
+        """See `PartReader`."""
         at = 0
-        for start, count in parts:
-            part = self.read(place._replace(offset=place.offset + start, nbytes=count))
-            out_B[at : at + count] = np.frombuffer(part, np.uint8)
-            at += count
+        for group in joined(parts, self._gap_bytes):
+            first, end = group[0].start, group[-1].start + group[-1].nbytes
+            data = self.read(image._replace(offset=image.offset + first, nbytes=end - first))
+            for start, count in group:
+                out_B[at : at + count] = np.frombuffer(data, np.uint8, count, start - first)
+                at += count
 
-    def fetch_ahead(self, places: Sequence[Place]) -> None:
+    def fetch_ahead(self, requests: Iterable[ReadRequest]) -> None:
         """Nothing: the kernel reads ahead."""
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from rsbdali.data.names import (
     is_image_name,
     notes_on_names,
 )
-from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Entry, Place, Progress, Scan
+from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, Entry, Progress, Scan, StoredImage
 from rsbdali.data.text import LabelError, lines_of, parse_label, read_text
 from rsbdali.errors import DataError
 
@@ -82,12 +82,12 @@ class TableSource:
     def _found(self, row: Row) -> Entry:
         path, status = os.path.join(self._root, row.path), self._stat(row)
         if isinstance(status, str):
-            return Entry(Place(row.path, -1, 0, 0), f"cannot be read: {status}", row.label, row.class_name)
-        place = Place(row.path, -1, 0, status[0])
+            return Entry(StoredImage(row.path, -1, 0, 0), f"cannot be read: {status}", row.label, row.class_name)
+        image = StoredImage(row.path, -1, 0, status[0])
         try:
-            return Entry(place, read_header(path, status[0]), row.label, row.class_name)
+            return Entry(image, read_header(path, status[0]), row.label, row.class_name)
         except InvalidImageError as error:
-            return Entry(place, str(error), row.label, row.class_name)
+            return Entry(image, str(error), row.label, row.class_name)
 
 
 def _is_hidden(path: str) -> bool:
@@ -164,7 +164,7 @@ def _columns(table: str, lines: Sequence[tuple[int, list[str]]]) -> Columns:
 
 
 def _row(cells: Sequence[str], at: Columns) -> Row:
-    needed = max(place for place in (at.path, at.label, at.class_name) if place is not None)
+    needed = max(column for column in (at.path, at.label, at.class_name) if column is not None)
     if len(cells) <= needed or not cells[at.path].strip():
         raise LabelError(f"expected at least {needed + 1} columns with path and label")
     path = cells[at.path].strip()
@@ -182,7 +182,7 @@ def _row(cells: Sequence[str], at: Columns) -> Row:
 
 
 def _refuse_mixture(table: str, rows: Sequence[Row], numbers: Sequence[int]) -> None:
-    """Numbers beside names: which of them is wrong cannot be known, and as names the numbers would get other places."""
+    """Numbers beside names: which of them is wrong cannot be known, and names are numbered otherwise."""
     first: dict[bool, int] = {}
     for row, number in zip(rows, numbers, strict=True):
         if row.label is not None or row.class_name is not None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from rsbdali.data.columns import to_scan
 from rsbdali.data.names import is_hidden, is_image_name, is_skipped_name, notes_on_names
-from rsbdali.data.sources.base import DEFAULT_THREADS, Entry, Place, Progress, Scan, header_or_reason
+from rsbdali.data.sources.base import DEFAULT_THREADS, Entry, Progress, Scan, StoredImage, header_or_reason
 from rsbdali.data.sources.storage import Blob, BlobFile, FileInfo, Storage, fingerprint_of
 from rsbdali.data.text import LabelError, parse_label
 from rsbdali.errors import DataError, RsbdaliError, UnreadableImage
@@ -98,9 +98,9 @@ class TarSource:
                     continue
                 names.skipped += [member.path] * is_skipped_name(base)
                 if is_image_name(base):
-                    place = Place(member.path, shard, member.offset, member.nbytes)
+                    image = StoredImage(member.path, shard, member.offset, member.nbytes)
                     # at once, while its block is at hand
-                    found.append(Entry(place, _header(blob, place)))
+                    found.append(Entry(image, _header(blob, image)))
                 elif (parts := split_key(member.path))[1] in ("cls", "json"):
                     _add_once(sidecars.setdefault(parts[0], {}), parts[1], member, where)
         except (tarfile.TarError, UnreadableImage) as error:
@@ -108,7 +108,7 @@ class TarSource:
         _refuse_twice(found, where)
         if sidecars:
             _refuse_two_images_a_sample(found, where)
-            found = [_labeled(f, blob, sidecars.get(split_key(f.place.path)[0], {}), name) for f in found]
+            found = [_labeled(f, blob, sidecars.get(split_key(f.image.path)[0], {}), name) for f in found]
         return found, bad, names
 
 
@@ -191,10 +191,10 @@ def split_key(path: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def _header(blob: Blob, place: Place) -> Any:
-    if place.offset + place.nbytes > blob.size:
-        return f"cut short: the tar file ends {place.offset + place.nbytes - blob.size} bytes before the image does"
-    return header_or_reason(blob.pread, place)
+def _header(blob: Blob, image: StoredImage) -> Any:
+    if image.offset + image.nbytes > blob.size:
+        return f"cut short: the tar file ends {image.offset + image.nbytes - blob.size} bytes before the image does"
+    return header_or_reason(blob.pread, image)
 
 
 def _add_once(sidecars: dict[str, Member], kind: str, member: Member, name: str) -> None:
@@ -203,14 +203,14 @@ def _add_once(sidecars: dict[str, Member], kind: str, member: Member, name: str)
 
 
 def _refuse_twice(found: Sequence[Entry], name: str) -> None:
-    twice = next((p for p, count in Counter(f.place.path for f in found).items() if count > 1), None)
+    twice = next((p for p, count in Counter(f.image.path for f in found).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{name}: {twice} is there twice: expected each key once")
 
 
 def _refuse_two_images_a_sample(found: Sequence[Entry], name: str) -> None:
     seen: dict[str, str] = {}
-    for path in (f.place.path for f in found):
+    for path in (f.image.path for f in found):
         other = seen.setdefault(split_key(path)[0], path)
         if other != path:
             raise DataError(f"{name}: {other} and {path} belong to one sample: expected one image a sample")
@@ -218,7 +218,7 @@ def _refuse_two_images_a_sample(found: Sequence[Entry], name: str) -> None:
 
 def _labeled(found: Entry, blob: Blob, sidecars: dict[str, Member], shard: str) -> Entry:
     """The image with what its .json or .cls says."""
-    path, label, class_name = found.place.path, None, None
+    path, label, class_name = found.image.path, None, None
     if (member := sidecars.get("json")) is not None:
         content = _read_json(blob, member, shard)
         path = content["path"] if isinstance(content.get("path"), str) else path
@@ -231,7 +231,7 @@ def _labeled(found: Entry, blob: Blob, sidecars: dict[str, Member], shard: str) 
             raise DataError(f"{shard}::{member.path}: {member.nbytes} bytes: expected a label")
         text = blob.pread(member.nbytes, member.offset).decode("utf-8-sig", "replace")
         label, class_name = _label(text, f"{shard}::{member.path}")
-    return Entry(found.place._replace(path=path), found.header, label, class_name)
+    return Entry(found.image._replace(path=path), found.header, label, class_name)
 
 
 def _label(text: str, where: str) -> tuple[int | None, str | None]:
@@ -259,9 +259,9 @@ def _class_folders(found: Sequence[Entry], shards: Sequence[str]) -> list[Entry]
     if any(f.label is not None or f.class_name is not None for f in found):
         return list(found)
     stems = [shard.rpartition("/")[2].removesuffix(".tar") for shard in shards]
-    first = {f.place.path.partition("/")[0] for f in found}
-    if len(first) == 1 and first <= {*SPLIT_FOLDERS, *stems} and all(f.place.path.count("/") > 1 for f in found):
-        found = [f._replace(place=f.place._replace(path=f.place.path.partition("/")[2])) for f in found]
-    if len(shards) > 1 and not any("/" in f.place.path for f in found):
-        found = [f._replace(place=f.place._replace(path=f"{stems[f.place.shard]}/{f.place.path}")) for f in found]
-    return [f._replace(class_name=f.place.path.partition("/")[0]) if "/" in f.place.path else f for f in found]
+    first = {f.image.path.partition("/")[0] for f in found}
+    if len(first) == 1 and first <= {*SPLIT_FOLDERS, *stems} and all(f.image.path.count("/") > 1 for f in found):
+        found = [f._replace(image=f.image._replace(path=f.image.path.partition("/")[2])) for f in found]
+    if len(shards) > 1 and not any("/" in f.image.path for f in found):
+        found = [f._replace(image=f.image._replace(path=f"{stems[f.image.shard]}/{f.image.path}")) for f in found]
+    return [f._replace(class_name=f.image.path.partition("/")[0]) if "/" in f.image.path else f for f in found]

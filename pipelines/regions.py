@@ -1,15 +1,16 @@
-"""What the host executor decodes of an image: a small JPEG of the restart intervals under a window, or all of it."""
+"""What is decoded of an image: a small JPEG of the restart intervals under a window, or all of it."""
 
 import logging
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 
 from rsbdali.data.header import Format
 from rsbdali.data.image_parser import parse
-from rsbdali.data.intervals import Intervals
+from rsbdali.data.sources.base import ByteRange
 from rsbdali.errors import NumbaError, UnreadableImage
 from rsbdali.pipelines.executor import ImageSource
 from rsbdali.pipelines.host.compiled import kernels
@@ -27,11 +28,41 @@ def find_splice() -> ModuleType | None:
         return None
 
 
+class _Region(NamedTuple):
+    """What is read of an image for a window, and the fields of `splice_numba`, which makes a small JPEG of it."""
+
+    length_K: np.ndarray
+    field_F: np.ndarray
+    parts: tuple[ByteRange, ByteRange]
+
+
+def _region(index: ImageSource, i: int, window_4: np.ndarray) -> _Region | None:
+    """The region of image i under a window (y, x, h, w); None where the image is read as a whole."""
+    intervals = index.intervals_of(i)
+    loops = None if intervals is None else find_splice()
+    if intervals is None or loops is None:
+        return None
+    field_F = np.empty(loops.FIELDS, np.int64)
+    field_F[:4] = window_4
+    field_F[4:8] = index.height_N[i], index.width_N[i], *intervals.sampling
+    loops.locate(intervals.length_K, field_F)
+    fields = field_F.tolist()
+    if fields[loops.LINES] * fields[loops.COUNT] == len(intervals.length_K) - 1:
+        return None  # all of it: nothing to splice
+    header = ByteRange(0, int(intervals.length_K[0]))
+    return _Region(intervals.length_K, field_F, (header, ByteRange(fields[loops.START], fields[loops.BYTES])))
+
+
+def fetch_ahead(index: ImageSource, sample_M: np.ndarray, window_M4: np.ndarray) -> None:
+    """Have a source that is far away start on what a `RegionReader` will read; arguments as of `RegionReader.read`."""
+    regions = (_region(index, i, window_4) for i, window_4 in zip(sample_M.tolist(), window_M4, strict=True))
+    index.fetch_ahead(sample_M, (() if region is None else region.parts for region in regions))
+
+
 class RegionReader:
     """Reads images for one thread, those that are seekable in part. Its memory is used again by the next call."""
 
     def __init__(self) -> None:
-        self._loops = find_splice()
         self._raw_B, self._small_B, self._used = np.empty(0, np.uint8), np.empty(0, np.uint8), 0
 
     def read(
@@ -57,26 +88,19 @@ class RegionReader:
     def _read(self, index: ImageSource, i: int, window_4: np.ndarray) -> np.ndarray | str:
         """The region under a window, which is moved accordingly, or the whole image."""
         try:
-            intervals = index.intervals_of(i) if self._loops is not None else None
-            small = None if intervals is None else self._read_region(index, i, intervals, window_4)
+            region = _region(index, i, window_4)
+            small = None if region is None else self._read_region(index, i, region, window_4)
             return index.read_bytes(i) if small is None else small
         except UnreadableImage as error:
             return str(error)
 
-    def _read_region(self, index: ImageSource, i: int, intervals: Intervals, window_4: np.ndarray) -> np.ndarray | None:
-        loops, header_bytes = self._loops, int(intervals.length_K[0])
+    def _read_region(self, index: ImageSource, i: int, region: _Region, window_4: np.ndarray) -> np.ndarray | None:
+        loops, fields = find_splice(), region.field_F.tolist()
         assert loops is not None
-        field_F = np.empty(loops.FIELDS, np.int64)
-        field_F[:4] = window_4
-        field_F[4:8] = index.height_N[i], index.width_N[i], *intervals.sampling
-        loops.locate(intervals.length_K, field_F)
-        fields = field_F.tolist()
-        if fields[loops.LINES] * fields[loops.COUNT] == len(intervals.length_K) - 1:
-            return None  # all of it: nothing to splice
-        raw_B = self._raw(header_bytes + fields[loops.BYTES])
-        index.read_parts(i, ((0, header_bytes), (fields[loops.START], fields[loops.BYTES])), raw_B)
+        raw_B = self._raw(sum(part.nbytes for part in region.parts))
+        index.read_parts(i, region.parts, raw_B)
         small_B = self._small(len(raw_B))
-        length = loops.splice(raw_B, intervals.length_K, field_F, small_B)
+        length = loops.splice(raw_B, region.length_K, region.field_F, small_B)
         if not length or parse(small_B[:length]) != (Format.JPEG, fields[loops.WIDTH], fields[loops.HEIGHT]):
             return None  # the file has changed: read as a whole, it is judged as any other
         self._used += length
