@@ -125,7 +125,7 @@ def eval_graph(
 ) -> Callable[[Callable[[], Fields]], Any]:
     """The graph as a function of its source (`PipelineQueue`); for `device` and `settings` see `decode`.
 
-    `fill`: color outside the resized image, where crops may lie there.
+    `fill`: color outside the resized image, where crops may reach there.
     """
     outside: dict[str, Any] = {} if fill is None else {"out_of_bounds_policy": "pad", "fill_values": fill}
 

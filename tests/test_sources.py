@@ -326,7 +326,7 @@ def test_a_class_map_orders_a_folder(tree: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\nb\na\n", "class 'a' stands there twice"),
+        ("a\nb\na\n", "class 'a' is there twice"),
         ("class0 0\nclass1 2\n", "must be 0 to 1, each once"),
         ("\n", "no class names"),
         (None, "cannot be read"),

@@ -32,7 +32,7 @@ def default_folder() -> Path:
 
 
 def cache_file(folder: Path, identity: str) -> Path:
-    """Where the scan of a source is kept, by what tells it from all others (its real path, its URL)."""
+    """Where the scan of a source is kept, by what identifies it (its real path, its URL)."""
     name = hashlib.blake2b(os.fsencode(identity), digest_size=16).hexdigest()
     return folder / "index" / f"{name}.npz"
 
@@ -82,7 +82,7 @@ def write(path: Path, fingerprint: bytes, scan: Scan) -> bool:
     Returns:
         Whether the scan is cached now.
     """
-    # JSON escapes the surrogates that stand for undecodable bytes of file names, and reads them back
+    # JSON escapes the surrogates that encode undecodable bytes of file names, and reads them back
     words = {"classes": scan.classes, "bad": scan.bad, "kind": scan.kind, "shards": scan.shards, "notes": scan.notes}
     texts = json.dumps(words).encode()
     head = {"version": np.array(VERSION), "fingerprint": np.frombuffer(fingerprint, np.uint8)}

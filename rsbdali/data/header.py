@@ -35,7 +35,7 @@ class ImageFlags(IntFlag):
     """What is special about a file.
 
     CMYK: four ink components. OTHER_FORMAT: the content is not what the name says. NO_EOI: a JPEG without end-of-image
-    marker, most likely cut off; only decoding tells how much is missing. CONVERT: DALI may decode it to other RGB
+    marker, most likely cut off; only decoding shows how much is missing. CONVERT: DALI may decode it to other RGB
     values than Pillow's `convert("RGB")`, so pipelines read a copy (`ImageIndex.read_bytes`).
     """
 
@@ -157,7 +157,7 @@ def _find_frame(pread: Pread, head: bytes) -> tuple[int, tuple[int, int, int, in
 
 
 def _has_end(pread: Pread, nbytes: int, after: int) -> bool:
-    """Whether an end-of-image marker stands at the end, or before some trailing bytes that others have added."""
+    """Whether an end-of-image marker is at the end, or before some trailing bytes that others have added."""
     if pread(2, nbytes - 2) == END_OF_IMAGE:
         return True
     # within coded data 0xFF is never followed by 0xD9; thumbnails with a marker of their own come before the frame

@@ -1,7 +1,7 @@
 """Which images there are: paths, labels and sizes as columns, scanned once and cached.
 
 The class of an image is the first folder below the root (torchvision's `ImageFolder`; the same as timm's leaf folder in
-a tree of one level); images may lie any number of folders deeper. Other sources say it in their own way
+a tree of one level); images may be any number of folders deeper. Other sources say it in their own way
 (`rsbdali.data.sources`). One canonical order for all: classes by timm's `natural_key`, then relative path by the same
 key. Only headers are read. Files that are no image are left out and named in `bad`.
 """
@@ -48,7 +48,7 @@ class ImageIndex:
     """N images as columns: no Python object per image, about 70 bytes an image with short paths.
 
     Attributes:
-        root: the scanned folder, absolute; of shards the folder that they lie in.
+        root: the scanned folder, absolute; of shards their folder.
         classes: class names in label order; empty where labels are unknown.
         label_N: int32, -1 where unknown.
         width_N: int32, pixels as stored and decoded (EXIF orientation is not applied, as in timm).

@@ -13,7 +13,7 @@ the window's to the bit: one pixel more on each side is kept for the decoder's i
     │    │ └──┼──┘ │    │                                        └────┴────┘
     └────┴────┴────┴────┘
 
-Where the intervals are stands beside the images, never in them.
+The positions of the intervals are kept beside the images, never in them.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Labels of a source in the classes that are asked for: its own, the training set's, a class map's, a label file's.
 
 A label file holds those of a flat folder of images (ImageNet's validation set comes that way), in one of two forms,
-told apart by the number of words on a line:
+recognized by the number of words on a line:
 
 * `name label`: a file name (with or without its extension) and its label, separated by a space, tab or comma; cells may
   be quoted, names may hold spaces. Words behind a class name are ignored, and so is a first line that names columns, so
@@ -71,7 +71,7 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str]) -> np.
 def read_class_map(path: Path, known: Sequence[str] = ()) -> tuple[str, ...]:
     """Class names in label order, one a line, as timm's `--class-map`.
 
-    A whole line is the name, as timm reads it. Where those are not the classes of the data, but what stands before a
+    A whole line is the name, as timm reads it. Where those are not the classes of the data, but what is before a
     number at the end of each line is, the numbers give the labels; where the first words are (`n01440764 tench`, as in
     ImageNet's LOC_synset_mapping.txt), they are the names.
 
@@ -93,7 +93,7 @@ def read_class_map(path: Path, known: Sequence[str] = ()) -> tuple[str, ...]:
     names = _names_of(path, lines, set(known))
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise DataError(f"{path}: class {twice!r} stands there twice")
+        raise DataError(f"{path}: class {twice!r} is there twice")
     return tuple(names)
 
 
@@ -126,7 +126,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _labels_alone(path: Path, lines: list[tuple[int, str]], classes: Sequence[str]) -> list[str] | None:
-    """The labels of a file of one label a line; None where names stand before them."""
+    """The labels of a file of one label a line; None where names are before them."""
     known = set(classes)
     texts = [line if line in known else _cells(line)[0] if len(_cells(line)) == 1 else line for _, line in lines]
     one = [text in known or (len(_cells(text)) == 1 and not re.search(r"\s", text)) for text in texts]

@@ -14,7 +14,7 @@ def refuse_other_level(what: str, scan: Scan) -> None:
     """Refuse data that is given one level too high, where a split or a whole data set would count as a class.
 
     Raises:
-        DataError: all folders are named like splits, or there is one, and its images lie in several folders within.
+        DataError: all folders are named like splits, or there is one, and its images are in several folders within.
     """
     if len(scan.classes) > 1 and {name.lower() for name in scan.classes} <= SPLIT_FOLDERS:
         raise DataError(f"{what}: its folders are splits ({', '.join(scan.classes)}), not classes: give one of them")
@@ -23,13 +23,13 @@ def refuse_other_level(what: str, scan: Scan) -> None:
     inner = _second_folders(scan, scan.classes[0])
     if len(inner) > 1:
         raise DataError(
-            f"{what}: holds one folder, {scan.classes[0]!r}, whose images lie in {len(inner)} folders "
+            f"{what}: holds one folder, {scan.classes[0]!r}, whose images are in {len(inner)} folders "
             f"({', '.join(sorted(inner, key=natural_key)[:3])}, ...): one level too high? give {what}/{scan.classes[0]}"
         )
 
 
 def _second_folders(scan: Scan, first: str) -> set[str]:
-    """Folders directly in the only class folder that hold images; none where an image lies beside them."""
+    """Folders directly in the only class folder that hold images; none where an image is beside them."""
     blob, start, found = scan.columns["path_bytes"].tobytes(), 0, set()
     for end in scan.columns["path_end_N"].tolist():
         parts = os.fsdecode(blob[start:end]).split("/")
@@ -46,6 +46,6 @@ def notes_on_depth(files: Sequence[str]) -> tuple[str, ...]:
     if not deeper:
         return ()
     return (
-        f"{len(deeper)} images lie in folders within class folders, {deeper[0]!r} the first: the first folder is the "
+        f"{len(deeper)} images are in folders within class folders, {deeper[0]!r} the first: the first folder is the "
         "class (timm takes the innermost)",
     )

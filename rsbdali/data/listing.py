@@ -151,7 +151,7 @@ def _common_folder(names: list[str]) -> tuple[str, list[str]]:
     """The folder that holds all files, and their paths below it."""
     here = os.getcwd()
     paths = [os.path.join(here, name) for name in names]
-    # in the order of text all others lie between these two, and begin as both do
+    # in the order of text all others are between these two, and begin as both do
     folder = os.path.commonpath([os.path.dirname(min(paths)), os.path.dirname(max(paths))])
     return _below(folder, paths)
 

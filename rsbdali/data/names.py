@@ -77,7 +77,7 @@ def is_skipped_name(name: str) -> bool:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a file or folder is hidden, or lies in a folder that is (`HIDDEN`); path is relative to the source."""
+    """Whether a file or folder is hidden, or is in a folder that is (`HIDDEN`); path is relative to the source."""
     return any((part.startswith(".") and part not in (".", "..")) or part in HIDDEN for part in path.split("/"))
 
 

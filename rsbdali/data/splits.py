@@ -16,7 +16,7 @@ from rsbdali.errors import DataError
 Split = Literal["train", "val", "any"]
 NAMES = {"train": ("train",), "val": ("val", "validation")}
 MOST_LOOKED_AT = 100  # folders below the one that was given
-# in this order; * stands for numbers of shards, {} for the split's name
+# in this order; * matches numbers of shards, {} for the split's name
 FORMS = (
     "{}.tar",
     "{}-*.tar",

@@ -100,7 +100,7 @@ def choose_decode(
     world: World,
     clock: Callable[[], float] = time.perf_counter,
 ) -> str:
-    """The mode that `auto` stands for, the same on all ranks; any other stays as it is.
+    """The mode that `auto` means, the same on all ranks; any other stays as it is.
 
     On a CPU it is cpu; on a GPU whose kernels cannot be compiled too. A GPU with a JPEG engine decodes by itself. Where
     nothing is known of the card, rank 0 measures a few batches of both ways.

@@ -44,7 +44,7 @@ class LoaderSettings:
 
     @classmethod
     def of(cls, values: Any) -> "LoaderSettings":
-        """From plain values that somebody may have changed.
+        """From plain values that may have been changed by hand.
 
         Raises:
             NotPlain: they are no settings.

@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scan:
-    """What a source holds, by its own classes; nothing here depends on where it lies.
+    """What a source holds, by its own classes; nothing here depends on where it is.
 
     Attributes:
         classes: first-level folders that hold image files, in label order; empty for a flat folder, and where labels

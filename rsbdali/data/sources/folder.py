@@ -1,4 +1,4 @@
-"""A folder of image files: one walk that lists them, a fingerprint that tells a changed tree, headers read in threads.
+"""A folder of image files: one walk that lists them, a fingerprint that changes with the tree, headers read in threads.
 
 Canonical order: classes by timm's `natural_key`, then relative path by the same key.
 

@@ -65,7 +65,7 @@ class Listing:
 
     @property
     def identity(self) -> str | None:
-        """What tells this listing from all others; None where that cannot be known."""
+        """What identifies this listing; None where that cannot be known."""
         if isinstance(self.images, Items):
             named: Sequence[object] | None = self.images.identity and [self.images.identity]
         else:

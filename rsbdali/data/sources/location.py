@@ -23,7 +23,7 @@ class Location:
 
     Attributes:
         text: as it is shown: an absolute path, or a URL.
-        base: folder or URL prefix in which the files lie.
+        base: folder or URL prefix of the files.
         pattern: names of files in `base`; None where `base` itself is the data set.
         is_url: whether fsspec opens it.
     """
@@ -51,7 +51,7 @@ class Location:
 
     @property
     def identity(self) -> str:
-        """What tells this source from all others: the real path, or the URL."""
+        """What identifies this source: the real path, or the URL."""
         return self.text if self.is_url else os.path.realpath(self.text)
 
     def join(self, name: str) -> str:

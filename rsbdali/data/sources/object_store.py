@@ -20,7 +20,7 @@ from rsbdali.errors import DataError, SourceError, UnreadableImage
 # waits for its answer (an estimate: 10 ms, 25 MB/s by each of many connections). Most JPEGs are smaller: one request.
 GAP_BYTES = 256 << 10
 RETRY_WAITS_S = (0.1, 0.5, 2.0)  # between tries, on top of what the store's own client does
-# what tells a changed object; blob_id is the hub's
+# what changes with an object; blob_id is the hub's
 STAMPS = ("ETag", "etag", "blob_id", "LastModified", "mtime", "updated", "created")
 PACKAGES = {"s3": "pip install fsspec s3fs", "hf": "pip install huggingface_hub"}
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class RemoteStorage:
         return RemoteBlob(self._fs, f"{self._root}/{name}", f"{self.base}/{name}", size)
 
     def open_to_list(self, name: str, size: int) -> Blob:
-        """See `Storage`: by blocks, since headers lie close together."""
+        """See `Storage`: by blocks, since headers are close together."""
         return BlockBlob(self.open(name, size), LIST_BLOCK_BYTES)
 
     def _list(self, call: Callable[[], T]) -> T:

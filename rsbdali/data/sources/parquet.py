@@ -56,7 +56,7 @@ class ParquetSource:
         return fingerprint_of(self._files)
 
     def scan(self, threads: int | None, progress: Progress | None) -> Scan:
-        """See `Source`; reads every image once, since sizes stand nowhere else; progress counts Parquet files."""
+        """See `Source`; reads every image once, since sizes are nowhere else; progress counts Parquet files."""
         pyarrow_parquet()
         shards, found = [file.name for file in self._files], []
         names: tuple[str, ...] | None = None
@@ -133,7 +133,7 @@ def _is_label(kind: Any) -> bool:
 
 
 def class_names(schema: Any) -> tuple[str, ...]:
-    """Class names of the column `label` in a schema's Hugging Face metadata; none where they stand not there."""
+    """Class names of the column `label` in a schema's Hugging Face metadata; none where they are not there."""
     try:
         feature: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     except (ValueError, RecursionError) as error:

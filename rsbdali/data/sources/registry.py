@@ -25,7 +25,7 @@ TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")  # 
 
 
 def storage_of(location: Location) -> Storage:
-    """The folder or the prefix that a location lies in.
+    """The folder or the prefix that a location is in.
 
     Raises:
         DataError: a URL for which a package is missing.

@@ -1,6 +1,6 @@
 """Files that hold many images: listed, and read by offset from any thread. Others than local ones: `object_store.py`.
 
-`RangeReader` reads images that lie in shards as they are: bytes from an offset on.
+`RangeReader` reads images that are stored in shards unchanged: bytes from an offset on.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Tar files and WebDataset shards: members found once by their headers, images read by offset, nothing unpacked.
 
 The class of a plain member is the first folder of its path. In WebDataset shards the files of one sample share a key
-(the path up to the first dot of its last part), and the label stands beside the image: `key.cls`, a number (or a class
+(the path up to the first dot of its last part), and the label is beside the image: `key.cls`, a number (or a class
 name), or `key.json` with "label" or "cls", and optionally "class" (a name) and "path" (the image's path in the folder
 that it came from; it then gives the order). A tar file within a tar file (ILSVRC2012_img_train.tar holds one a class)
 is read as a folder of its name.
