@@ -160,7 +160,7 @@ def create_loader(
         hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine, 0 to 1; None: DALI's own, 0.65.
         prefetch: batches in flight; None: 2, or as tuned.
         tuned: run a training loader as `rsbdali tune` found best on this machine for the recipe's image size, but for
-            `num_workers`, `prefetch` and `decode` where they are given.
+            `num_workers`, `prefetch`, `decode` and `hw_decoder_load` where they are given.
         max_bad_images: more training images that do not decode are a `DataError`.
         on_bad: called once for each image that does not decode, with path and reason; by default a warning is logged.
         **others: timm's other arguments, with values that change nothing here.
@@ -198,7 +198,8 @@ def create_loader(
     sampling = sampling_of(data, **order, repeats=settings.aug_repeats)
     settings = _per_rank(settings, rows, world, sampling, len(data.index))
     if tuned:
-        work |= _tuned(settings, place, world, {"num_threads": num_workers, "prefetch": prefetch, "decode": decode})
+        given = {"num_threads": num_workers, "prefetch": prefetch, "decode": decode, "hw_decoder_load": hw_decoder_load}
+        work |= _tuned(settings, place, world, given)
     work |= {"max_bad_images": max_bad_images, "sampling": sampling, "transform": transform}
     training = TrainLoader(data.index, settings, **work)
     training.mixup_enabled &= mix.enabled
@@ -305,7 +306,9 @@ def _tuned(recipe: Recipe, device: torch.device, world: World, given: Mapping[st
     # tuned is one process with all cores: several share them
     threads = found.threads if world.size == 1 else min(found.threads, default_threads(world))
     arguments = {"num_threads": threads, "prefetch": found.prefetch, "chunk": found.chunk, "decode": found.decode}
-    return {key: value for key, value in arguments.items() if given.get(key) in (None, "auto")}
+    chosen: dict[str, Any] = {key: value for key, value in arguments.items() if given.get(key) in (None, "auto")}
+    decode = chosen.get("decode", given["decode"])
+    return chosen | {"hw_decoder_load": found.load_for(decode, given["hw_decoder_load"])}
 
 
 def _object(dataset: Any) -> Any:

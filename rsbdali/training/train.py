@@ -279,10 +279,11 @@ def _tuned(options: TrainOptions, saved: Saved | None, world: World, device: tor
 
 
 def _with_tuned(options: TrainOptions, tuned: LoaderSettings | None, saved: Saved | None) -> TrainOptions:
-    """The options with the decode mode that is tuned, unless one is given or the run that goes on has one."""
-    if tuned is None or options.decode != "auto" or (saved is not None and saved.record is not None):
+    """The options with decode mode and JPEG engine's share as tuned, unless given or those of the run that goes on."""
+    if tuned is None or (saved is not None and saved.record is not None):
         return options
-    return replace(options, decode=tuned.decode)
+    decode = tuned.decode if options.decode == "auto" else options.decode
+    return replace(options, decode=decode, hw_decoder_load=tuned.load_for(decode, options.hw_decoder_load))
 
 
 def _with_decoding(
