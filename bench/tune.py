@@ -29,7 +29,7 @@ from rsbdali.bench.report.presence import Presence, busy_warning
 from rsbdali.bench.report.verdict import Loader, Model, verdict
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.environment import machine_record
-from rsbdali.errors import RsbdaliError
+from rsbdali.errors import RsbdaliError, counted
 from rsbdali.loader import tuned
 from rsbdali.loader.decode_mode import has_jpeg_engine
 from rsbdali.loader.tuned import LoaderSettings
@@ -173,7 +173,7 @@ def run_search(bench: Bench, spec: FeedSpec, options: TuneOptions, say: Say) -> 
     if not options.allow_pixels:
         say("decode (where images are decoded; changes pixels): as it is, --allow-pixels searches it")
     candidates = grid(rows=spec.batch_size, **searched)
-    say(f"{len(candidates)} settings, {options.minutes:g} minutes")
+    say(f"{counted(len(candidates), 'setting')}, --minutes {options.minutes:g}")
     measure = partial(bench.measure, seconds=options.round_s)
     return search(candidates, measure, seconds=60 * options.minutes, clock=time.monotonic, say=say)
 
@@ -235,9 +235,9 @@ def _sentence(found: Halving[LoaderSettings]) -> str:
 def _untried(found: Halving[LoaderSettings]) -> str:
     if not found.untried:
         return ""
-    tried, left_out = len(found.scores), len(found.untried)
+    settings = counted(len(found.scores) + len(found.untried), "setting")
     minutes = math.ceil(found.whole_s / 6) / 10
-    return f"not tried for lack of time: {left_out} of {tried + left_out} settings; --minutes {minutes:g} tries all"
+    return f"not tried for lack of time: {len(found.untried)} of {settings}; --minutes {minutes:g} tries all"
 
 
 def _against(result: Tuned, options: TuneOptions) -> str:

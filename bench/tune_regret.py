@@ -28,6 +28,7 @@ from rsbdali.bench.race.knobs import grid
 from rsbdali.bench.report.presence import Presence, busy_warning
 from rsbdali.bench.tune import ROUND_S, Bench, By, Say, TuneOptions, make_spec, searched_on
 from rsbdali.environment import machine_record, write_record
+from rsbdali.errors import counted
 from rsbdali.loader.tuned import LoaderSettings
 from rsbdali.recipe import Recipe
 
@@ -135,7 +136,7 @@ def lines(regret: Regret, by: By) -> list[str]:
         f"best of {regret.settings} settings: {regret.best}; the default {regret.default:+.1%}",
         *each,
         *([regret.warning] if regret.warning else []),
-        f"regret by {whose}: {regret.median:+.1%}, median of {len(each)} searches, {goal}",
+        f"regret by {whose}: {regret.median:+.1%}, median of {counted(len(each), 'search', 'searches')}, {goal}",
     ]
 
 

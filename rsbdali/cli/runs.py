@@ -7,6 +7,7 @@ import click
 
 from rsbdali.cli.help import command
 from rsbdali.cli.options import DEVICE, PATH, out_option
+from rsbdali.errors import counted
 
 
 @command("replay")
@@ -38,7 +39,7 @@ def replay(out: Path | None, images: int, step: int, epoch: int | None, **rest: 
         click.echo(line)
     picture = found.draw(out or rest["run"] / f"replay-epoch{found.epoch + 1}-step{found.step + 1}.png", images)
     click.echo(f"picture {picture}")
-    click.echo(f"all {len(lines)} rows: {found.write_csv(picture.with_suffix('.csv'))}")
+    click.echo(f"all {counted(len(lines), 'row')}: {found.write_csv(picture.with_suffix('.csv'))}")
 
 
 @command("report")

@@ -33,7 +33,7 @@ from rsbdali.data.sources.listed import Label, ListedSource, listed_reader
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.registry import image_root, open_source, reader_of
 from rsbdali.data.sources.storage import RangeReader
-from rsbdali.errors import DataError, UnreadableImage
+from rsbdali.errors import DataError, UnreadableImage, counted
 
 PART_READERS = (FileReader, RangeReader)  # those of local files
 log = logging.getLogger(__name__)
@@ -103,7 +103,8 @@ class ImageIndex:
         return len(self.width_N)
 
     def __repr__(self) -> str:
-        return f"ImageIndex({self.name!r}: {len(self)} images, {self.num_classes} classes, {len(self.bad)} bad)"
+        counts = f"{counted(len(self), 'image')}, {counted(self.num_classes, 'class', 'classes')}"
+        return f"ImageIndex({self.name!r}: {counts}, {len(self.bad)} bad)"
 
     def __getitem__(self, i: int) -> tuple[str, int]:
         """Path and label of image i, as in torchvision's `samples`; the label is -1 where unknown."""
@@ -453,7 +454,7 @@ def index_listing(
     row_M = row_of_item if listed.item_M is None else row_of_item[listed.item_M]
     item_K = np.flatnonzero(row_M >= 0)  # the others were left out
     if not len(item_K):
-        raise DataError(f"{listing.what}: none of the {len(row_M)} images chosen is usable")
+        raise DataError(f"{listing.what}: none of the {counted(len(row_M), 'image')} chosen is usable")
     return index.subset(row_M[item_K]), item_K
 
 
@@ -530,10 +531,11 @@ def _labeled(
         log.warning("%s: %s", what, note)
     if copies := int((scan.columns["flags_N"] & ImageFlags.CONVERT > 0).sum()):
         log.info(
-            "%s: %d of %d images are read through an RGB copy, which Pillow makes at first use in %s",
+            "%s: %d of %s %s read through an RGB copy, which Pillow makes at first use in %s",
             what,
             copies,
-            len(scan.columns["flags_N"]),
+            counted(len(scan.columns["flags_N"]), "image"),
+            "is" if copies == 1 else "are",
             (cache_dir or cache.default_folder()) / "rgb",
         )
     names, label_N = labels_of(what, scan, classes, label_file, need_classes=need_classes)

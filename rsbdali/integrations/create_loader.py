@@ -15,7 +15,7 @@ import torch
 from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import default_threads, find_device, find_world, meeting
 from rsbdali.distributed.world import World
-from rsbdali.errors import DataError, RecipeError
+from rsbdali.errors import DataError, RecipeError, counted
 from rsbdali.integrations.datasets import open_index
 from rsbdali.integrations.sampling import Sampler, Weights, refuse_in_evaluation, sampling_of
 from rsbdali.integrations.timm_arguments import (
@@ -284,7 +284,9 @@ def _soft_classes(recipe: Recipe, mix: _Mix, index: ImageIndex) -> int | None:
     if not _is_mixing(recipe) and not recipe.smoothing:
         return None
     if mix.num_classes is not None and mix.num_classes < index.num_classes:
-        raise DataError(f"num_classes={mix.num_classes}: {index.name} has {index.num_classes} classes")
+        raise DataError(
+            f"num_classes={mix.num_classes}: {index.name} has {counted(index.num_classes, 'class', 'classes')}"
+        )
     return mix.num_classes or index.num_classes
 
 
@@ -337,7 +339,9 @@ def _per_rank(recipe: Recipe, rows: int | None, world: World, sampling: Sampling
         return recipe
     available = rows_per_epoch(sampling.length(images), max(1, recipe.aug_repeats), world.size)
     if rows * world.size > available and sampling.drop_last:
-        raise DataError(f"batch_size={rows} on {world.size} ranks is more than an epoch of {available} images")
+        raise DataError(
+            f"batch_size={rows} on {counted(world.size, 'rank')} is more than an epoch of {counted(available, 'image')}"
+        )
     return recipe.with_overrides({"global_batch_size": rows * world.size, "mix_groups": world.size})
 
 

@@ -17,7 +17,7 @@ from rsbdali.atomic import write_text
 from rsbdali.bounded import NotPlain, is_count, is_number, parse_json, read_text, shown
 from rsbdali.data.cache import default_folder
 from rsbdali.environment import cpu_model
-from rsbdali.errors import RsbdaliError
+from rsbdali.errors import RsbdaliError, counted
 from rsbdali.recipe import Recipe
 
 DEFAULT_PREFETCH = 2
@@ -72,16 +72,12 @@ class LoaderSettings:
     def __str__(self) -> str:
         pixels = "" if self.decode == "auto" else f", decode {self.decode}"
         pixels += "" if self.hw_decoder_load is None else f", hw_decoder_load {self.hw_decoder_load:g}"
-        threads, batches = _count(self.threads, "thread"), _count(self.prefetch, "batch", "batches")
-        return f"{threads}, {_count(self.chunk, 'image')} a call, {batches} ahead{pixels}"
+        threads, batches = counted(self.threads, "thread"), counted(self.prefetch, "batch", "batches")
+        return f"{threads}, {counted(self.chunk, 'image')} a call, {batches} ahead{pixels}"
 
 
 def _is_load(value: Any) -> bool:
     return value is None or (is_number(value) and 0 <= value <= 1)
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def machine_key(recipe: Recipe, device: torch.device) -> dict[str, Any]:
@@ -123,7 +119,7 @@ def find(recipe: Recipe, device: torch.device) -> LoaderSettings:
     if not path.exists():
         size = " × ".join(map(str, recipe.train_size))
         raise RsbdaliError(
-            f"nothing is tuned here for {recipe.name} at {size} px on {key['cores']} cores ({device.type}): "
+            f"nothing is tuned here for {recipe.name} at {size} px on {counted(key['cores'], 'core')} ({device.type}): "
             f"run `rsbdali tune --recipe {recipe.name} --data DATA` on this machine first"
         )
     try:

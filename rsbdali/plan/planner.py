@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rsbdali.errors import RecipeError
+from rsbdali.errors import RecipeError, counted
 from rsbdali.plan import sampler
 from rsbdali.plan.augmentation import draw_layers, parse_policy
 from rsbdali.plan.draws import Stream, draw_crops, draw_interpolation, generator, mix_rows
@@ -120,7 +120,7 @@ class Planner:
         if self.steps_per_epoch == 0:
             rows = sampler.rows_per_epoch(self.sampling.length(self.n), self.repeats)
             raise RecipeError(
-                f"global_batch_size={recipe.global_batch_size} is larger than an epoch of {rows} images: "
+                f"global_batch_size={recipe.global_batch_size} is larger than an epoch of {counted(rows, 'image')}: "
                 f"set it to {rows} or less, say global_batch_size={_power_of_two(rows, self.groups)} and lr=auto"
             )
         self.policy = parse_policy(recipe.aa)

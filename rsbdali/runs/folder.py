@@ -24,7 +24,7 @@ import yaml
 from rsbdali import bounded
 from rsbdali.atomic import write_text
 from rsbdali.bounded import NotPlain, is_count
-from rsbdali.errors import RsbdaliError
+from rsbdali.errors import RsbdaliError, counted
 from rsbdali.recipe import Recipe, check_name
 
 log = logging.getLogger(__name__)
@@ -201,7 +201,9 @@ def _keep_lines(path: Path, keep: Callable[[bytes], bool], head: bytes = b"") ->
         except NotPlain:
             damaged += 1
     if damaged:
-        log.warning("%s: %d lines that do not parse are dropped", path, damaged)
+        log.warning(
+            "%s: %s dropped", path, counted(damaged, "line that does not parse is", "lines that do not parse are")
+        )
     if kept != lines:
         write_text(path, b"".join(kept).decode())
 

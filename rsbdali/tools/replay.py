@@ -21,7 +21,7 @@ from rsbdali.atomic import naming, write_text
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import resolve_device
-from rsbdali.errors import DataError, RecipeError, RsbdaliError
+from rsbdali.errors import DataError, RecipeError, RsbdaliError, counted
 from rsbdali.loader.batch import TrainBatch
 from rsbdali.loader.decode_mode import GRAPH
 from rsbdali.loader.train import TrainLoader
@@ -185,7 +185,9 @@ def _index(options: ReplayOptions, facts: dict[str, str]) -> ImageIndex:
     index = open_split(data, "train", class_map=class_map)
     then = _count(options, facts, "train_images", len(index))
     if then != len(index):
-        raise DataError(f"{index.name} has {len(index)} images now and had {then} in the run: its batches are gone")
+        raise DataError(
+            f"{index.name} has {counted(len(index), 'image')} now and had {then} in the run: its batches are gone"
+        )
     return index
 
 
@@ -204,7 +206,7 @@ def _place(options: ReplayOptions, recipe: Recipe, steps: int) -> tuple[int, int
         raise RecipeError(
             f"the run has no step {options.step + 1}"
             + (f" in epoch {epoch + 1}" if options.epoch is not None else "")
-            + f": it has {recipe.epochs} epochs of {steps} steps"
+            + f": it has {counted(recipe.epochs, 'epoch')} of {counted(steps, 'step')}"
         )
     return epoch, step
 

@@ -47,9 +47,9 @@ from rsbdali.training.banner import banner
 from rsbdali.training.gpu_memory import say_memory
 from rsbdali.training.live_display import Reporter, Silent, make_reporter
 from rsbdali.training.loader_settings import tuned_settings, tuned_threads
-from rsbdali.training.model import create_model
+from rsbdali.training.model import check_model, create_model
 from rsbdali.training.nonfinite import OnNan
-from rsbdali.training.optim import create_optimizer
+from rsbdali.training.optim import check_optimizer, create_optimizer
 from rsbdali.training.precision import amp_dtype, kernel_policy, warn_if_emulated
 from rsbdali.training.save_interval import Interval
 from rsbdali.training.trainer import Outcome, Trainer
@@ -168,9 +168,8 @@ class TrainSummary:
             lines.append(f"stopped by {outcome.signal.name} in epoch {outcome.epochs + 1}, saved; go on with")
             lines.append(f"  {self.again}")
         if outcome.is_idle:
-            lines.append(
-                f"nothing is left: all {outcome.epochs} epochs are done; more of them, at rates drawn anew, with"
-            )
+            done = f"all {outcome.epochs} epochs are" if outcome.epochs > 1 else "its one epoch is"
+            lines.append(f"nothing is left: {done} done; more of them, at rates drawn anew, with")
             lines.append(f"  {self.again} --epochs {2 * outcome.epochs}")
         if outcome.best_top1 is not None and outcome.best_epoch is not None:
             # files count epochs from 0, as timm's do
@@ -191,6 +190,8 @@ def train(options: TrainOptions) -> TrainSummary:
     Raises:
         RsbdaliError: the data, the recipe, the device or a checkpoint cannot work; one line says why.
     """
+    check_model(options.recipe.model)  # before anything that takes time, or complains of what it leads to
+    check_optimizer(options.recipe.opt)
     require(options.loggers)
     save_every = None if options.checkpoint_every is None else Interval.parse(options.checkpoint_every)
     world = World.from_env()
