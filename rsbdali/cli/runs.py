@@ -24,7 +24,7 @@ from rsbdali.errors import counted
 @click.option("--images", type=click.IntRange(1), default=12, help="Rows that are drawn and printed.")
 @DEVICE
 def replay(out: Path | None, images: int, step: int, epoch: int | None, **rest: Any) -> None:
-    """The batch of one step of a run again, by its settings as they are now: names, augmentation, pictures."""
+    """The batch of one step of a run again, by the settings it had then: names, augmentation, pictures."""
     from rsbdali.errors import RecipeError
     from rsbdali.progress_bar import waiting
     from rsbdali.tools.replay import ReplayOptions

@@ -35,6 +35,7 @@ from rsbdali.loader.eval import eval_batch_size
 from rsbdali.loader.tuned import DEFAULT_PREFETCH, LoaderSettings
 from rsbdali.progress_bar import counting, waiting
 from rsbdali.recipe import Recipe
+from rsbdali.runs.args_history import keep_earlier
 from rsbdali.runs.checkpoint_manager import CheckpointManager, Saved, find_saved, resume_from
 from rsbdali.runs.claim import claimed
 from rsbdali.runs.folder import BEST, LAST, add_bad_image, one_line, read_args
@@ -395,6 +396,8 @@ def _run(
     run_log = _run_log(options, folder, state, facts) if world.is_rank_zero else RunLog((), {}, 1)
     if world.is_rank_zero:
         files = LoggedFolder(folder, run_log, epoch=state.epoch, step=state.step)
+        source = None if saved is None else saved.path.parent
+        keep_earlier(folder, (state.epoch, state.step), recipe, facts, source=source)
         files.write_args(recipe, facts)
         saver = CheckpointManager(folder, recipe.checkpoint_hist, state.history, first=files.sync)
         for bad in (*loader.index.bad, *eval_loader.index.bad):
