@@ -102,7 +102,7 @@ def _labels(what: str, found: Sequence[Entry], classes: Sequence[str] | None) ->
     if classes is not None:
         outside = next((n for n in numbers if not 0 <= n < len(classes)), None)
         if outside is not None:
-            raise DataError(f"{what}: label {outside} is out of range: there are {len(classes)} class names")
+            raise DataError(f"{what}: label {outside} is out of range of {counted(len(classes), 'class name')}")
         return tuple(classes), numbers
     if any(f.class_name is None for f in found):
         if min(numbers) < 0:

@@ -246,7 +246,7 @@ def _kept(memory: dict[tuple[int, ...], T], make: Callable[..., T], *key: int) -
 def _check_division(recipe: Recipe, groups: int) -> None:
     if recipe.global_batch_size % groups:
         raise RecipeError(
-            f"global_batch_size={recipe.global_batch_size} is no multiple of the {groups} mix groups: "
+            f"global_batch_size={recipe.global_batch_size} is no multiple of the {counted(groups, 'mix group')}: "
             f"take {recipe.global_batch_size // groups * groups or groups}, or set mix_groups"
         )
 
