@@ -41,7 +41,7 @@ from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.environment import machine_record, write_record
-from rsbdali.errors import RecipeError
+from rsbdali.errors import RecipeError, counted
 from rsbdali.recipe import Recipe
 from rsbdali.training.model import create_model
 
@@ -171,7 +171,8 @@ def feed_spec(options: BenchOptions, scratch: Path, say: Say) -> tuple[FeedSpec,
     index = open_split(options.data, "any")
     root, copies = enough_images(index, options.batch_size, scratch)
     if copies > 1:
-        say(f"{len(index)} images are few: each is read {copies} times an epoch, from the page cache")
+        few = counted(len(index), "image is", "images are")
+        say(f"{few} few: each is read {copies} times an epoch, from the page cache")
     spec = FeedSpec(
         kind="rsbdali",
         root=str(root),

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rsbdali.bench.measure.meter import memory_bytes
 from rsbdali.data.splits import open_split
+from rsbdali.errors import counted
 from rsbdali.loader import TrainLoader
 from rsbdali.recipe import Recipe
 
@@ -25,7 +26,7 @@ def _main(data: str, epochs: int, decode: str) -> None:
     for epoch in range(epochs):
         images = sum(len(batch.label_N) for batch in loader)
         if epoch == 0 or (epoch + 1) % max(1, epochs // 10) == 0:
-            console.print(f"epoch {epoch + 1}: {images} images, {memory_bytes(os.getpid()) / 2**20:.0f} MiB")
+            console.print(f"epoch {epoch + 1}: {counted(images, 'image')}, {memory_bytes(os.getpid()) / 2**20:.0f} MiB")
     loader.close()
 
 

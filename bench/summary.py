@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rsbdali.errors import counted
+
 DTYPES = "bfloat16", "float16"
 AMPERE = 8  # major compute capability from which bfloat16 is native; float16 below
 Records = dict[str, Any]
@@ -174,7 +176,7 @@ def _training(run: Records | None, step: Records | None, dtype: str) -> Iterator
 
 def _loader(record: Records | None, step: Records | None) -> Iterator[Row]:
     alone = rate_of(record, "rsbdali")
-    cores = "" if record is None else f", {record['config']['workers']} threads"
+    cores = "" if record is None else f", {counted(record['config']['workers'], 'thread')}"
     yield _row(f"loader alone{cores}", alone, _rate)
     yield _row("loader alone, by the synthetic step", quotient(alone, rate_of(step, "rsbdali-nomix")), _times, 1.3)
     ratio_to = {} if record is None else record["ratio_to"]

@@ -4,6 +4,7 @@ One process builds the loader with one setting after the other and measures it; 
 `race/knobs.py` for what is searched.
 """
 
+import math
 import statistics
 import tempfile
 import time
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 
 from rsbdali.bench.loader import BenchOptions, check_options, feed_spec
@@ -27,8 +29,9 @@ from rsbdali.bench.report.presence import Presence, busy_warning
 from rsbdali.bench.report.verdict import Loader, Model, verdict
 from rsbdali.distributed.devices import default_threads, resolve_device
 from rsbdali.environment import machine_record
-from rsbdali.errors import RsbdaliError
+from rsbdali.errors import RsbdaliError, counted
 from rsbdali.loader import tuned
+from rsbdali.loader.decode_mode import has_jpeg_engine
 from rsbdali.loader.tuned import LoaderSettings
 from rsbdali.recipe import Recipe
 
@@ -47,8 +50,8 @@ class TuneOptions:
         recipe: sizes and augmentation.
         batch_size: images a batch.
         device: `cpu`, `cuda`, or `auto`.
-        minutes: for the search.
-        allow_pixels: search the decode mode too, which changes pixels a little.
+        minutes: for the search, about. Where they are too few for all settings some are not tried, which is said.
+        allow_pixels: search the decode mode too, and with a JPEG engine its share: both change pixels a little.
         against: a timm model whose training step is measured as well; None for none.
         round_s: seconds of a round.
     """
@@ -164,15 +167,25 @@ def make_spec(options: TuneOptions, scratch: Path, say: Say) -> FeedSpec:
 
 def run_search(bench: Bench, spec: FeedSpec, options: TuneOptions, say: Say) -> Halving[LoaderSettings]:
     """Successive halving over the grid of this machine."""
-    cores = default_threads()
-    for knob in knobs(cores, spec.device, allow_pixels=options.allow_pixels):
+    searched = searched_on(spec, options)
+    for knob in knobs(**searched):
         say(str(knob))
     if not options.allow_pixels:
         say("decode (where images are decoded; changes pixels): as it is, --allow-pixels searches it")
-    candidates = grid(cores, spec.device, spec.batch_size, allow_pixels=options.allow_pixels)
-    say(f"{len(candidates)} settings, {options.minutes:g} minutes")
+    candidates = grid(rows=spec.batch_size, **searched)
+    say(f"{counted(len(candidates), 'setting')}, --minutes {options.minutes:g}")
     measure = partial(bench.measure, seconds=options.round_s)
     return search(candidates, measure, seconds=60 * options.minutes, clock=time.monotonic, say=say)
+
+
+def searched_on(spec: FeedSpec, options: TuneOptions) -> dict[str, Any]:
+    """What of the machine and the options says what is searched: arguments of `knobs`."""
+    return {
+        "cores": default_threads(),
+        "device": spec.device,
+        "allow_pixels": options.allow_pixels,
+        "jpeg_engine": has_jpeg_engine(torch.device(spec.device)),
+    }
 
 
 def _model(options: TuneOptions, say: Say) -> float:
@@ -189,16 +202,18 @@ def _keep(found: Halving[LoaderSettings], options: TuneOptions, spec: FeedSpec) 
         "images_per_s": statistics.median(found.final[found.winner]),
         "by_default": found.margin if found.winner == found.best else 1.0,
         "noise": found.noise,
+        "tried": len(found.scores),
+        "untried": len(found.untried),
     }
     return tuned.keep(found.winner, tuned.machine_key(options.recipe, resolve_device(options.device)), measured)
 
 
 def lines(result: Tuned, options: TuneOptions) -> list[str]:
-    """What a user reads: finalists, the winner with margin and noise, a warning, the model's verdict, the file."""
+    """What a user reads: finalists, the winner and its margin, what is untried, a warning, the verdict, the file."""
     found = result.found
     rates = {each: statistics.median(rounds) for each, rounds in found.final.items()}
     finalists = [f"  {rates[each]:,.0f} images/s: {each}" for each in sorted(rates, key=lambda each: -rates[each])]
-    shown = [f"last rung, {len(found.ratios)} interleaved rounds:", *finalists, _sentence(found)]
+    shown = [f"last rung, {len(found.ratios)} interleaved rounds:", *finalists, _sentence(found), _untried(found)]
     shown.append(busy_warning({"the loader": Presence.of(result.rounds[found.winner])}))
     if result.model is not None:
         shown.append(_against(result, options))
@@ -215,6 +230,14 @@ def _sentence(found: Halving[LoaderSettings]) -> str:
         best = f"the next best, {found.best}: {figures}"
         return f"no difference from the defaults is shown, so they stay: {found.winner}; {best}"
     return f"fastest: {found.winner}: {figures}"
+
+
+def _untried(found: Halving[LoaderSettings]) -> str:
+    if not found.untried:
+        return ""
+    settings = counted(len(found.scores) + len(found.untried), "setting")
+    minutes = math.ceil(found.whole_s / 6) / 10
+    return f"not tried for lack of time: {len(found.untried)} of {settings}; --minutes {minutes:g} tries all"
 
 
 def _against(result: Tuned, options: TuneOptions) -> str:

@@ -26,9 +26,9 @@ from rich.console import Console
 from rsbdali.bench.race.halving import search
 from rsbdali.bench.race.knobs import grid
 from rsbdali.bench.report.presence import Presence, busy_warning
-from rsbdali.bench.tune import ROUND_S, Bench, By, Say, TuneOptions, make_spec
-from rsbdali.distributed.devices import default_threads
+from rsbdali.bench.tune import ROUND_S, Bench, By, Say, TuneOptions, make_spec, searched_on
 from rsbdali.environment import machine_record, write_record
+from rsbdali.errors import counted
 from rsbdali.loader.tuned import LoaderSettings
 from rsbdali.recipe import Recipe
 
@@ -75,7 +75,7 @@ def measure(options: TuneOptions, *, runs: int, rounds: int, by: By, say: Say = 
     """
     with tempfile.TemporaryDirectory(prefix="rsbdali-regret-") as scratch:
         spec = make_spec(options, Path(scratch), say)
-        candidates = grid(default_threads(), spec.device, spec.batch_size, allow_pixels=options.allow_pixels)
+        candidates = grid(rows=spec.batch_size, **searched_on(spec, options))
         with closing(Bench(spec, by)) as bench:
             bench.ready()
             scores = _rounds(bench, candidates, rounds, options.round_s, say)
@@ -136,7 +136,7 @@ def lines(regret: Regret, by: By) -> list[str]:
         f"best of {regret.settings} settings: {regret.best}; the default {regret.default:+.1%}",
         *each,
         *([regret.warning] if regret.warning else []),
-        f"regret by {whose}: {regret.median:+.1%}, median of {len(each)} searches, {goal}",
+        f"regret by {whose}: {regret.median:+.1%}, median of {counted(len(each), 'search', 'searches')}, {goal}",
     ]
 
 

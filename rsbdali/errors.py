@@ -1,4 +1,18 @@
-"""Errors that are a user's to fix: the command line prints them as one line and exits with 2."""
+"""Errors that are a user's to fix, which the command line prints as one line and exits with 2; phrases of messages."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things for a message: 1 step, 1,200 steps; `many` where an s behind `one` would not do: 2 batches."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def nearest(word: str, known: Iterable[str], most: int = 1) -> str:
+    """What a name that is not known was meant to be: `, did you mean 'a' or 'b'?`; nothing where none is near."""
+    close = [repr(name) for name in difflib.get_close_matches(word, list(known), n=most)]
+    return f", did you mean {' or '.join(filter(None, [', '.join(close[:-1]), close[-1]]))}?" if close else ""
 
 
 class RsbdaliError(ValueError):

@@ -5,7 +5,6 @@ out of range are refused in one line.
 """
 
 import dataclasses
-import difflib
 import functools
 import re
 import sys
@@ -20,7 +19,7 @@ from typing import Any, Literal
 
 from rsbdali import bounded
 from rsbdali.bounded import NotPlain, shown
-from rsbdali.errors import RecipeError
+from rsbdali.errors import RecipeError, nearest
 from rsbdali.lr_scaling import AUTO, distance, scaled
 
 PACKAGE = "rsbdali.recipes"
@@ -276,7 +275,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
         if not path.exists():
             raise RecipeError(f"no recipe file {name_or_path}")
     elif (name_or_path := name_or_path.lower()) not in recipe_names():
-        hint = _nearest(name_or_path, recipe_names())
+        hint = nearest(name_or_path, recipe_names())
         raise RecipeError(f"unknown recipe {name_or_path!r}{hint}; known: {', '.join(recipe_names())}, or a .yaml path")
     try:
         values = bounded.parse_yaml(bounded.read_text(path) if path else recipe_text(name_or_path))
@@ -300,7 +299,7 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
-            hint = _nearest(key, hints) if isinstance(key, str) else ""
+            hint = nearest(key, hints) if isinstance(key, str) else ""
             raise RecipeError(f"unknown key {prefix}{shown(key)}{hint}")
     return cls(**{key: _coerce(prefix + key, value, hints[key]) for key, value in values.items()})
 
@@ -376,11 +375,6 @@ def _describe(hint: Any) -> str:
         return f"a list of {len(typing.get_args(hint))} numbers"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}
     return names.get(hint, "keys and values")
-
-
-def _nearest(word: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

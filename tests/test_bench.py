@@ -165,7 +165,7 @@ def test_decode_modes_on_a_gpu(image_tree: Tree, mode: str) -> None:
 def test_mistakes_are_one_line(tmp_path: Path, image_tree: Tree) -> None:
     with pytest.raises(RecipeError, match="--peers tim: unknown; known are timm"):
         bench.run(options(tmp_path, peers=("tim",)))
-    with pytest.raises(RecipeError, match="no such model; near: resnet"):
+    with pytest.raises(RecipeError, match="no such model, did you mean 'resnet"):
         bench.run(options(tmp_path, against="resnet5"))
     with pytest.raises(RecipeError, match="must be even"):
         bench.run(options(tmp_path, batch_size=3))

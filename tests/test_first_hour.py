@@ -311,6 +311,8 @@ def test_a_run_from_python(here: Path) -> None:
     for arguments, words in (
         ({"epoch": 3}, "no argument 'epoch', did you mean 'epochs'?"),
         ({}, "data is missing"),
+        ({"data": "my data", "model": "resnet5"}, "model='resnet5': timm has no such model, did you mean 'resnet50'"),
+        ({"data": "my data", "opt": "lam"}, "opt='lam': timm has no such optimizer, did you mean 'lamb'"),
         ({"data": "my data", "device": "tpu"}, "device=tpu: use auto, cpu, cuda or cuda:N"),
         ({"data": "my data", "workers": -1}, "workers=-1: expected at least 1"),
         ({"data": "my data", "experiment": "../x"}, "experiment '../x' is no name"),

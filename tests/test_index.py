@@ -183,7 +183,7 @@ def test_images_beside_class_folders_are_left_out(
     write_image(root / "loose.jpg")
     with caplog.at_level(logging.WARNING):
         assert len(ImageIndex.scan(root)) == 4
-    assert "1 images beside the class folders" in caplog.text
+    assert "1 image beside the class folders is left out" in caplog.text
 
 
 def test_mistakes_are_one_line(tmp_path: Path, write_image: WriteImage) -> None:

@@ -224,7 +224,7 @@ def test_mlflow_store_that_fails_is_a_warning(tmp_path: Path, caplog: pytest.Log
     with caplog.at_level(logging.WARNING, logger="rsbdali"):
         logger.log(1, {"eval/top1": 1.0})
         logger.finish("finished")
-    assert "MLflow lost 1 of 1 records: metrics.jsonl has them all" in caplog.text
+    assert "MLflow lost 1 of 1 record: metrics.jsonl has them all" in caplog.text
     assert "MLflow did not take the end of the run" in caplog.text
 
 

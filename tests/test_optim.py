@@ -55,5 +55,5 @@ def test_warmup_then_cosine_over_all_epochs() -> None:
 
 
 def test_unknown_optimizer_is_named() -> None:
-    with pytest.raises(RecipeError, match="opt='lam': timm has no such optimizer; near: lamb"):
+    with pytest.raises(RecipeError, match="opt='lam': timm has no such optimizer, did you mean 'lamb'"):
         create_optimizer(torch.nn.Linear(2, 2), Recipe(opt="lam"))

@@ -185,7 +185,7 @@ def test_the_command(data: Path, tmp_path: Path) -> None:
         cli, ["pack", str(data), "-o", str(tmp_path / "out"), "--shards", "2", "--max-size", "100"]
     )
     assert result.exit_code == 0, result.output
-    assert "train: 21 images in 2 shards\nval: 6 images in 1 shards\n" in result.output
+    assert "train: 21 images in 2 shards\nval: 6 images in 1 shard\n" in result.output
     assert "images made smaller" in result.output
     again = CliRunner().invoke(
         cli, ["pack", str(data), "-o", str(tmp_path / "out"), "--shards", "2", "--max-size", "100"]

@@ -41,9 +41,22 @@ def trained(
     image_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Path, dict[tuple[int, int, int], TrainBatch]]:
     """A finished run's folder, and every batch it was trained on. One of its images does not decode."""
+    seen = spy(monkeypatch)
+    folder = train(options_of(image_tree, tmp_path)).folder
+    monkeypatch.undo()
+    return folder, seen
+
+
+def options_of(image_tree: Callable[..., Path], tmp_path: Path, **values: Any) -> TrainOptions:
     image_tree(classes=3, per_class=2, split="val", seed=1)
     data = image_tree(classes=3, per_class=7).parent
     (data / "train/class1/6.JPEG").write_bytes((data / "train/class1/6.JPEG").read_bytes()[:300])
+    recipe = Recipe.load("a3", {**VALUES, **values})
+    return TrainOptions(recipe=recipe, data=data, output=tmp_path / "out", experiment="run", device="cpu", workers=1)
+
+
+def spy(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int, int], TrainBatch]:
+    """The batches of training loaders from now on, by epoch, step and group."""
     seen: dict[tuple[int, int, int], TrainBatch] = {}
     batches = TrainLoader.__iter__
 
@@ -53,12 +66,7 @@ def trained(
             yield batch
 
     monkeypatch.setattr(TrainLoader, "__iter__", spied)
-    options = TrainOptions(
-        recipe=Recipe.load("a3", VALUES), data=data, output=tmp_path / "out", experiment="run", device="cpu", workers=1
-    )
-    folder = train(options).folder
-    monkeypatch.undo()
-    return folder, seen
+    return seen
 
 
 def check(found: Replay, seen: dict[tuple[int, int, int], TrainBatch]) -> None:
@@ -86,6 +94,52 @@ def test_replay_gives_the_pixels_of_training(trained: tuple[Path, dict[tuple[int
     index = found.index
     names = {index.path(int(i)) for batch in seen.values() for i in batch.plan.sample_N}
     assert not any(name.endswith("class1/6.JPEG") for name in names)
+
+
+def test_steps_before_a_resume_with_other_settings_are_shown_by_theirs(
+    image_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epoch 1 has another batch and size than epochs 2 and 3, of which the second has another augmentation."""
+    options = options_of(image_tree, tmp_path, epochs=1)
+    changes: list[dict[str, Any]] = [
+        {"epochs": 2, "global_batch_size": 4, "img_size": 24},
+        {"epochs": 3, "global_batch_size": 4, "img_size": 24, "aa": "rand-m2-n1"},
+    ]
+    seen = spy(monkeypatch)
+    folder = train(options).folder
+    for changed in changes:
+        train(replace(options, recipe=options.recipe.with_overrides(changed), resume="auto"))
+    monkeypatch.undo()
+    assert {path.name for path in folder.glob("args*")} == {"args.yaml", "args-until-1-0.yaml", "args-until-2-0.yaml"}
+    assert [1 + max(step for e, step, _ in seen if e == epoch) for epoch in range(3)] == [2, 5, 5]
+    places = sorted({(epoch, step) for epoch, step, _ in seen})
+    for count, (epoch, step) in enumerate(places):
+        for asked in ({"epoch": epoch, "step": step}, {"step": count}):
+            found = replay(ReplayOptions(run=folder, **asked))
+            assert (found.epoch, found.step) == (epoch, step)
+            check(found, seen)
+    assert found.recipe.aa == "rand-m2-n1"
+    with pytest.raises(RecipeError, match="the run has no step 13: it has 3 epochs of 5 steps"):
+        replay(ReplayOptions(run=folder, step=12))
+    # a resume from the end of the first epoch with its settings makes all of it one run again
+    again = {"resume": str(folder / "checkpoint-0.pth.tar"), "recipe": options.recipe.with_overrides({"epochs": 1})}
+    train(replace(options, **again))
+    assert [path.name for path in folder.glob("args*")] == ["args.yaml"]
+
+
+def test_data_that_moved_is_read_where_it_is_now(
+    image_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_of(image_tree, tmp_path, epochs=1)
+    seen = spy(monkeypatch)
+    folder = train(options).folder
+    moved = options.data.rename(tmp_path / "moved")
+    recipe = options.recipe.with_overrides({"epochs": 2, "aa": "rand-m2-n1"})
+    train(replace(options, recipe=recipe, data=moved, resume="auto"))
+    monkeypatch.undo()
+    assert (folder / "args-until-1-0.yaml").exists()
+    check(replay(ReplayOptions(run=folder, epoch=0, step=1)), seen)
+    check(replay(ReplayOptions(run=folder, epoch=1, step=1)), seen)
 
 
 def test_replay_command_writes_names_and_a_picture(

@@ -189,7 +189,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         file.write('{"kind": "ep')
     text = report(read_runs([begun, bare]))
     assert "begun: no epoch is complete yet" in text
-    assert "begun: metrics.jsonl: 1 damaged lines left out" in text
+    assert "begun: metrics.jsonl: 1 damaged line left out" in text
     assert "not recorded: begun" in text  # below the curve that the other run has
     Page(text)
 
@@ -222,7 +222,7 @@ def test_a_run_that_was_tampered_with(tmp_path: Path, keep: str) -> None:
     (folder / "bad_images.csv").write_bytes(b"path,reason\n" + b"x" * 200_000 + b",y\n")
     (run,) = read_runs([folder])
     assert [row["epoch"] for row in run.epochs] == [0, 1]
-    assert "damaged lines left out" in "".join(run.notes)
+    assert "damaged line" in "".join(run.notes)
     Page(report([run]))
 
 

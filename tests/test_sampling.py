@@ -233,7 +233,7 @@ def test_states_of_another_order_are_refused(tree: Path) -> None:
         ({"sampler": [0, 21, 1, 2]}, "sampler= gives image 21 of 21"),
         ({"sampler": [0.5]}, "expected whole numbers"),
         ({"sampler": lambda _: []}, "expected whole numbers"),
-        ({"sampler": [0, 1]}, "batch_size=4 on 1 ranks is more than an epoch of 2 images"),
+        ({"sampler": [0, 1]}, "batch_size=4 on 1 rank is more than an epoch of 2 images"),
         ({"sampler": RandomSampler(range(21))}, "RandomSampler has no set_epoch"),
         ({"sampler": WeightedRandomSampler([1.0], 4)}, "weights= for a WeightedRandomSampler"),
         ({"sampler": SequentialSampler(range(21))}, "shuffle=False for a SequentialSampler"),

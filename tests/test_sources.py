@@ -369,7 +369,7 @@ def test_what_cannot_be_read_is_refused(tree: Path, shards: Path) -> None:
         ImageIndex.scan(shards / "none.tar")
     (shards / "train.tar.gz").unlink()
     (shards / "empty.tar").write_bytes(b"")
-    with pytest.raises(DataError, match="no images in 1 tar files"):
+    with pytest.raises(DataError, match="no images in 1 tar file"):
         ImageIndex.scan(shards)
     (shards / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"holds both \.tar and \.parquet"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.common import CPU
 from rsbdali.bench import tune, tune_regret
@@ -16,7 +17,7 @@ from rsbdali.bench.measure.meter import Round
 from rsbdali.bench.race.feeds import FeedSpec
 from rsbdali.bench.race.halving import LEAST_FINAL, Halving, is_shown, search
 from rsbdali.bench.race.knobs import decode_modes, default_settings, grid, knobs, spec_of
-from rsbdali.bench.tune import Tuned, TuneOptions, lines, score
+from rsbdali.bench.tune import Tuned, TuneOptions, lines, score, searched_on
 from rsbdali.distributed.world import World
 from rsbdali.errors import CheckpointError, RsbdaliError
 from rsbdali.loader import tuned
@@ -29,23 +30,29 @@ SOME = LoaderSettings(threads=3, chunk=8, prefetch=4)
 
 
 class Racers:
-    """Candidates 0, 1, 2, … of planted speeds; a round takes a second of the test's own clock.
+    """Candidates 0, 1, 2, … of planted speeds; a round takes a second of the test's own clock, or as long as is given.
 
     Args:
         speeds: images a second of each.
         noise: of each round, as a share.
         drift: the machine's speed by the time in seconds.
+        cost: seconds of a round, by its number from 0 and the candidate.
     """
 
     def __init__(
-        self, speeds: list[float], noise: float = 0.0, drift: Callable[[float], float] = lambda _: 1.0, seed: int = 0
+        self,
+        speeds: list[float],
+        noise: float = 0.0,
+        drift: Callable[[float], float] = lambda _: 1.0,
+        seed: int = 0,
+        cost: Callable[[int, int], float] = lambda *_: 1.0,
     ) -> None:
-        self.speeds, self.noise, self.drift, self.now = speeds, noise, drift, 0.0
+        self.speeds, self.noise, self.drift, self.cost, self.now = speeds, noise, drift, cost, 0.0
         self.rng = np.random.default_rng(seed)
         self.measured: list[int] = []
 
     def measure(self, candidate: int) -> float:
-        self.now += 1
+        self.now += self.cost(len(self.measured), candidate)
         self.measured.append(candidate)
         return self.speeds[candidate] * self.drift(self.now) * (1 + self.noise * self.rng.standard_normal())
 
@@ -91,8 +98,30 @@ def test_a_difference_is_found_in_noise() -> None:
 def test_any_number_of_candidates_and_no_time(count: int) -> None:
     racers = Racers([float(k + 1) for k in range(count)])
     found = racers.search(seconds=0.001)
-    assert found.best == count - 1
-    assert racers.now <= 2 * count + 4 * LEAST_FINAL + 8
+    tried = min(count, 3)
+    assert [*found.scores] == [*range(tried)]
+    assert [*found.untried] == [*range(tried, count)]
+    assert found.best == tried - 1
+    assert racers.now == tried * LEAST_FINAL + (3 if count > 3 else 0)
+
+
+@pytest.mark.parametrize("seconds", [20, 30, 45, 60, 90, 120, 300])
+def test_a_search_keeps_to_its_time(seconds: float) -> None:
+    racers = Racers([float(100 + k) for k in range(36)], cost=lambda _, candidate: 0.5 + candidate % 3 / 2)
+    found = racers.search(seconds)
+    assert racers.now <= seconds * 1.05
+    assert {*found.scores} | {*found.untried} == {*range(36)}
+    assert racers.measured[: len(found.scores)] == [*range(len(found.scores))]  # interleaved
+    assert found.whole_s == pytest.approx(83, rel=0.2)  # 36 + 18 + 9 + 5 rounds, and five of the last three
+    assert bool(found.untried) == (seconds < 90)
+    assert found.best == max(found.scores)
+
+
+def test_a_slow_first_round_does_not_end_the_search() -> None:
+    racers = Racers([float(100 + k) for k in range(36)], cost=lambda number, _: 1.0 if number else 30.0)
+    found = racers.search(seconds=150)
+    assert not found.untried
+    assert found.whole_s == pytest.approx(83)
 
 
 def test_shown_is_nine_of_ten_rounds() -> None:
@@ -119,6 +148,8 @@ def test_pixels_change_only_where_the_user_lets_them() -> None:
     assert "speed only" in marked["threads"]
     assert "changes pixels): gpu, cpu" in marked["decode"]
     assert decode_modes("cpu") == ("auto",)
+    assert {each.hw_decoder_load for each in grid(2, "cuda", 64, allow_pixels=True)} == {None}
+    assert grid(2, "cuda", 64, allow_pixels=False, jpeg_engine=True) == grid(2, "cuda", 64, allow_pixels=False)
     on_gpu = grid(2, "cuda", 64, allow_pixels=True)
     assert {each.decode for each in on_gpu} == {"auto", "gpu", "cpu"}  # auto: the default
     # calls to DALI have chunks where the CPU decodes
@@ -126,10 +157,42 @@ def test_pixels_change_only_where_the_user_lets_them() -> None:
     assert {each.chunk for each in on_gpu if each.decode == "cpu"} == {4, 8, 16, 31}
 
 
+def test_the_share_of_a_jpeg_engine_is_searched_where_the_gpu_decodes() -> None:
+    knob = knobs(2, "cuda:0", allow_pixels=True, jpeg_engine=True)[-1]
+    assert knob.name == "hw_decoder_load"
+    assert str(knob).endswith("changes pixels): 0, 0.3, DALI's own, 0.9, 1")
+    found = grid(2, "cuda:0", 64, allow_pixels=True, jpeg_engine=True)
+    assert len(found) == len(set(found))
+    loads = {mode: {each.hw_decoder_load for each in found if each.decode == mode} for mode in ("auto", "gpu", "cpu")}
+    assert loads == {"auto": {None}, "gpu": {0.0, 0.3, None, 0.9, 1.0}, "cpu": {None}}
+
+
+@pytest.mark.parametrize(
+    ("capability", "engine"), [((7, 0), False), ((8, 0), True), ((8, 6), False), ((9, 0), True), ((10, 0), True)]
+)
+def test_the_card_says_whether_it_has_a_jpeg_engine(
+    capability: tuple[int, int], engine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    spec = FeedSpec(kind="rsbdali", root="", cache_dir="", recipe={}, batch_size=4, workers=1, device="cuda:0")
+    options = TuneOptions(data=Path("d"), recipe=A3, allow_pixels=True)
+    assert searched_on(spec, options)["jpeg_engine"] is engine
+    assert not searched_on(dataclasses.replace(spec, device="cpu"), options)["jpeg_engine"]
+
+
+def test_a_beginning_of_the_grid_has_all_values() -> None:
+    first = grid(8, "cuda", 128, allow_pixels=True, jpeg_engine=True)[:24]
+    assert {each.threads for each in first} == {4, 6, 8, 12}
+    assert {each.prefetch for each in first} == {1, 2, 4}
+    assert {each.hw_decoder_load for each in first} == {0.0, 0.3, None, 0.9, 1.0}
+    assert grid(8, "cuda", 128, allow_pixels=True, jpeg_engine=True)[:24] == first
+
+
 def test_a_spec_takes_the_settings() -> None:
     spec = FeedSpec(kind="rsbdali", root="", cache_dir="", recipe={}, batch_size=4, workers=1, device="cpu")
     found = spec_of(spec, dataclasses.replace(SOME, decode="cpu"))
     assert (found.workers, found.chunk, found.prefetch, found.decode) == (3, 8, 4, "cpu")
+    assert spec_of(spec, dataclasses.replace(SOME, decode="gpu", hw_decoder_load=0.0)).hw_decoder_load == 0
 
 
 def a_round(rate: float, cpu_us: float, cores: int = 2) -> Round:
@@ -165,6 +228,21 @@ def test_settings_are_kept_for_a_machine_and_a_size(cache_home: Path) -> None:
     tuned.keep(other, tuned.machine_key(A3, CPU), {})
     assert tuned.find(A3, CPU) == other
     assert str(other) == "1 thread, 8 images a call, 4 batches ahead, decode cpu"
+    shared = dataclasses.replace(SOME, decode="gpu", hw_decoder_load=0.9)
+    tuned.keep(shared, tuned.machine_key(A3, CPU), {})
+    assert tuned.find(A3, CPU) == shared
+    assert str(shared).endswith("decode gpu, hw_decoder_load 0.9")
+
+
+def test_a_file_of_an_earlier_version_says_nothing_of_the_jpeg_engine() -> None:
+    earlier = {key: value for key, value in SOME.to_dict().items() if key != "hw_decoder_load"}
+    assert LoaderSettings.of(earlier) == SOME
+
+
+def test_the_share_of_the_jpeg_engine_goes_with_the_mode_it_was_tuned_for() -> None:
+    shared = dataclasses.replace(SOME, decode="gpu", hw_decoder_load=0.9)
+    assert [shared.load_for(mode, None) for mode in ("gpu", "gpu-roi", "cpu")] == [0.9, None, None]
+    assert shared.load_for("gpu", 0.0) == 0
 
 
 @pytest.mark.parametrize(
@@ -178,6 +256,10 @@ def test_settings_are_kept_for_a_machine_and_a_size(cache_home: Path) -> None:
         ('{"settings": {"threads": 1, "chunk": 32, "prefetch": 2, "decode": "auto"}}', "has chunk 32"),
         ('{"settings": {"threads": 1, "chunk": 4, "prefetch": true, "decode": "auto"}}', "has prefetch True"),
         ('{"settings": {"threads": 1, "chunk": 4, "prefetch": 2, "decode": 3}}', "holds no settings"),
+        (
+            '{"settings": {"threads": 1, "chunk": 4, "prefetch": 2, "decode": "gpu", "hw_decoder_load": 1.5}}',
+            "has hw_decoder_load 1.5, expected 0 to 1 or none",
+        ),
     ],
 )
 def test_a_damaged_file_is_named(text: str, words: str) -> None:
@@ -246,12 +328,12 @@ class FakeBench:
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TuneOptions:
     spec = FeedSpec(kind="rsbdali", root="", cache_dir="", recipe={}, batch_size=64, workers=2, device="cpu")
+    monkeypatch.setattr(tune, "default_threads", lambda: 2)
     for module in (tune, tune_regret):
         monkeypatch.setattr(module, "Bench", FakeBench)
         monkeypatch.setattr(module, "make_spec", lambda *_: spec)
-        monkeypatch.setattr(module, "default_threads", lambda: 2)
         monkeypatch.setattr(module, "machine_record", dict)
-    return TuneOptions(data=tmp_path, recipe=A3, device="cpu", minutes=1e-4)
+    return TuneOptions(data=tmp_path, recipe=A3, device="cpu")
 
 
 def test_tune_keeps_the_winner_and_says_how_sure_it_is(planted: TuneOptions) -> None:
@@ -261,6 +343,7 @@ def test_tune_keeps_the_winner_and_says_how_sure_it_is(planted: TuneOptions) -> 
     assert (best.threads, best.prefetch) == (3, 4)
     assert tuned.find(A3, CPU) == best
     measured = json.loads(result.file.read_text())["measured"]
+    assert (measured["tried"], measured["untried"]) == (36, 0)
     assert measured["by_default"] == pytest.approx(340 / 220, rel=0.02)
     assert any("speed only): 1, 2, 3" in line for line in said)
     assert any("changes pixels): as it is" in line for line in said)
@@ -269,6 +352,17 @@ def test_tune_keeps_the_winner_and_says_how_sure_it_is(planted: TuneOptions) -> 
     assert "× the defaults (1.5" in text
     assert "noise of its rounds" in text
     assert "--tuned" in text
+    assert "not tried" not in text
+
+
+def test_tune_says_what_it_did_not_try(planted: TuneOptions) -> None:
+    result = tune.run(dataclasses.replace(planted, minutes=1e-9))
+    assert len(result.found.scores) == 3
+    found = dataclasses.replace(result.found, whole_s=200.0)
+    text = "\n".join(lines(dataclasses.replace(result, found=found), planted))
+    assert "not tried for lack of time: 33 of 36 settings; --minutes 3.4 tries all" in text
+    measured = json.loads(result.file.read_text())["measured"]
+    assert (measured["tried"], measured["untried"]) == (3, 33)
 
 
 def test_tune_says_where_nothing_is_gained(planted: TuneOptions) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rsbdali.bench.race.candidate import serve
 from rsbdali.bench.race.feeds import FeedSpec
 from rsbdali.cli.main import cli
 from rsbdali.data.index import ImageIndex
+from rsbdali.distributed.world import World
 from rsbdali.errors import RsbdaliError
 from rsbdali.integrations import create_loader as integration
 from rsbdali.loader import TrainLoader, tuned
@@ -109,6 +111,7 @@ def test_create_loader_takes_what_is_tuned_and_says_so(
     create_loader(root, **arguments).close()
     create_loader(root, num_workers=2, prefetch=1, decode="cpu", **arguments).close()
     create_loader(root, **{**arguments, "tuned": False}).close()
+    assert [each["hw_decoder_load"] for each in made] == [None] * 3
     names = "num_threads", "prefetch", "chunk", "decode"
     found = [tuple(each.get(name) for name in names) for each in made]
     assert found == [(1, 4, 3, "auto"), (2, 1, 3, "cpu"), (None, 2, None, "auto")]
@@ -138,6 +141,52 @@ def test_a_run_takes_what_is_tuned_and_records_it_and_its_resume_takes_it(
     training.train(TrainOptions(**{**options, "recipe": SMALL}, resume="auto"))
     assert fact in (tmp_path / "out/run/args.yaml").read_text()
     assert [(each["num_threads"], each["chunk"], each["prefetch"]) for each in made] == [(1, 3, 4)] * 2
+
+
+SHARED = LoaderSettings(threads=1, chunk=31, prefetch=2, decode="gpu", hw_decoder_load=0.9)
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ({}, ("gpu", 0.9)),
+        ({"hw_decoder_load": 0.0}, ("gpu", 0.0)),
+        ({"decode": "gpu"}, ("gpu", 0.9)),
+        ({"decode": "cpu"}, ("cpu", None)),
+        ({"decode": "gpu-roi", "hw_decoder_load": 0.3}, ("gpu-roi", 0.3)),
+    ],
+)
+def test_the_jpeg_engines_share_is_as_tuned_unless_it_is_given(
+    given: dict[str, Any], taken: tuple[str, float | None], tmp_path: Path
+) -> None:
+    tuned.keep(SHARED, tuned.machine_key(SMALL, CPU), {})
+    options = training._with_tuned(TrainOptions(recipe=SMALL, data=tmp_path, **given), SHARED, None)
+    assert (options.decode, options.hw_decoder_load) == taken
+    arguments: dict[str, Any] = {"num_threads": None, "prefetch": None, "decode": "auto", "hw_decoder_load": None}
+    found = integration._tuned(SMALL, CPU, World(), {**arguments, **given})
+    assert (found.get("decode", given.get("decode")), found["hw_decoder_load"]) == taken
+
+
+def test_a_run_records_the_jpeg_engines_share_and_its_resume_takes_it(
+    image_tree: Tree, made: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """On a CPU, where the share is recorded and not used."""
+    image_tree(per_class=2, split="val")
+    tuned.keep(replace(SHARED, decode="cpu"), tuned.machine_key(SMALL, CPU), {})
+    options: dict[str, Any] = {
+        "recipe": SMALL.with_overrides({"epochs": 1}),
+        "data": image_tree().parent,
+        "output": tmp_path / "out",
+        "experiment": "run",
+        "device": "cpu",
+    }
+    training.train(TrainOptions(**options, tuned=True))
+    content = torch.load(tmp_path / "out/run/last.pth.tar", weights_only=True)["rsbdali"]
+    assert (content["hw_decoder_load"], content["tuned"]["hw_decoder_load"]) == (0.9, 0.9)
+    training.train(TrainOptions(**{**options, "recipe": SMALL}, resume="auto"))
+    content = torch.load(tmp_path / "out/run/last.pth.tar", weights_only=True)["rsbdali"]
+    assert content["hw_decoder_load"] == 0.9
+    assert [each["hw_decoder_load"] for each in made] == [0.9, 0.9]
 
 
 def test_the_command_searches_and_keeps(image_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -331,6 +331,14 @@ def test_few_batches_tell_nothing(planted: Plant) -> None:
     report = run(machine, Loader(machine, every(1), batches=9))[0].report()
     assert report.cause == "too short"
     assert str(report) == "Pass 1: 9 batches are too few to tell what waits for what."
+    one = run(machine, Loader(machine, every(1), batches=1))[0].report()
+    assert str(one) == "Pass 1: 1 batch is too few to tell what waits for what."
+
+
+def test_an_empty_loader_has_no_batches() -> None:
+    said: list[str] = []
+    assert list(rsbdali.watch([], say=said.append)) == []
+    assert said == ["Pass 1: the loader has given no batches."]
 
 
 def test_a_short_pass_does_not_show_why(planted: Plant) -> None:

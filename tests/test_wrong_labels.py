@@ -1,6 +1,7 @@
 """What once gave wrong labels without a word: tables, label files, class maps, hidden files, damaged tar files."""
 
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from io import BytesIO
@@ -40,7 +41,7 @@ def test_unlabeled_rows_are_skipped_and_counted(missing: str, six: Path) -> None
     index = table(six, ["0", "1", "2", "0", missing, "2"])
     assert labels_in(index) == {"0.jpg": 0, "3.jpg": 0, "1.jpg": 1, "2.jpg": 2, "5.jpg": 2}
     assert index.classes == ("0", "1", "2")
-    assert "1 images without a label are left out" in index.notes
+    assert "1 image without a label is left out" in index.notes
 
 
 @pytest.mark.parametrize("head", ["img,target\n", "filepath,labels\n", "id,class\n", ""])
@@ -136,17 +137,17 @@ def test_hidden_files_are_neither_classes_nor_images(tmp_path: Path, write_image
         assert labels_in(index) == {"a/0.jpg": 0, "b/0.jpg": 1}
         assert index.classes == ("a", "b")
         assert any("hidden" in note for note in index.notes)
-        assert any("skipped by their extension (.bmp)" in note for note in index.notes) == (image_root is None)
+        assert any("skipped by its extension (.bmp)" in note for note in index.notes) == (image_root is None)
         assert ImageIndex.load(source, image_root=image_root).notes == index.notes, "kept in the cache"
     found = ImageIndex.load(root)
     assert [bad.reason for bad in found.bad] == ["is no regular file"]
-    assert any("1 folders without images are no classes, 'c' the first" in note for note in found.notes)
+    assert any("1 folder without images is no class, 'c' the first" in note for note in found.notes)
 
 
 def test_a_class_that_loses_its_images_is_named(image_tree: ImageTree, write_image: WriteImage) -> None:
     root = image_tree(classes=2)
     write_image(root / "class2" / "x.jpg", "text")
-    assert any("1 of 3 classes have no usable images, 'class2' the first" in n for n in ImageIndex.scan(root).notes)
+    assert any("1 of 3 classes has no usable images, 'class2' the first" in n for n in ImageIndex.scan(root).notes)
 
 
 def a_tar(path: Path, jpeg: bytes, names: list[str]) -> list[int]:
@@ -193,7 +194,10 @@ def test_one_level_too_high(image_tree: ImageTree) -> None:
     root = image_tree(classes=3)
     (root.parent / "up").mkdir()
     root.rename(root.parent / "up" / "imagenet")
-    with pytest.raises(DataError, match="one level too high"):
+    with pytest.raises(DataError, match=r"in 3 folders \(class0, class1, class2\): one level too high"):
+        ImageIndex.scan(root.parent / "up")
+    shutil.copytree(root.parent / "up/imagenet/class0", root.parent / "up/imagenet/class3")
+    with pytest.raises(DataError, match=r"in 4 folders \(class0, class1, class2, \.\.\.\): one level too high"):
         ImageIndex.scan(root.parent / "up")
     (root.parent / "up" / "imagenet").rename(root.parent / "up" / "train")
     (root.parent / "up" / "val" / "class0").mkdir(parents=True)

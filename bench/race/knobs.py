@@ -1,5 +1,6 @@
 """What of our loader can be tuned: the knobs, their values on a machine, and whether they change pixels."""
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -10,6 +11,7 @@ from rsbdali.loader.tuned import LoaderSettings
 
 MOST_CHUNK = 31  # images of a call to DALI (`rsbdali.pipelines.host.workers`)
 CHUNKS, PREFETCHES = (4, 8, 16, MOST_CHUNK), (1, 2, 4)
+LOADS = (0.0, 0.3, None, 0.9, 1.0)  # shares of the JPEGs for the GPU's JPEG engine; None: DALI's own, 0.65
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,14 @@ class Knob:
 
     def __str__(self) -> str:
         effect = "changes pixels" if self.changes_pixels else "speed only"
-        return f"{self.name} ({self.meaning}; {effect}): {', '.join(map(str, self.values))}"
+        return f"{self.name} ({self.meaning}; {effect}): {', '.join(map(_shown, self.values))}"
 
 
-def knobs(cores: int, device: str, *, allow_pixels: bool) -> tuple[Knob, ...]:
+def _shown(value: Any) -> str:
+    return "DALI's own" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def knobs(cores: int, device: str, *, allow_pixels: bool, jpeg_engine: bool = False) -> tuple[Knob, ...]:
     """All knobs, for a process that may use some cores."""
     # threads that wait for files leave cores idle, so more of them than cores may be best
     threads = {max(1, cores // 2), max(1, 3 * cores // 4), cores, cores + max(1, cores // 2)}
@@ -41,12 +47,15 @@ def knobs(cores: int, device: str, *, allow_pixels: bool) -> tuple[Knob, ...]:
         Knob("threads", "CPU threads", tuple(sorted(threads))),
         Knob("chunk", "images a call to DALI of decode=cpu", CHUNKS),
         Knob("prefetch", "batches in flight", PREFETCHES),
-        *(
-            [Knob("decode", "where images are decoded", decode_modes(device), changes_pixels=True)]
-            if allow_pixels
-            else []
-        ),
+        *(_of_pixels(device, jpeg_engine) if allow_pixels else ()),
     )
+
+
+def _of_pixels(device: str, jpeg_engine: bool) -> Iterator[Knob]:
+    yield Knob("decode", "where images are decoded", decode_modes(device), changes_pixels=True)
+    if jpeg_engine:  # rounds otherwise than the GPU's other decoders
+        meaning = "share of the JPEGs for the GPU's JPEG engine, of decode=gpu"
+        yield Knob("hw_decoder_load", meaning, LOADS, changes_pixels=True)
 
 
 def decode_modes(device: str) -> tuple[str, ...]:
@@ -59,24 +68,31 @@ def default_settings(cores: int) -> LoaderSettings:
     return LoaderSettings(threads=cores, chunk=MOST_CHUNK, prefetch=PREFETCH)
 
 
-def grid(cores: int, device: str, rows: int, *, allow_pixels: bool) -> list[LoaderSettings]:
-    """All settings that differ in what they do, the default first.
+def grid(cores: int, device: str, rows: int, *, allow_pixels: bool, jpeg_engine: bool = False) -> list[LoaderSettings]:
+    """All settings that differ in what they do, the default first, the others shuffled.
+
+    So a search that has no time for all tries values of every knob. The order is the same each time.
 
     Args:
         cores: that this process may use.
         device: `cpu` or `cuda`.
         rows: of a batch: no call has more images than a thread's share of them.
-        allow_pixels: the decode mode as well.
+        allow_pixels: the decode mode as well, and with a JPEG engine its share.
+        jpeg_engine: the GPU has one.
     """
-    searched = knobs(cores, device, allow_pixels=allow_pixels)
+    searched = knobs(cores, device, allow_pixels=allow_pixels, jpeg_engine=jpeg_engine)
     names, values = [knob.name for knob in searched], product(*(knob.values for knob in searched))
     found = [LoaderSettings(**dict(zip(names, each, strict=True))) for each in values]
-    return list(dict.fromkeys([default_settings(cores), *_distinct(found, device, rows)]))
+    others = dict.fromkeys(_distinct(found, device, rows))
+    others.pop(default_settings(cores), None)
+    return [default_settings(cores), *random.Random(0).sample(list(others), len(others))]
 
 
 def _distinct(settings: list[LoaderSettings], device: str, rows: int) -> Iterator[LoaderSettings]:
-    """With the largest chunk of those that do the same."""
+    """With the largest chunk of those that do the same, and a share for the JPEG engine only where the GPU decodes."""
     for each in settings:
+        if each.decode != "gpu":
+            each = replace(each, hw_decoder_load=None)
         is_host = each.decode == "cpu" or not device.startswith("cuda")
         share = -(-rows // each.threads)
         yield each if is_host and each.chunk < min(MOST_CHUNK, share) else replace(each, chunk=MOST_CHUNK)
@@ -90,4 +106,5 @@ def spec_of(spec: FeedSpec, settings: LoaderSettings) -> FeedSpec:
         prefetch=settings.prefetch,
         chunk=settings.chunk,
         decode=settings.decode,
+        hw_decoder_load=settings.hw_decoder_load,
     )

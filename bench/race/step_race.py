@@ -13,7 +13,7 @@ from rsbdali.bench.race.model_step import warm_up_steps
 from rsbdali.bench.race.our_step import OurStep
 from rsbdali.bench.race.out_of_memory import OUT_OF_MEMORY, out_of_memory
 from rsbdali.bench.race.race import Keep, forget
-from rsbdali.errors import DeviceError
+from rsbdali.errors import DeviceError, counted
 from rsbdali.recipe import Recipe
 from rsbdali.training.acceleration import OFF, PLAIN, Acceleration
 
@@ -156,6 +156,8 @@ class Race:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         if entry.name == OURS:
-            raise DeviceError(f"{reason} at {self._recipe.global_batch_size} rows: try a smaller --batch-size")
+            raise DeviceError(
+                f"{reason} at {counted(self._recipe.global_batch_size, 'row')}: try a smaller --batch-size"
+            )
         self.skipped[entry.name] = reason
         self._say(f"{entry.name} is left out: {reason}")

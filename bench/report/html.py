@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from rsbdali.bench.report.presence import processor
+from rsbdali.errors import counted
 from rsbdali.runs.report import html
 
 WIDTH, LABEL, BAR, STEP = 860, 150, 26, 44  # of a chart, in SVG units: whole, names' column, bar height, bar to bar
@@ -36,7 +37,9 @@ def page(report: dict[str, Any]) -> str:
     """The page of a report (`figures.to_json`) as text."""
     c = report["config"]
     size = " × ".join(str(side) for side in c["train_size"])
-    subtitle = f"recipe {c['recipe']} at {size} px, batch {c['batch_size']}, {c['workers']} workers, {c['device']}"
+    subtitle = (
+        f"recipe {c['recipe']} at {size} px, batch {c['batch_size']}, {counted(c['workers'], 'worker')}, {c['device']}"
+    )
     parts = [_rates(report), _costs(report), _stages(report), _figures(report), _facts(report)]
     verdict = f"<p class=verdict>{escape(_sentence(report['verdict']))}</p>"
     if report["warning"]:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rsbdali.bench.report.figures import BenchReport, LoaderFigures, Stage
 from rsbdali.bench.report.presence import processor
 from rsbdali.bench.report.terminal_step import figure, times
+from rsbdali.errors import counted
 
 
 def print_report(console: Console, report: BenchReport) -> None:
@@ -41,7 +42,7 @@ def _loaders(report: BenchReport) -> Table:
     c = report.config
     size = " x ".join(str(side) for side in c["train_size"])
     table = Table(
-        title=f"{c['recipe']}, {size} px, batch {c['batch_size']}, {c['workers']} workers, {c['device']}",
+        title=f"{c['recipe']}, {size} px, batch {c['batch_size']}, {counted(c['workers'], 'worker')}, {c['device']}",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
@@ -56,10 +57,10 @@ def _loaders(report: BenchReport) -> Table:
 
 def _legend(report: BenchReport) -> str:
     c = report.config
-    rounds = f"{c['rounds']} round" + ("s" if c["rounds"] != 1 else "")
+    rounds = counted(c["rounds"], "round")
     tiled = f" × {c['times_tiled']}" if c["times_tiled"] > 1 else ""
     return (
-        f"{rounds} of {c['seconds']:g} s, interleaved; {c['images']:,} images{tiled}, page cache warm\n"
+        f"{rounds} of {c['seconds']:g} s, interleaved; {counted(c['images'], 'image')}{tiled}, page cache warm\n"
         f"{processor(report.machine)}\n"
         "CPU-µs: an image, all threads; of cores: share of their time; MiB: host memory;\n"
         "by: rsbdali by it, median of the rounds' own ratios"

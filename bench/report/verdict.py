@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rsbdali.errors import counted
+
 EASE = 1.1  # a loader this much faster than the model leaves room for the unevenness of both
 SAME = 1.05  # figures closer than this are called equal
 IDLE = 0.6  # a loader that uses less than this share of its threads is not short of threads
@@ -66,7 +68,7 @@ def verdict(
 
 def _without_model(ours: Loader, peers: tuple[Loader, ...], threads: int) -> str:
     cost = f"{_thousands(ours.cpu_us_per_image)} CPU-µs an image"
-    figure = f"rsbdali gives {_rate(ours)} images/s with {_threads(threads)}, {cost}"
+    figure = f"rsbdali gives {_rate(ours)} images/s with {counted(threads, 'thread')}, {cost}"
     if not peers:
         return f"{figure}; --peers timm compares it, --against MODEL says whether a model can use it."
     compared = ", ".join(_compared(ours, p) for p in peers)
@@ -93,8 +95,8 @@ def _ratio(ours: Loader, peer: Loader) -> float:
 
 def _plain_would_do(ours: Loader, peer: Loader, model: Model, threads: int) -> str:
     start = (
-        f"the plain loader would do as well: {peer.name} gives {_rate(peer)} images/s with {_threads(threads)}, "
-        f"{model.name} takes {_rate(model)}, so DALI brings no speed here"
+        f"the plain loader would do as well: {peer.name} gives {_rate(peer)} images/s with "
+        f"{counted(threads, 'thread')}, {model.name} takes {_rate(model)}, so DALI brings no speed here"
     )
     saved = peer.ours_by_its_cpu or peer.cpu_us_per_image / ours.cpu_us_per_image
     return f"{start} (it uses {_times(saved)} less CPU)." if saved >= EASE else f"{start}."
@@ -114,10 +116,11 @@ def _remedy(ours: Loader, model: Model, threads: int, cores: int, device: str) -
     busy = ours.images_per_s * ours.cpu_us_per_image / 1e6 / threads
     if busy < IDLE:
         idle, limit = f"{1 - busy:.0%}", "the GPU's decoding" if device == "cuda" else "the disk"
-        return f"its {_threads(threads)} are idle {idle} of the time, so more would not help: {limit} is the limit"
+        who = counted(threads, "thread is", "threads are")
+        return f"its {who} idle {idle} of the time, so more would not help: {limit} is the limit"
     needed = math.ceil(EASE * threads * model.images_per_s / ours.images_per_s)
-    have = f"this machine has {cores} cores" if needed > cores else f"set --workers {needed}"
-    return f"at this rate a thread it would take about {needed} threads, and it has {threads} ({have})"
+    have = f"this machine has {counted(cores, 'core')}" if needed > cores else f"set --workers {needed}"
+    return f"at this rate a thread it would take about {counted(needed, 'thread')}, and it has {threads} ({have})"
 
 
 def _rate(figures: Loader | Model) -> str:
@@ -134,10 +137,6 @@ def _thousands(value: float) -> str:
 
 def _times(ratio: float) -> str:
     return f"{ratio:.2g} ×" if ratio < 10 else f"{ratio:.0f} ×"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread" if count == 1 else f"{count} threads"
 
 
 @dataclass(frozen=True, kw_only=True)

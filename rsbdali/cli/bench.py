@@ -81,9 +81,11 @@ def bench_step(recipe: str, overrides: tuple[str, ...], **rest: Any) -> None:
     "--minutes",
     type=click.FloatRange(0, min_open=True),
     default=2.0,
-    help="Of searching; at least a round of each setting.",
+    help="Of searching, about; where they are few, some settings are not tried, which is said.",
 )
-@click.option("--allow-pixels", is_flag=True, help="Search the decode mode too: modes differ a little in pixels.")
+@click.option(
+    "--allow-pixels", is_flag=True, help="Search decode mode and JPEG engine's share too: they change pixels."
+)
 @click.option("--against", metavar="MODEL", help="Measure this model's training step too, and say which one waits.")
 def tune(recipe: str, overrides: tuple[str, ...], data: Path | None, **rest: Any) -> None:
     """Find the loader's fastest settings on this machine, and keep them for `train --tuned`."""

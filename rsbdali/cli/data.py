@@ -16,7 +16,7 @@ from rsbdali.cli.options import (
     parse_overrides,
     recipe_options,
 )
-from rsbdali.errors import RsbdaliError
+from rsbdali.errors import RsbdaliError, counted
 
 
 @command("index")
@@ -116,14 +116,17 @@ def pack_command(folder: Path, **options: Any) -> None:
     with counting("pack and check") as progress:
         packed = pack(chosen, progress)
     for split, images in packed.images.items():
-        shards = f" in {packed.shards[split]:,} shards" if packed.shards else ""
-        click.echo(f"{split}: {images:,} images{shards}")
+        shards = f" in {counted(packed.shards[split], 'shard')}" if packed.shards else ""
+        click.echo(f"{split}: {counted(images, 'image')}{shards}")
     if packed.kept_shards:
-        click.echo(f"{packed.kept_shards:,} shards were there already")
+        click.echo(f"{counted(packed.kept_shards, 'shard was', 'shards were')} there already")
     if chosen.seekable:
         others = sum(packed.images.values()) - packed.seekable
-        lines = f", of {packed.whole_lines:,} whole lines only" if packed.whole_lines else ""
-        click.echo(f"{packed.seekable:,} images are read in part{lines}; {others:,} are as they were")
+        lines = f", of {counted(packed.whole_lines, 'whole line')} only" if packed.whole_lines else ""
+        as_before = counted(others, "is as it was", "are as they were")
+        click.echo(f"{counted(packed.seekable, 'image is', 'images are')} read in part{lines}; {as_before}")
     if chosen.max_size is not None:
-        click.echo(f"{packed.shrunk:,} images made smaller: batches are no longer the original's (see the manifest)")
+        click.echo(
+            f"{counted(packed.shrunk, 'image')} made smaller: batches are no longer the original's (see the manifest)"
+        )
     click.echo(f"read back and checked; wrote {packed.manifest}")

@@ -7,6 +7,7 @@ import click
 
 from rsbdali.cli.help import command
 from rsbdali.cli.options import DEVICE, PATH, out_option
+from rsbdali.errors import counted
 
 
 @command("replay")
@@ -23,7 +24,7 @@ from rsbdali.cli.options import DEVICE, PATH, out_option
 @click.option("--images", type=click.IntRange(1), default=12, help="Rows that are drawn and printed.")
 @DEVICE
 def replay(out: Path | None, images: int, step: int, epoch: int | None, **rest: Any) -> None:
-    """The batch of one step of a run again, by its settings as they are now: names, augmentation, pictures."""
+    """The batch of one step of a run again, by the settings it had then: names, augmentation, pictures."""
     from rsbdali.errors import RecipeError
     from rsbdali.progress_bar import waiting
     from rsbdali.tools.replay import ReplayOptions
@@ -38,7 +39,7 @@ def replay(out: Path | None, images: int, step: int, epoch: int | None, **rest: 
         click.echo(line)
     picture = found.draw(out or rest["run"] / f"replay-epoch{found.epoch + 1}-step{found.step + 1}.png", images)
     click.echo(f"picture {picture}")
-    click.echo(f"all {len(lines)} rows: {found.write_csv(picture.with_suffix('.csv'))}")
+    click.echo(f"all {counted(len(lines), 'row')}: {found.write_csv(picture.with_suffix('.csv'))}")
 
 
 @command("report")

@@ -25,7 +25,7 @@ from rsbdali.cli.options import (
     recipe_options,
 )
 from rsbdali.cli.recipe_keys import key_options
-from rsbdali.errors import RecipeError, RsbdaliError
+from rsbdali.errors import RecipeError, RsbdaliError, counted
 
 EXAMPLES = """\
 rsbdali train a3 --data IMAGENET --nproc 4
@@ -158,9 +158,11 @@ def rows_a_gpu(recipe: Any, rows: int, nproc: int, given: dict[str, str]) -> Any
     total = rows * ranks
     if given.get("global_batch_size", str(total)) != str(total):
         other = given["global_batch_size"]
-        raise RecipeError(f"--batch-size {rows} is a global batch of {total} rows here, and {other} is given: give one")
+        raise RecipeError(
+            f"--batch-size {rows} is a global batch of {counted(total, 'row')} here, and {other} is given: give one"
+        )
     if world.size > 1 or nproc == 1:  # else the ranks say it
-        log.info("batch: %d rows × %d %s = global_batch_size %d", rows, ranks, "ranks" if ranks > 1 else "rank", total)
+        log.info("batch: %s × %s = global_batch_size %d", counted(rows, "row"), counted(ranks, "rank"), total)
     return recipe.with_overrides({"global_batch_size": total, **({"lr": "auto"} if given.get("lr") == "auto" else {})})
 
 

@@ -19,7 +19,7 @@ from rsbdali.data.header import Header
 from rsbdali.data.names import natural_key
 from rsbdali.data.sources.base import Entry, Scan
 from rsbdali.data.text import MOST_LABEL
-from rsbdali.errors import DataError
+from rsbdali.errors import DataError, counted
 
 
 def to_scan(
@@ -50,7 +50,10 @@ def to_scan(
     """
     labeled = [f for f in found if f.class_name is not None or f.label is not None]
     if labeled and len(labeled) < len(found):
-        notes = (*notes, f"{len(found) - len(labeled)} images without a label are left out")
+        notes = (
+            *notes,
+            f"{counted(len(found) - len(labeled), 'image without a label is', 'images without a label are')} left out",
+        )
     kept = labeled or list(found)
     names, label_F = ((), [-1] * len(kept)) if not labeled else _labels(what, kept, classes)
     order = sorted(range(len(kept)), key=lambda i: (label_F[i], natural_key(kept[i].image.path)))
@@ -78,7 +81,9 @@ def notes_on_classes(classes: Sequence[str], label_N: np.ndarray) -> tuple[str, 
         notes.append(f"labels run from 1 to {len(count_C) - 1}: numbers count from 0, so class 0 has no images")
     elif len(empty):
         name = repr(classes[empty[0]]) if classes else str(empty[0])
-        notes.append(f"{len(empty)} of {len(count_C)} classes have no usable images, {name} the first")
+        has = "has" if len(empty) == 1 else "have"
+        all_classes = counted(len(count_C), "class", "classes")
+        notes.append(f"{len(empty)} of {all_classes} {has} no usable images, {name} the first")
     if 2 < len(label_N) == np.count_nonzero(count_C):
         notes.append(f"each of the {len(label_N)} images has a class of its own: are these the labels?")
     return tuple(notes)
@@ -97,7 +102,7 @@ def _labels(what: str, found: Sequence[Entry], classes: Sequence[str] | None) ->
     if classes is not None:
         outside = next((n for n in numbers if not 0 <= n < len(classes)), None)
         if outside is not None:
-            raise DataError(f"{what}: label {outside} is out of range: there are {len(classes)} class names")
+            raise DataError(f"{what}: label {outside} is out of range of {counted(len(classes), 'class name')}")
         return tuple(classes), numbers
     if any(f.class_name is None for f in found):
         if min(numbers) < 0:

@@ -38,7 +38,7 @@ from rsbdali.data.sources.listed import Label
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.read_ahead import AheadReader
 from rsbdali.data.sources.storage import RangeReader
-from rsbdali.errors import DataError, UnreadableImage
+from rsbdali.errors import DataError, UnreadableImage, counted
 
 PART_READERS = (FileReader, RangeReader, AheadReader)  # see `sources.base.PartReader`
 
@@ -99,7 +99,8 @@ class ImageIndex:
         return len(self.width_N)
 
     def __repr__(self) -> str:
-        return f"ImageIndex({self.name!r}: {len(self)} images, {self.num_classes} classes, {len(self.bad)} bad)"
+        counts = f"{counted(len(self), 'image')}, {counted(self.num_classes, 'class', 'classes')}"
+        return f"ImageIndex({self.name!r}: {counts}, {len(self.bad)} bad)"
 
     def __getitem__(self, i: int) -> tuple[str, int]:
         """Path and label of image i, as in torchvision's `samples`; the label is -1 where unknown."""
@@ -438,5 +439,5 @@ def index_listing(
     row_M = row_of_item if listed.item_M is None else row_of_item[listed.item_M]
     item_K = np.flatnonzero(row_M >= 0)  # the others were left out
     if not len(item_K):
-        raise DataError(f"{listing.what}: none of the {len(row_M)} images chosen is usable")
+        raise DataError(f"{listing.what}: none of the {counted(len(row_M), 'image')} chosen is usable")
     return index.subset(row_M[item_K]), item_K

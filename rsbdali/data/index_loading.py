@@ -20,7 +20,7 @@ from rsbdali.data.sources.base import Progress, Reader, Scan, Source
 from rsbdali.data.sources.listed import ListedSource, Listing, listed_reader
 from rsbdali.data.sources.location import Location
 from rsbdali.data.sources.registry import image_root, open_source, reader_of
-from rsbdali.errors import DataError
+from rsbdali.errors import DataError, counted
 
 log = logging.getLogger(__name__)
 
@@ -168,9 +168,10 @@ def _report(what: str, scan: Scan, cache_dir: Path | None) -> None:
         log.warning("%s: %s", what, note)
     if copies := int((scan.columns["flags_N"] & ImageFlags.CONVERT > 0).sum()):
         log.info(
-            "%s: %d of %d images are read through an RGB copy, which Pillow makes at first use in %s",
+            "%s: %d of %s %s read through an RGB copy, which Pillow makes at first use in %s",
             what,
             copies,
-            len(scan.columns["flags_N"]),
+            counted(len(scan.columns["flags_N"]), "image"),
+            "is" if copies == 1 else "are",
             (cache_dir or cache.default_folder()) / "rgb",
         )

@@ -20,6 +20,7 @@ import numpy as np
 from rsbdali.atomic import write_atomically
 from rsbdali.data.intervals import Intervals
 from rsbdali.data.sources.base import Scan
+from rsbdali.errors import counted
 
 FOLDER_NAME = "rsbdali-intervals.npy"
 SUFFIX = ".intervals.npy"
@@ -123,7 +124,7 @@ def load_intervals(files: Sequence[str | os.PathLike[str] | None], scan: Scan) -
         count_N[row_M] = column_K5[position_M, 4] - start_K[position_M]
         sampling_N2[row_M] = column_K5[position_M, 2:4]
     lengths = tuple(read[f][1] if f in read else np.empty(0, np.uint16) for f in range(len(files)))
-    log.info("%d of %d images can be read in part", int((file_N >= 0).sum()), count)
+    log.info("%d of %s can be read in part", int((file_N >= 0).sum()), counted(count, "image"))
     return IntervalTable(file_N, start_N, count_N, sampling_N2, lengths)
 
 

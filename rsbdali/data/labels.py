@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rsbdali.data.names import CLASS_NAMES, LABEL_NAMES, PATH_NAMES, natural_key
+from rsbdali.data.names import CLASS_NAMES, LABEL_NAMES, PATH_NAMES, first_few, natural_key
 from rsbdali.data.sources.base import Scan
 from rsbdali.data.text import LabelError, parse_label, read_lines
-from rsbdali.errors import DataError
+from rsbdali.errors import DataError, counted
 
 MOST_WORDS = 64  # of a file name with spaces
 
@@ -53,7 +53,10 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str]) -> np.
     alone = _labels_alone(path, lines, classes)
     if alone is not None:
         if len(alone) != len(names):
-            raise DataError(f"{path}: {len(alone)} labels for {len(names)} image files: expected one line a file")
+            raise DataError(
+                f"{path}: {counted(len(alone), 'label')} for {counted(len(names), 'image file')}: "
+                "expected one line a file"
+            )
         number = _numbering(path, alone, classes)
         return np.array([number[label] for label in alone], np.int32)
     rows = _named_rows(path, lines, names, classes)
@@ -64,7 +67,9 @@ def read_labels(path: Path, names: Sequence[str], classes: Sequence[str]) -> np.
             raise DataError(f"{path}: line {line}: {name} is listed with two labels")
     missing = [name for name in names if name not in label_of and os.path.splitext(name)[0] not in label_of]
     if missing:
-        raise DataError(f"{path}: no label for {missing[0]} (and {len(missing) - 1} more of {len(names)} files)")
+        raise DataError(
+            f"{path}: no label for {missing[0]} (and {len(missing) - 1} more of {counted(len(names), 'file')})"
+        )
     return np.array([label_of[n] if n in label_of else label_of[os.path.splitext(n)[0]] for n in names], np.int32)
 
 
@@ -179,7 +184,10 @@ def _numbering(path: Path, labels: Sequence[str], classes: Sequence[str]) -> dic
             raise DataError(f"{path}: {error}") from error
         if not isinstance(parsed, int):
             wrong = label if label not in label_of else unknown[0]
-            raise DataError(f"{path}: label {wrong[:80]!r} is none of the {len(classes)} classes, nor a number from 0")
+            raise DataError(
+                f"{path}: label {wrong[:80]!r} is none of the {counted(len(classes), 'class', 'classes')}, "
+                "nor a number from 0"
+            )
         number[label] = parsed
     largest = max(number.values())
     if 0 not in number.values():
@@ -188,7 +196,7 @@ def _numbering(path: Path, labels: Sequence[str], classes: Sequence[str]) -> dic
             "whose numbers follow another order of the classes? Give class names, or numbers counted from 0"
         )
     if largest >= len(classes):
-        raise DataError(f"{path}: label {largest} is out of range: there are {len(classes)} classes, counted from 0")
+        raise DataError(f"{path}: label {largest} is out of range: there {_are(classes)}, counted from 0")
     return number
 
 
@@ -234,8 +242,12 @@ def _by_number(what: str, label_N: np.ndarray, classes: Sequence[str] | None) ->
     if classes is None:
         return tuple(str(i) for i in range(largest + 1)), label_N
     if largest >= len(classes):
-        raise DataError(f"{what}: label {largest} is out of range: there are {len(classes)} classes, counted from 0")
+        raise DataError(f"{what}: label {largest} is out of range: there {_are(classes)}, counted from 0")
     return tuple(classes), label_N
+
+
+def _are(classes: Sequence[str]) -> str:
+    return f"{'is' if len(classes) == 1 else 'are'} {counted(len(classes), 'class', 'classes')}"
 
 
 def _clipped(name: str) -> str:
@@ -249,12 +261,12 @@ def _by_name(what: str, scan: Scan, classes: Sequence[str]) -> tuple[tuple[str, 
     unknown = [name for name in scan.classes if name not in label_of]
     if unknown:
         raise DataError(
-            f"{what}: class folder {unknown[0]!r} (of {len(unknown)} such) is none of the {len(classes)} "
-            f"training classes ({', '.join(map(_clipped, classes[:3]))}, ...): expected the same class names as in "
-            "training, or in the class map"
+            f"{what}: class folder {unknown[0]!r} (of {len(unknown)} such) is none of the "
+            f"{counted(len(classes), 'training class', 'training classes')} ({first_few([*map(_clipped, classes)])}): "
+            "expected the same class names as in training, or in the class map"
         )
     if len(scan.classes) < len(classes):
-        log.warning("%s: holds %d of %d classes", what, len(scan.classes), len(classes))
+        log.warning("%s: holds %d of %s", what, len(scan.classes), counted(len(classes), "class", "classes"))
     translate = np.array([label_of[name] for name in scan.classes], np.int32)
     return tuple(classes), translate[scan.columns["label_N"]]
 

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Sequence
 
-from rsbdali.data.names import natural_key
+from rsbdali.data.names import first_few, natural_key
 from rsbdali.data.sources.base import Scan
-from rsbdali.errors import DataError
+from rsbdali.errors import DataError, counted
 
 SPLIT_FOLDERS = frozenset({"train", "val", "validation", "test"})
 
@@ -24,7 +24,7 @@ def refuse_other_level(what: str, scan: Scan) -> None:
     if len(inner) > 1:
         raise DataError(
             f"{what}: holds one folder, {scan.classes[0]!r}, whose images are in {len(inner)} folders "
-            f"({', '.join(sorted(inner, key=natural_key)[:3])}, ...): one level too high? give {what}/{scan.classes[0]}"
+            f"({first_few(sorted(inner, key=natural_key))}): one level too high? give {what}/{scan.classes[0]}"
         )
 
 
@@ -46,6 +46,6 @@ def notes_on_depth(files: Sequence[str]) -> tuple[str, ...]:
     if not deeper:
         return ()
     return (
-        f"{len(deeper)} images are in folders within class folders, {deeper[0]!r} the first: the first folder is the "
-        "class (timm takes the innermost)",
+        f"{counted(len(deeper), 'image is', 'images are')} in folders within class folders, {deeper[0]!r} the first: "
+        "the first folder is the class (timm takes the innermost)",
     )

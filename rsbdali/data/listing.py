@@ -16,7 +16,7 @@ import numpy as np
 from rsbdali.data.names import CLASS_NAMES, LABEL_NAMES
 from rsbdali.data.sources.listed import Items, Label, Listing
 from rsbdali.data.text import MOST_LABEL
-from rsbdali.errors import DataError
+from rsbdali.errors import DataError, counted
 
 EXPECTED = (
     "expected a location, an ImageIndex, a list of (path, label), a tuple (paths, labels), torchvision's ImageFolder, "
@@ -58,9 +58,9 @@ def _of_subset(dataset: Any, item_M: np.ndarray) -> Listed:
     if not len(item_M):
         raise DataError("a Subset without images: its list of indices is empty")
     if not np.issubdtype(item_M.dtype, np.integer):
-        raise DataError(f"a Subset of {count} images: its indices are no whole numbers")
+        raise DataError(f"a Subset of {counted(count, 'image')}: its indices are no whole numbers")
     if len(wrong_M := item_M[(item_M < -count) | (item_M >= count)]):
-        raise DataError(f"a Subset of {count} images has the index {wrong_M[0]}, which is none of them")
+        raise DataError(f"a Subset of {counted(count, 'image')} has the index {wrong_M[0]}, which is none of them")
     item_M = item_M % count
     return Listed(listing, item_M if below is None else below[item_M])
 
@@ -102,9 +102,12 @@ def files_listing(
     names = [_path(path) for path in _sequence("paths", paths)]
     known = [None] * len(names) if labels is None else plain_labels(labels)
     if len(known) != len(names) or not names:
-        raise DataError(f"{len(names)} paths and {len(known)} labels: expected one label for each of one or more paths")
+        raise DataError(
+            f"{counted(len(names), 'path')} and {counted(len(known), 'label')}: expected one label for each of one or "
+            "more paths"
+        )
     folder, names = _common_folder(names) if root is None else _below(os.path.abspath(root), names)
-    what = f"list of {len(names):,} images"
+    what = f"list of {counted(len(names), 'image')}"
     return Listing(what=what, labels=known, classes=_names(classes), root=folder, images=names)
 
 
@@ -178,7 +181,10 @@ def _of_object(dataset: Any) -> Listing:
         raise DataError(f"dataset of type {kind} has read(i), and not len() and targets (a label for each image) too")
     known, count = plain_labels(labels), len(dataset)
     if len(known) != count or not count:
-        raise DataError(f"dataset of type {kind}: {count} images and {len(known)} targets: expected one for each")
+        raise DataError(
+            f"dataset of type {kind}: {counted(count, 'image')} and {counted(len(known), 'target')}: "
+            "expected one for each"
+        )
     fingerprint = getattr(dataset, "fingerprint", None)
     if not isinstance(fingerprint, str | None):
         raise DataError(f"dataset of type {kind}: fingerprint is {type(fingerprint).__name__}: expected text or None")

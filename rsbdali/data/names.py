@@ -1,6 +1,9 @@
 """Names of image files: which count, and in which order."""
 
 import re
+from collections.abc import Sequence
+
+from rsbdali.errors import counted
 
 # timm's (timm.data.readers.img_extensions) plus .webp
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp")
@@ -86,10 +89,17 @@ def notes_on_names(hidden: list[str], skipped: list[str]) -> tuple[str, ...]:
     notes = []
     if hidden:
         notes.append(
-            f"{len(hidden)} hidden files or folders are left out, {sorted(hidden)[0]!r} the first "
+            f"{counted(len(hidden), 'hidden file or folder is', 'hidden files or folders are')} left out, "
+            f"{sorted(hidden)[0]!r} the first "
             "(timm takes such folders for classes, so its class numbers can differ)"
         )
     if skipped:
         endings = sorted({name[name.rindex(".") :].lower() for name in skipped})
-        notes.append(f"{len(skipped)} files are skipped by their extension ({', '.join(endings)})")
+        said = counted(len(skipped), "file is skipped by its extension", "files are skipped by their extension")
+        notes.append(f"{said} ({', '.join(endings)})")
     return tuple(notes)
+
+
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """Names for a message: the first ones, and dots only where some are left out."""
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rsbdali.errors import DataError
+from rsbdali.errors import DataError, counted
 
 
 def row_numbers(rows: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
@@ -16,13 +16,15 @@ def row_numbers(rows: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
     row_M = np.asarray(rows)
     if row_M.dtype == bool:
         if row_M.shape != (count,):
-            raise DataError(f"a mask of shape {row_M.shape}: expected one truth value for each of {count} images")
+            raise DataError(
+                f"a mask of shape {row_M.shape}: expected one truth value for each of {counted(count, 'image')}"
+            )
         row_M = np.flatnonzero(row_M)
     if row_M.ndim != 1 or not len(row_M) or not np.issubdtype(row_M.dtype, np.integer):
         raise DataError("rows of an index: expected one or more whole numbers, or a mask")
     outside_M = (row_M < -count) | (row_M >= count)
     if outside_M.any():
-        raise DataError(f"row {row_M[outside_M][0]} is not there: the index has {count} images")
+        raise DataError(f"row {row_M[outside_M][0]} is not there: the index has {counted(count, 'image')}")
     return (row_M % count).astype(np.int64)
 
 
@@ -68,5 +70,5 @@ def draw_share(label_N: np.ndarray, canonical_N: np.ndarray, fraction: float, se
     chosen_N = np.zeros(count, bool)
     chosen_N[by_class_N] = within_N < np.repeat(np.rint(count_C * fraction), count_C)
     if not 0 < chosen_N.sum() < count:
-        raise DataError(f"fraction={fraction:g} of {count} images, class by class, leaves one part empty")
+        raise DataError(f"fraction={fraction:g} of {counted(count, 'image')}, class by class, leaves one part empty")
     return chosen_N

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from rsbdali.distributed import neighbors
 from rsbdali.distributed.world import World
-from rsbdali.errors import DeviceError
+from rsbdali.errors import DeviceError, counted
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -89,7 +89,7 @@ def find_world(distributed: bool | None, rank: int | None, world_size: int | Non
         raise DeviceError("rank and world_size go together: give both, or neither under torchrun")
     if rank is not None and world_size is not None:
         if not 0 <= rank < world_size:
-            raise DeviceError(f"rank={rank} is not one of {world_size} processes")
+            raise DeviceError(f"rank={rank} is not one of {counted(world_size, 'process', 'processes')}")
         return World.of(rank, world_size)
     if distributed is False:
         return World()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rsbdali.distributed import slurm
-from rsbdali.errors import DeviceError
+from rsbdali.errors import DeviceError, counted
 
 NPROC = "RSBDALI_NPROC"  # how many ranks there are, where they were started from here
 LAUNCHER = "RSBDALI_LAUNCHER"  # number of the process that a rank ends with
@@ -136,4 +136,4 @@ def _check(nproc: int, device: str) -> None:
         raise DeviceError("--nproc starts ranks, and this process is one of several already: leave --nproc out")
     gpus = torch.cuda.device_count()
     if device != "cpu" and gpus and nproc > gpus:
-        raise DeviceError(f"--nproc {nproc}: there are {gpus} GPUs here; lower it, or add --device cpu")
+        raise DeviceError(f"--nproc {nproc}: {counted(gpus, 'GPU is', 'GPUs are')} here; lower it, or add --device cpu")

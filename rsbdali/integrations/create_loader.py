@@ -15,7 +15,7 @@ import torch
 from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import find_device, find_world, meeting
 from rsbdali.distributed.world import World
-from rsbdali.errors import DataError, RecipeError
+from rsbdali.errors import DataError, RecipeError, counted
 from rsbdali.integrations.datasets import open_index
 from rsbdali.integrations.sampling import Sampler, Weights, refuse_in_evaluation, sampling_of
 from rsbdali.integrations.timm_arguments import (
@@ -160,7 +160,7 @@ def create_loader(
         hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine, 0 to 1; None: DALI's own, 0.65.
         prefetch: batches in flight; None: 2, or as tuned.
         tuned: run a training loader as `rsbdali tune` found best on this machine for the recipe's image size, but for
-            `num_workers`, `prefetch` and `decode` where they are given.
+            `num_workers`, `prefetch`, `decode` and `hw_decoder_load` where they are given.
         max_bad_images: more training images that do not decode are a `DataError`.
         on_bad: called once for each image that does not decode, with path and reason; by default a warning is logged.
         **others: timm's other arguments, with values that change nothing here.
@@ -198,7 +198,8 @@ def create_loader(
     sampling = sampling_of(data, **order, repeats=settings.aug_repeats)
     settings = _per_rank(settings, rows, world, sampling, len(data.index))
     if tuned:
-        work |= _tuned(settings, target, world, {"num_threads": num_workers, "prefetch": prefetch, "decode": decode})
+        given = {"num_threads": num_workers, "prefetch": prefetch, "decode": decode, "hw_decoder_load": hw_decoder_load}
+        work |= _tuned(settings, target, world, given)
     work |= {"max_bad_images": max_bad_images, "sampling": sampling, "transform": transform}
     training = TrainLoader(data.index, settings, **work)
     training.mixup_enabled &= mix.enabled
@@ -283,7 +284,9 @@ def _soft_classes(recipe: Recipe, mix: _Mix, index: ImageIndex) -> int | None:
     if not _is_mixing(recipe) and not recipe.smoothing:
         return None
     if mix.num_classes is not None and mix.num_classes < index.num_classes:
-        raise DataError(f"num_classes={mix.num_classes}: {index.name} has {index.num_classes} classes")
+        raise DataError(
+            f"num_classes={mix.num_classes}: {index.name} has {counted(index.num_classes, 'class', 'classes')}"
+        )
     return mix.num_classes or index.num_classes
 
 
@@ -304,7 +307,9 @@ def _tuned(recipe: Recipe, device: torch.device, world: World, given: Mapping[st
     log.info("loader tuned for this machine: %s", found)
     arguments: dict[str, Any] = {"num_threads": found.threads_of(world), "prefetch": found.prefetch}
     arguments |= {"chunk": found.chunk, "decode": found.decode}
-    return {key: value for key, value in arguments.items() if given.get(key) in (None, "auto")}
+    chosen = {key: value for key, value in arguments.items() if given.get(key) in (None, "auto")}
+    decode = chosen.get("decode", given["decode"])
+    return chosen | {"hw_decoder_load": found.load_for(decode, given["hw_decoder_load"])}
 
 
 def _object(dataset: Any) -> Any:
@@ -333,7 +338,9 @@ def _per_rank(recipe: Recipe, rows: int | None, world: World, sampling: Sampling
         return recipe
     available = rows_per_epoch(sampling.length(images), max(1, recipe.aug_repeats), world.size)
     if rows * world.size > available and sampling.drop_last:
-        raise DataError(f"batch_size={rows} on {world.size} ranks is more than an epoch of {available} images")
+        raise DataError(
+            f"batch_size={rows} on {counted(world.size, 'rank')} is more than an epoch of {counted(available, 'image')}"
+        )
     return recipe.with_overrides({"global_batch_size": rows * world.size, "mix_groups": world.size})
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from rsbdali.errors import DataError, RecipeError
+from rsbdali.errors import DataError, RecipeError, counted
 from rsbdali.integrations.datasets import OpenedData
 from rsbdali.plan.sampling import Sampling, class_balanced_weights
 
@@ -98,7 +98,7 @@ def _weights(weights: Weights, data: OpenedData) -> np.ndarray:
         return class_balanced_weights(data.index.label_N)
     weight_I = np.asarray(weights, np.float64)
     if weight_I.shape != (data.items,):
-        raise DataError(f"weights= of shape {weight_I.shape}: expected one for each of {data.items} images")
+        raise DataError(f"weights= of shape {weight_I.shape}: expected one for each of {counted(data.items, 'image')}")
     weight_N = weight_I if data.item_N is None else weight_I[data.item_N]
     if not np.isfinite(weight_N).all() or (weight_N < 0).any() or not weight_N.any():
         raise DataError("weights=: expected finite numbers from 0, of which one is above 0")

@@ -25,7 +25,7 @@ import torch
 from rsbdali.distributed.collectives import broadcast_object
 from rsbdali.distributed.devices import find_world, meeting
 from rsbdali.distributed.world import World
-from rsbdali.errors import RsbdaliError
+from rsbdali.errors import RsbdaliError, counted
 from rsbdali.integrations.create_loader import create_loader
 from rsbdali.integrations.tuple_loader import TupleLoader
 
@@ -95,12 +95,12 @@ def _seed(world: World) -> int:
 def _tell(loader: TupleLoader, *, is_training: bool) -> None:
     below = loader.loader
     log.info(
-        "%s loader by rsbdali in place of timm's: %d images, %d batches of %d, %d threads, %s%s",
+        "%s loader by rsbdali in place of timm's: %s, %s of %d, %s, %s%s",
         "training" if is_training else "evaluation",
-        len(below.index),
-        len(loader),
+        counted(len(below.index), "image"),
+        counted(len(loader), "batch", "batches"),
         loader.batch_size,
-        below.num_threads,
+        counted(below.num_threads, "thread"),
         below.device,
         ", mixing" if loader.mixup_enabled else "",
     )

@@ -5,14 +5,13 @@ refused by name as soon as timm would do something with it. Its train.py's: a re
 `rsbdali recipe show a3 --as timm`.
 """
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import yaml
 
-from rsbdali.errors import RecipeError
+from rsbdali.errors import RecipeError, nearest
 from rsbdali.plan.augmentation import parse_policy
 from rsbdali.recipe import Recipe
 
@@ -144,7 +143,7 @@ def refuse(others: Mapping[str, Any], *, is_training: bool, honored: Iterable[st
         if name in NO_BEARING:
             continue
         if name not in REFUSED:
-            raise RecipeError(f"create_loader has no argument {name!r}{_nearest(name, [*honored, *REFUSED])}")
+            raise RecipeError(f"create_loader has no argument {name!r}{nearest(name, [*honored, *REFUSED])}")
         rule = REFUSED[name]
         counts = rule.training if is_training else rule.evaluation
         if counts and not _is_neutral(value, rule.neutral):
@@ -204,11 +203,6 @@ def _size(value: Any) -> Any:
 
 def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
     return value in neutral
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 # keys that mean the same there and here

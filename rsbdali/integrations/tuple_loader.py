@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rsbdali.distributed.devices import to_device
-from rsbdali.errors import CheckpointError, RsbdaliError
+from rsbdali.errors import CheckpointError, RsbdaliError, counted
 from rsbdali.loader.batch import EvalBatch, TrainBatch
 from rsbdali.loader.door import Door, NotPicklable
 from rsbdali.loader.eval import EvalLoader
@@ -100,8 +100,8 @@ class TupleLoader(NotPicklable):
         kind = "training" if isinstance(self.loader, TrainLoader) else "evaluation"
         epoch, batch = self._at
         return (
-            f"TupleLoader({kind} on {self.loader.device}: {self.loader.index!r}, {len(self)} batches of "
-            f"{self.batch_size}, at epoch {epoch}, batch {batch})"
+            f"TupleLoader({kind} on {self.loader.device}: {self.loader.index!r}, "
+            f"{counted(len(self), 'batch', 'batches')} of {self.batch_size}, at epoch {epoch}, batch {batch})"
         )
 
     @property

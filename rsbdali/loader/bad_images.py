@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from rsbdali.data.index import ImageIndex
-from rsbdali.errors import DataError
+from rsbdali.errors import DataError, counted
 from rsbdali.loader.prefetcher import Prefetcher
 from rsbdali.pipelines.executor import DecodedBatch
 from rsbdali.plan.planner import BatchPlan, Planner
@@ -39,8 +39,8 @@ class BadImages:
         (self._on_bad or self._warn)(path, reason)
         if self._limit is not None and len(self.reasons) > self._limit:
             raise DataError(
-                f"{len(self.reasons)} images do not decode, more than max_bad_images={self._limit}; the last: "
-                f"{path} ({reason})"
+                f"{counted(len(self.reasons), 'image does', 'images do')} not decode, more than "
+                f"max_bad_images={self._limit}; the last: {path} ({reason})"
             )
 
     def _warn(self, path: str, reason: str) -> None:

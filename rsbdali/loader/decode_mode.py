@@ -43,6 +43,11 @@ BATCHES = 4  # measured a mode, after one that is not
 log = logging.getLogger(__name__)
 
 
+def has_jpeg_engine(device: torch.device) -> bool:
+    """Whether a device is a GPU with a hardware JPEG engine."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in WITH_JPEG_ENGINE
+
+
 def check_decode(decode: str, device: torch.device) -> None:
     """Refuse a mode that is unknown, or that this device cannot do.
 
@@ -128,7 +133,7 @@ def choose_decode(
     if by_cpu := cpu_only(recipe):
         log.info("%s is made on the CPU only, so decode=auto takes cpu", by_cpu)
         return "cpu"
-    if torch.cuda.get_device_capability(device) in WITH_JPEG_ENGINE:
+    if has_jpeg_engine(device):
         return "gpu"
     if world.size > 1 and not dist.is_initialized():
         return "gpu"  # ranks that cannot meet must not choose each by itself

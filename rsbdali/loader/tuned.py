@@ -1,7 +1,7 @@
 """The settings of a loader that `rsbdali tune` found best on this machine: kept in the cache folder, found again.
 
-One JSON file for each machine, device and size of a recipe's images: a home folder may be many machines'. None of the
-settings changes a batch, but for `decode`, which is "auto" unless the user let pixels change.
+One JSON file for each machine, device and size of a recipe's images: a home folder may be many machines'. Settings
+do not change a batch, but for `decode` and `hw_decoder_load`, which are the defaults unless the user let pixels change.
 """
 
 import hashlib
@@ -14,19 +14,20 @@ from typing import Any
 import torch
 
 from rsbdali.atomic import write_text
-from rsbdali.bounded import NotPlain, is_count, parse_json, read_text, shown
+from rsbdali.bounded import NotPlain, is_count, is_number, parse_json, read_text, shown
 from rsbdali.data.cache import default_folder
 from rsbdali.distributed.devices import default_threads
 from rsbdali.distributed.world import World
 from rsbdali.environment import cpu_model
-from rsbdali.errors import RsbdaliError
+from rsbdali.errors import RsbdaliError, counted
 from rsbdali.recipe import Recipe
 
 DEFAULT_PREFETCH = 2
 MOST = {"threads": 4096, "chunk": 31, "prefetch": 64}
+EARLIER = {"hw_decoder_load": None}  # what earlier versions did not tune
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, kw_only=True)
 class LoaderSettings:
     """What can be tuned of a training loader.
 
@@ -35,12 +36,14 @@ class LoaderSettings:
         chunk: most images that decode=cpu gives DALI at a time.
         prefetch: batches in flight.
         decode: where images are decoded (`loader.decode_mode`); "auto" leaves that as it is.
+        hw_decoder_load: share of a batch's JPEGs for the GPU's JPEG engine, for that `decode`; None: DALI's own.
     """
 
     threads: int
     chunk: int
     prefetch: int
     decode: str = "auto"
+    hw_decoder_load: float | None = None
 
     @classmethod
     def of(cls, values: Any) -> "LoaderSettings":
@@ -50,8 +53,11 @@ class LoaderSettings:
             NotPlain: they are no settings.
         """
         names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or values.keys() != names or not isinstance(values["decode"], str):
+        values = {**EARLIER, **values} if isinstance(values, dict) else {}
+        if values.keys() != names or not isinstance(values["decode"], str):
             raise NotPlain(f"holds no settings of a loader: {shown(values)}")
+        if not _is_load(values["hw_decoder_load"]):
+            raise NotPlain(f"has hw_decoder_load {shown(values['hw_decoder_load'])}, expected 0 to 1 or none")
         for name, most in MOST.items():
             if not is_count(values[name]) or not 1 <= values[name] <= most:
                 raise NotPlain(f"has {name} {shown(values[name])}, expected 1 to {most}")
@@ -70,14 +76,19 @@ class LoaderSettings:
         """
         return self.threads if world.size == 1 else min(self.threads, share or default_threads(world))
 
+    def load_for(self, decode: str, load: float | None) -> float | None:
+        """The JPEG engine's share for a decode mode: the one given, else the tuned one, where that mode was tuned."""
+        return self.hw_decoder_load if load is None and decode == self.decode else load
+
     def __str__(self) -> str:
         pixels = "" if self.decode == "auto" else f", decode {self.decode}"
-        threads, batches = _count(self.threads, "thread"), _count(self.prefetch, "batch", "batches")
-        return f"{threads}, {_count(self.chunk, 'image')} a call, {batches} ahead{pixels}"
+        pixels += "" if self.hw_decoder_load is None else f", hw_decoder_load {self.hw_decoder_load:g}"
+        threads, batches = counted(self.threads, "thread"), counted(self.prefetch, "batch", "batches")
+        return f"{threads}, {counted(self.chunk, 'image')} a call, {batches} ahead{pixels}"
 
 
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
+def _is_load(value: Any) -> bool:
+    return value is None or (is_number(value) and 0 <= value <= 1)
 
 
 def machine_key(recipe: Recipe, device: torch.device) -> dict[str, Any]:
@@ -119,7 +130,7 @@ def find(recipe: Recipe, device: torch.device) -> LoaderSettings:
     if not path.exists():
         size = " × ".join(map(str, recipe.train_size))
         raise RsbdaliError(
-            f"nothing is tuned here for {recipe.name} at {size} px on {key['cores']} cores ({device.type}): "
+            f"nothing is tuned here for {recipe.name} at {size} px on {counted(key['cores'], 'core')} ({device.type}): "
             f"run `rsbdali tune --recipe {recipe.name} --data DATA` on this machine first"
         )
     try:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rsbdali.errors import RecipeError
+from rsbdali.errors import RecipeError, counted
 from rsbdali.plan import sampler
 from rsbdali.plan.augmentation import draw_layers, parse_policy
 from rsbdali.plan.draws import Stream, draw_crops, draw_interpolation, generator, mix_rows
@@ -120,7 +120,7 @@ class Planner:
         if self.steps_per_epoch == 0:
             rows = sampler.rows_per_epoch(self.sampling.length(self.n), self.repeats)
             raise RecipeError(
-                f"global_batch_size={recipe.global_batch_size} is larger than an epoch of {rows} images: "
+                f"global_batch_size={recipe.global_batch_size} is larger than an epoch of {counted(rows, 'image')}: "
                 f"set it to {rows} or less, say global_batch_size={_power_of_two(rows, self.groups)} and lr=auto"
             )
         self.policy = parse_policy(recipe.aa)
@@ -246,7 +246,7 @@ def _kept(memory: dict[tuple[int, ...], T], make: Callable[..., T], *key: int) -
 def _check_division(recipe: Recipe, groups: int) -> None:
     if recipe.global_batch_size % groups:
         raise RecipeError(
-            f"global_batch_size={recipe.global_batch_size} is no multiple of the {groups} mix groups: "
+            f"global_batch_size={recipe.global_batch_size} is no multiple of the {counted(groups, 'mix group')}: "
             f"take {recipe.global_batch_size // groups * groups or groups}, or set mix_groups"
         )
 

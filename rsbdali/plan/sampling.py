@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rsbdali.errors import RecipeError
+from rsbdali.errors import RecipeError, counted
 from rsbdali.plan.draws import Stream, generator
 from rsbdali.plan.sampler import permutation
 
@@ -91,7 +91,8 @@ class Sampling:
 def _of_length(expected: int, order: np.ndarray, epoch: int) -> np.ndarray:
     if len(order) != expected:
         raise RecipeError(
-            f"sampler= gives {len(order)} images in epoch {epoch} and {expected} in epoch 0: expected equal numbers"
+            f"sampler= gives {counted(len(order), 'image')} in epoch {epoch} and {expected} in epoch 0: "
+            "expected equal numbers"
         )
     return order
 

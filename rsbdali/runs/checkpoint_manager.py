@@ -21,7 +21,7 @@ from typing import Any
 
 from rsbdali.distributed import collectives
 from rsbdali.distributed.world import World
-from rsbdali.errors import CheckpointError
+from rsbdali.errors import CheckpointError, counted
 from rsbdali.runs.checkpoint import link, read_verified, snapshot, sweep, write
 from rsbdali.runs.folder import BEST, LAST
 from rsbdali.runs.record import Record, read_record
@@ -191,7 +191,7 @@ def resume_from(saved: Saved | None, state: RunState, identity: Identity, world:
     collectives.on_all_ranks(lambda: state.restore(saved.content, identity, saved.path), world)
     saved.content = {}
     if state.epoch < identity.recipe.epochs:
-        log.info("Goes on from %s: epoch %d, %d steps of it done", saved.path, state.epoch + 1, state.step)
+        log.info("Goes on from %s: epoch %d, %s of it done", saved.path, state.epoch + 1, counted(state.step, "step"))
 
 
 def _chosen(resume: str | None, folder: Path, world: World) -> Path | None:

@@ -1,6 +1,7 @@
 """The files of a run beside its checkpoints, in `<output>/<experiment>/`.
 
     args.yaml        the recipe as it ran, in a form that --recipe takes; how it was started stands in its header
+    args-until-*     the same of earlier steps, where the run was resumed with other settings (`args_history`)
     summary.csv      one line an epoch, in the columns that timm writes
     metrics.jsonl    one JSON object a line: an epoch ("kind": "epoch") or a moment in it ("kind": "step")
     bad_images.csv   images that did not decode, with the reason
@@ -24,7 +25,7 @@ import yaml
 from rsbdali import bounded
 from rsbdali.atomic import write_text
 from rsbdali.bounded import NotPlain, is_count
-from rsbdali.errors import RsbdaliError
+from rsbdali.errors import RsbdaliError, counted
 from rsbdali.recipe import Recipe, check_name
 
 log = logging.getLogger(__name__)
@@ -201,7 +202,9 @@ def _keep_lines(path: Path, keep: Callable[[bytes], bool], head: bytes = b"") ->
         except NotPlain:
             damaged += 1
     if damaged:
-        log.warning("%s: %d lines that do not parse are dropped", path, damaged)
+        log.warning(
+            "%s: %s dropped", path, counted(damaged, "line that does not parse is", "lines that do not parse are")
+        )
     if kept != lines:
         write_text(path, b"".join(kept).decode())
 
@@ -234,15 +237,30 @@ def read_args(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
         RsbdaliError: the file is damaged.
     """
     path = folder / ARGS
-    if not path.exists():
-        return {}, {}
+    return read_args_file(path) if path.exists() else ({}, {})
+
+
+def read_args_file(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Facts and recipe keys of a file that is like `args.yaml`, see `read_args`.
+
+    Raises:
+        RsbdaliError: the file is damaged.
+    """
     try:
-        text = bounded.read_text(path)
-        recipe = bounded.parse_yaml(text)
+        return parse_args(bounded.read_text(path))
     except NotPlain as error:
         raise RsbdaliError(f"{path} {error}") from error
+
+
+def parse_args(text: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Facts and recipe keys of the text of an `args.yaml`, see `read_args`.
+
+    Raises:
+        NotPlain: it is damaged.
+    """
+    recipe = bounded.parse_yaml(text)
     if not isinstance(recipe, dict):
-        raise RsbdaliError(f"{path} holds no settings")
+        raise NotPlain("holds no settings")
     return _header(text), {str(key): value for key, value in recipe.items()}
 
 

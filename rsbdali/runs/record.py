@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbdali.bounded import MOST_SCALAR, is_count, is_number, shown
-from rsbdali.errors import CheckpointError
+from rsbdali.errors import CheckpointError, counted
 from rsbdali.runs.folder import is_epoch_file
 
 OURS = "rsbdali"
@@ -129,7 +129,9 @@ def read_record(content: Mapping[str, Any], path: Path | str) -> Record | None:
         tuned=dict(top.get("tuned", _is_plain_mapping, "settings")),
     )
     if record.step > record.steps_per_epoch:
-        raise CheckpointError(f"{path} is damaged: step {record.step} of an epoch of {record.steps_per_epoch} steps")
+        raise CheckpointError(
+            f"{path} is damaged: step {record.step} of an epoch of {counted(record.steps_per_epoch, 'step')}"
+        )
     return record
 
 

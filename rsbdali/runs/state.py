@@ -16,7 +16,7 @@ from torch import nn
 
 from rsbdali.bounded import is_number, shown
 from rsbdali.environment import versions
-from rsbdali.errors import CheckpointError
+from rsbdali.errors import CheckpointError, counted
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint, resume_rules
 from rsbdali.runs.checkpoint import UNREADABLE, load_weights
@@ -175,7 +175,7 @@ def _agreed(content: Mapping[str, Any], identity: Identity, path: Path) -> Recor
     _compare_images(record, identity, path)
     if record.step and record.steps_per_epoch != identity.steps_per_epoch:
         raise CheckpointError(
-            f"{path} is in the middle of an epoch of {record.steps_per_epoch} steps, here an epoch has "
+            f"{path} is in the middle of an epoch of {counted(record.steps_per_epoch, 'step')}, here an epoch has "
             f"{identity.steps_per_epoch}: the images or the global batch changed"
         )
     if changed:

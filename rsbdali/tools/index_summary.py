@@ -11,7 +11,7 @@ from rsbdali.data.header import Format, ImageFlags
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.sources.location import Location
 from rsbdali.data.splits import find_parts
-from rsbdali.errors import DataError
+from rsbdali.errors import DataError, counted
 from rsbdali.progress_bar import counting
 
 PERCENTILES = (0, 5, 50, 95, 100)
@@ -63,7 +63,7 @@ def print_index(console: Console, index: ImageIndex) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     line(f"{index.name}")
-    bad = f"; {_counted(figures['bad'], 'file')} left out" if figures["bad"] else ""
+    bad = f"; {counted(figures['bad'], 'file')} left out" if figures["bad"] else ""
     line(f"  images    {figures['images']:,} in {figures['bytes'] / 1e6:,.1f} MB{bad}")
     if figures["images_per_class"]:
         line(f"  classes   {figures['classes']:,}, {_per_class(figures['images_per_class'])} each")
@@ -80,13 +80,9 @@ def print_index(console: Console, index: ImageIndex) -> None:
         line(f"  left out  {each.path}: {each.reason}")
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def _per_class(spread: dict[str, int]) -> str:
     low, high = spread["min"], spread["max"]
-    return _counted(low, "image") if low == high else f"{low:,} to {_counted(high, 'image')}"
+    return counted(low, "image") if low == high else f"{low:,} to {counted(high, 'image')}"
 
 
 def _spread(value: dict[str, int], unit: str) -> str:

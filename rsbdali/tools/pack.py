@@ -25,7 +25,7 @@ from rsbdali import __version__
 from rsbdali.atomic import write_text
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import find_parts
-from rsbdali.errors import DataError, NumbaError
+from rsbdali.errors import DataError, NumbaError, counted
 from rsbdali.tools.pack_folder import write_folder
 from rsbdali.tools.pack_seekable import INTERVAL_WIDTH
 from rsbdali.tools.pack_shard import ShardJob, ShardRecord, check_shard, write_shard
@@ -182,7 +182,10 @@ def _jobs(options: PackOptions, split: str, index: ImageIndex, indexes: dict[str
     assert options.shards is not None
     count = options.shards if split == "train" else max(1, round(options.shards * len(index) / largest))
     if count > len(index):
-        raise DataError(f"{index.name}: {len(index)} images cannot fill {count} shards: ask for fewer (--shards)")
+        raise DataError(
+            f"{index.name}: {counted(len(index), 'image')} cannot fill {counted(count, 'shard')}: "
+            "ask for fewer (--shards)"
+        )
     order_N = np.random.default_rng(SHUFFLE_SEED).permutation(len(index))
     keys = list(_keys(index))
     settings = {"format": MANIFEST_FORMAT, "max_size": options.max_size}

@@ -1,12 +1,14 @@
 """`rsbdali replay`: a step's batch of a finished, failed or running run again, from what the run's folder records.
 
-Nothing of a batch is kept while a run goes: seed, epoch and step bring it back, through the same loader. On the device
+Nothing of a batch is kept while a run goes: seed, epoch and step bring it back, through the same loader and by the
+settings that the run had at that step (`runs/args_history.py`). On the device
 and by the executor that the run had, its pixels are those of the run, bit for bit; an image that has changed on the
 disk since, or has rotted since, shows as it is now.
 """
 
 import csv
 import dataclasses
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from io import StringIO
@@ -21,12 +23,13 @@ from rsbdali.atomic import naming, write_text
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.splits import open_split
 from rsbdali.distributed.devices import resolve_device
-from rsbdali.errors import DataError, RecipeError, RsbdaliError
+from rsbdali.errors import DataError, RecipeError, RsbdaliError, counted
 from rsbdali.loader.batch import TrainBatch
 from rsbdali.loader.decode_mode import GRAPH
 from rsbdali.loader.train import TrainLoader
 from rsbdali.recipe import Recipe
-from rsbdali.runs.folder import ARGS, read_args
+from rsbdali.runs.args_history import Position, Settings, position_of, read_history, settings_at
+from rsbdali.runs.folder import ARGS
 from rsbdali.tools.drawing import (
     CROP_COLORS,
     PAPER,
@@ -158,53 +161,80 @@ def replay(options: ReplayOptions) -> Replay:
     Raises:
         RsbdaliError: no run's folder, no such step, or data that is not what the run was trained on.
     """
-    facts, values = read_args(options.run)
-    if not values:
+    history = read_history(options.run)
+    if not history or not history[-1].recipe:
         raise RsbdaliError(f"{options.run} is no run's folder: it holds no {ARGS}")
-    processes = _count(options, facts, "processes", 1)
-    recipe = Recipe.from_dict(values)
-    recipe = dataclasses.replace(recipe, mix_groups=max(recipe.mix_groups, processes))
-    index = _index(options, facts)
-    decode = facts.get("decode", "cpu")
+    settings, at = _settings(options, history)
+    recipe = Recipe.from_dict(settings.recipe)
+    recipe = dataclasses.replace(recipe, mix_groups=max(recipe.mix_groups, _count(settings, "processes", 1)))
+    index = _index(options, settings, history[-1])
+    decode = settings.facts.get("decode", "cpu")
     device = torch.device("cpu") if decode == "cpu" else resolve_device(options.device)
     if device.type == "cpu" and decode.startswith("gpu"):
         decode = GRAPH  # what comes closest to the run's pixels without its GPU
-    with closing(TrainLoader(index, recipe, device=device, decode=decode, dtype=torch.uint8)) as loader:
-        epoch, step = _place(options, recipe, loader.steps_per_epoch)
+    load = _load(settings)
+    with closing(
+        TrainLoader(index, recipe, device=device, decode=decode, hw_decoder_load=load, dtype=torch.uint8)
+    ) as loader:
+        epoch, step = _place(options, at, recipe, loader.steps_per_epoch)
         loader.mixup_enabled = True  # the plans say how rows were mixed
         loader.seek(epoch, step)
         batches = [_kept(batch) for batch in islice(loader, loader.groups_per_step)]
     return Replay(recipe, index, epoch, step, batches)
 
 
-def _index(options: ReplayOptions, facts: dict[str, str]) -> ImageIndex:
+def _settings(options: ReplayOptions, history: Sequence[Settings]) -> tuple[Settings, Position | None]:
+    """The settings that the step had, and its position; None where the loader's steps are to say it."""
+    if options.epoch is not None:
+        at = options.epoch, options.step
+        return settings_at(history, at), at
+    if len(history) == 1:
+        return history[0], None
+    at = position_of(history, options.step)
+    return settings_at(history, at), at
+
+
+def _index(options: ReplayOptions, settings: Settings, now: Settings) -> ImageIndex:
+    facts = settings.facts
+    if facts.get("train_images") == now.facts.get("train_images"):
+        facts = {**facts, **{key: now.facts[key] for key in ("data", "class_map") if key in facts and key in now.facts}}
     data = options.data or (Path(facts["data"]) if "data" in facts else None)
     if data is None:
         raise RsbdaliError(f"{options.run} does not say where its data lies: say it (--data)")
     class_map = Path(facts["class_map"]) if "class_map" in facts else None
     index = open_split(data, "train", class_map=class_map)
-    then = _count(options, facts, "train_images", len(index))
+    then = _count(settings, "train_images", len(index))
     if then != len(index):
-        raise DataError(f"{index.name} has {len(index)} images now and had {then} in the run: its batches are gone")
+        raise DataError(
+            f"{index.name} has {counted(len(index), 'image')} now and had {then} in the run: its batches are gone"
+        )
     return index
 
 
-def _count(options: ReplayOptions, facts: dict[str, str], key: str, default: int) -> int:
-    text = facts.get(key, str(default))
+def _count(settings: Settings, key: str, default: int) -> int:
+    text = settings.facts.get(key, str(default))
     if not (text.isdecimal() and len(text) < 16 and int(text) > 0):
-        raise RsbdaliError(f"{options.run / ARGS} is damaged: {key}: {text}")
+        raise RsbdaliError(f"{settings.path} is damaged: {key}: {text}")
     return int(text)
 
 
-def _place(options: ReplayOptions, recipe: Recipe, steps: int) -> tuple[int, int]:
-    epoch, step = options.epoch or 0, options.step
-    if options.epoch is None:
-        epoch, step = divmod(step, steps)
+def _load(settings: Settings) -> float | None:
+    text = settings.facts.get("hw_decoder_load")
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise RsbdaliError(f"{settings.path} is damaged: hw_decoder_load: {text}") from error
+
+
+def _place(options: ReplayOptions, at: Position | None, recipe: Recipe, steps: int) -> Position:
+    epoch, step = divmod(options.step, steps) if at is None else at
     if not (0 <= step < steps and 0 <= epoch < recipe.epochs):
         raise RecipeError(
             f"the run has no step {options.step + 1}"
             + (f" in epoch {epoch + 1}" if options.epoch is not None else "")
-            + f": it has {recipe.epochs} epochs of {steps} steps"
+            + f": it has {counted(recipe.epochs, 'epoch')} of {counted(steps, 'step')}"
         )
     return epoch, step
 

@@ -6,6 +6,7 @@ import torch
 
 from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.world import World
+from rsbdali.errors import counted
 from rsbdali.runs.state import Identity
 from rsbdali.training.precision import amp_dtype, name_of
 
@@ -32,20 +33,18 @@ def banner(
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     dtype = name_of(amp_dtype(recipe.amp_dtype, device))
     classes = len(identity.class_names)
+    processes = f", {world.size} processes" if world.size > 1 else ""
     groups, rest = divmod(identity.mix_groups, world.size)
     rows = recipe.global_batch_size // identity.mix_groups
     return [
-        f"{recipe.name}: {recipe.model}, {parameters / 1e6:.1f} M parameters, {recipe.epochs} epochs of "
-        f"{identity.steps_per_epoch} steps, {dtype} on {where}{f', {world.size} processes' if world.size > 1 else ''}",
-        f"data: {train.name}, {len(train):,} images, {len(val):,} to evaluate on, {classes:,} classes",
+        f"{recipe.name}: {recipe.model}, {parameters / 1e6:.1f} M parameters, {counted(recipe.epochs, 'epoch')} of "
+        f"{counted(identity.steps_per_epoch, 'step')}, {dtype} on {where}{processes}",
+        f"data: {train.name}, {counted(len(train), 'image')}, {len(val):,} to evaluate on, "
+        f"{counted(classes, 'class', 'classes')}",
         f"output: {folder}; batch {recipe.global_batch_size:,} = "
         + (
-            f"{_counted(identity.mix_groups, 'mix group')} × {_counted(rows, 'row')} on {_counted(world.size, 'rank')}"
+            f"{counted(identity.mix_groups, 'mix group')} × {counted(rows, 'row')} on {counted(world.size, 'rank')}"
             if rest
-            else f"{_counted(world.size, 'rank')} × {_counted(groups, 'mix group')} × {_counted(rows, 'row')}"
+            else f"{counted(world.size, 'rank')} × {counted(groups, 'mix group')} × {counted(rows, 'row')}"
         ),
     ]
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,7 +1,6 @@
 """`rsbdali.train(…)`: a run from a program or a notebook, as `rsbdali train` makes it from a shell."""
 
 import dataclasses
-import difflib
 import logging
 import sys
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rsbdali.errors import RecipeError, RsbdaliError
+from rsbdali.errors import RecipeError, RsbdaliError, nearest
 from rsbdali.recipe import Recipe
 from rsbdali.runs.folder import ARGS, read_args, resumed_folder
 from rsbdali.runs.resume_command import read_options
@@ -57,8 +56,7 @@ def _check_names(keys: dict[str, Any]) -> None:
     known = [*OPTIONS, *(f.name for f in dataclasses.fields(Recipe))]
     for name in keys:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise RecipeError(f"train has no argument {name!r}{f', did you mean {near[0]!r}?' if near else ''}")
+            raise RecipeError(f"train has no argument {name!r}{nearest(name, known)}")
 
 
 def _of_run(folder: Path | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 from rsbdali.distributed import collectives
 from rsbdali.distributed.deferred_all_reduce import DeferredAllReduce
 from rsbdali.distributed.world import World
-from rsbdali.errors import DataError
+from rsbdali.errors import DataError, counted
 from rsbdali.loader.batch import EvalBatch
 from rsbdali.training.precision import autocast
 
@@ -33,7 +33,7 @@ class EvalResult:
 
     def line(self) -> str:
         """All of it for people."""
-        return f"top-1 {self.top1:.3f} %  top-5 {self.top5:.3f} %  CE {self.loss:.7f}  over {self.n:,} images"
+        return f"top-1 {self.top1:.3f} %  top-5 {self.top5:.3f} %  CE {self.loss:.7f}  over {counted(self.n, 'image')}"
 
 
 class Stopped(Exception):

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from rsbdali.distributed.world import World
+from rsbdali.errors import counted
 from rsbdali.recipe import Recipe
 from rsbdali.runs.state import RunState
 from rsbdali.training.precision import autocast
@@ -89,8 +90,8 @@ def say_memory(state: RunState, recipe: Recipe, world: World, device: torch.devi
     there = torch.cuda.get_device_properties(device).total_memory
     line = (
         f"GPU memory: {memory.total / GIB:.1f} GiB predicted of {there / GIB:.1f}: {memory.saved / GIB:.1f} for a pass "
-        f"of {rows} images of {height} × {width}, {memory.state / GIB:.1f} for weights and optimizer; context, "
-        "workspaces and decoding come on top"
+        f"of {counted(rows, 'image')} of {height} × {width}, {memory.state / GIB:.1f} for weights and optimizer; "
+        "context, workspaces and decoding come on top"
     )
     if memory.total < there:
         log.info("%s", line)

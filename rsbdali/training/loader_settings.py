@@ -52,10 +52,11 @@ def tuned_settings(
 
 
 def with_tuned(options: TrainOptions, settings: LoaderSettings | None, saved: Saved | None) -> TrainOptions:
-    """The options with the decode mode that is tuned, unless one is given or the resumed run has one."""
-    if settings is None or options.decode != "auto" or (saved is not None and saved.record is not None):
+    """The options with decode mode and JPEG engine's share as tuned, unless given or those of a resumed run."""
+    if settings is None or (saved is not None and saved.record is not None):
         return options
-    return replace(options, decode=settings.decode)
+    decode = settings.decode if options.decode == "auto" else options.decode
+    return replace(options, decode=decode, hw_decoder_load=settings.load_for(decode, options.hw_decoder_load))
 
 
 def with_decoding(

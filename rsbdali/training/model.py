@@ -5,7 +5,6 @@ the pass is in the run (seed, epoch, step, mix group, slice), so that what is dr
 processes nor on whether the run was resumed. It costs some 20 µs and no wait for the GPU.
 """
 
-import difflib
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from rsbdali.errors import RecipeError
+from rsbdali.errors import RecipeError, nearest
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint import load_weights
@@ -43,7 +42,7 @@ def create_model(
         RecipeError: timm has no such model, or it does not take one of the settings.
         CheckpointError: the file is damaged or of another model.
     """
-    _check_name(recipe.model)
+    check_model(recipe.model)
     torch.manual_seed(recipe.seed)
     model = _instantiate(recipe, dict(num_classes=num_classes, pretrained=pretrained, **_settings(recipe)))
     if getattr(model, "num_classes", num_classes) != num_classes:
@@ -86,12 +85,14 @@ def _instantiate(recipe: Recipe, settings: dict[str, Any]) -> nn.Module:
         raise RecipeError(f"no published weights for {recipe.model!r}: {str(error).splitlines()[0]}") from error
 
 
-def _check_name(name: str) -> None:
-    if timm.is_model(name):
-        return
-    near = difflib.get_close_matches(name, timm.list_models(), n=3)
-    hint = f"; near: {', '.join(near)}" if near else ""
-    raise RecipeError(f"model={name!r}: timm has no such model{hint}")
+def check_model(name: str) -> None:
+    """Refuse a name that is no model's.
+
+    Raises:
+        RecipeError: timm has no such model.
+    """
+    if not timm.is_model(name):
+        raise RecipeError(f"model={name!r}: timm has no such model{nearest(name, timm.list_models(), most=3)}")
 
 
 def start_from(model: nn.Module, path: str | Path) -> None:

@@ -5,7 +5,6 @@ clips the global gradient norm at 1.0 by itself; parameters with at most one dim
 decay and with it no trust ratio.
 """
 
-import difflib
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from rsbdali.errors import RecipeError
+from rsbdali.errors import RecipeError, nearest
 from rsbdali.ops.lamb import Lamb
 from rsbdali.recipe import Recipe
 
@@ -24,14 +23,21 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     Raises:
         RecipeError: timm knows no such optimizer.
     """
-    known = list_optimizers()
-    if recipe.opt.lower() not in known:
-        close = difflib.get_close_matches(recipe.opt.lower(), known, n=3)
-        near = f"; near: {', '.join(close)}" if close else ""
-        raise RecipeError(f"opt={recipe.opt!r}: timm has no such optimizer{near}")
+    check_optimizer(recipe.opt)
     groups = _parameter_groups(model, recipe.weight_decay)
     optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, opt=recipe.opt, lr=recipe.lr)
     return Lamb.of(optimizer) if recipe.opt.lower() == "lamb" else optimizer
+
+
+def check_optimizer(name: str) -> None:
+    """Refuse a name that is no optimizer's.
+
+    Raises:
+        RecipeError: timm knows no such optimizer.
+    """
+    known = list_optimizers()
+    if name.lower() not in known:
+        raise RecipeError(f"opt={name!r}: timm has no such optimizer{nearest(name.lower(), known, most=3)}")
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rsbdali.distributed.deferred_all_reduce import DeferredAllReduce
 from rsbdali.distributed.shares import most_groups, own_groups
 from rsbdali.distributed.world import World
-from rsbdali.errors import DeviceError, RecipeError
+from rsbdali.errors import DeviceError, RecipeError, counted
 from rsbdali.loader.batch import TrainBatch
 from rsbdali.ops.bce import bce_loss, soft_cross_entropy
 from rsbdali.recipe import Recipe
@@ -239,6 +239,6 @@ def _one_value(images: torch.Tensor, model: str) -> str:
 def _out_of_memory(images: torch.Tensor) -> str:
     rows, _, height, width = images.shape
     return (
-        f"out of GPU memory in a pass of {rows} images of {height} × {width} pixels: "
+        f"out of GPU memory in a pass of {counted(rows, 'image')} of {height} × {width} pixels: "
         f"micro_batch_size={max(1, rows // 2)} halves it (gradients add up, the global batch stays as it is)"
     )

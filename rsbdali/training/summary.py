@@ -46,9 +46,8 @@ class TrainSummary:
             lines.append(f"stopped by {outcome.signal.name} in epoch {outcome.epochs + 1}, saved; go on with")
             lines.append(f"  {self.again}")
         if outcome.is_idle:
-            lines.append(
-                f"nothing is left: all {outcome.epochs} epochs are done; more of them, at rates drawn anew, with"
-            )
+            done = f"all {outcome.epochs} epochs are" if outcome.epochs > 1 else "its one epoch is"
+            lines.append(f"nothing is left: {done} done; more of them, at rates drawn anew, with")
             lines.append(f"  {self.again} --epochs {2 * outcome.epochs}")
         if outcome.best_top1 is not None and outcome.best_epoch is not None:
             # files count epochs from 0, as timm's do

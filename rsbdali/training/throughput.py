@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rsbdali.errors import counted
 from rsbdali.recipe import Recipe
 
 
@@ -111,6 +112,6 @@ def projection(recipe: Recipe, total_s: float) -> str:
 
     The budget is left out where the run is of another model or length than the report is about.
     """
-    said = f"{recipe.name.upper()}: {recipe.epochs} epochs in {duration(total_s)}"
+    said = f"{recipe.name.upper()}: {counted(recipe.epochs, 'epoch')} in {duration(total_s)}"
     hours = recipe.reported.hours
     return f"{said} of {hours:g} h" if hours is not None and recipe.is_reported else said

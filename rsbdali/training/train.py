@@ -31,6 +31,7 @@ from rsbdali.errors import LostRankError
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.progress_bar import counting, waiting
 from rsbdali.recipe import Recipe
+from rsbdali.runs.args_history import keep_earlier
 from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resume_from
 from rsbdali.runs.claim import claimed
 from rsbdali.runs.folder import one_line, read_args
@@ -42,8 +43,8 @@ from rsbdali.training.banner import banner
 from rsbdali.training.gpu_memory import say_memory
 from rsbdali.training.live_display import Silent, make_reporter
 from rsbdali.training.loader_settings import tuned_settings, with_decoding, with_tuned
-from rsbdali.training.model import create_model
-from rsbdali.training.optim import create_optimizer
+from rsbdali.training.model import check_model, create_model
+from rsbdali.training.optim import check_optimizer, create_optimizer
 from rsbdali.training.options import TrainOptions
 from rsbdali.training.precision import amp_dtype, kernel_policy, warn_if_emulated
 from rsbdali.training.session import Session
@@ -61,6 +62,8 @@ def train(options: TrainOptions) -> TrainSummary:
     Raises:
         RsbdaliError: the data, the recipe, the device or a checkpoint cannot work; one line says why.
     """
+    check_model(options.recipe.model)  # before anything that takes time, or complains of what it leads to
+    check_optimizer(options.recipe.opt)
     require(options.loggers)
     _ = options.save_every  # refused before anything costly starts
     world = World.from_env()
@@ -162,6 +165,8 @@ def _run(session: Session, loader: TrainLoader, eval_loader: EvalLoader) -> tupl
     run_log = _run_log(session, state, facts) if world.is_rank_zero else RunLog((), {}, 1)
     if world.is_rank_zero:
         files = LoggedFolder(session.folder, run_log, epoch=state.epoch, step=state.step)
+        source = None if session.saved is None else session.saved.path.parent
+        keep_earlier(session.folder, (state.epoch, state.step), options.recipe, facts, source=source)
         files.write_args(options.recipe, facts)
         saver = CheckpointManager(session.folder, options.recipe.checkpoint_hist, state.history, first=files.sync)
         _introduce(session, state, identity, (loader.index, eval_loader.index))

@@ -98,11 +98,12 @@ def agent(number: int, ready: Barrier, port: int, folder: Path, data: Path) -> i
     from torch.distributed.launcher.api import elastic_launch
 
     agents = ready.parties
-    # 30 s and 5 s if nothing is said. Agents write their heartbeats into one record, and start over where another one
-    # was faster: with an interval of 1 s they do little else on a busy machine
-    waits = "last_call_timeout=4,keep_alive_interval=2"
+    # 30 s and 5 s if nothing is said. The first wait begins with the first agent: on a busy machine the others come
+    # seconds later, and a round of fewer would form. It is waited once, at the restart. Agents write their heartbeats
+    # into one record, and start over where another one was faster: with an interval of 1 s they do little else there
+    waits = "last_call_timeout=12,keep_alive_interval=3"
     options = [
-        f"--nnodes={agents - 1}:{agents}",
+        f"--nnodes=1:{agents}",
         "--nproc-per-node=1",
         "--max-restarts=3",
         "--rdzv-id=tiny",

@@ -22,7 +22,7 @@ from rsbdali.data.header import Header, InvalidImageError, read_header
 from rsbdali.data.levels import notes_on_depth
 from rsbdali.data.names import EXTENSIONS, is_hidden, is_image_name, is_skipped_name, natural_key, notes_on_names
 from rsbdali.data.sources.base import CHUNK, DEFAULT_THREADS, ByteRange, Progress, ReadRequest, Scan, StoredImage
-from rsbdali.errors import DataError, UnreadableImage
+from rsbdali.errors import DataError, UnreadableImage, counted
 
 READ = os.O_RDONLY | os.O_NONBLOCK  # a file that became a pipe must not block
 
@@ -235,7 +235,8 @@ def _notes(tree: Tree, classes: tuple[str, ...], files: list[str]) -> list[str]:
     without = {folder.path.split(os.sep, 1)[0] for folder in tree.folders} - {"", *classes}
     if classes and without:
         first = sorted(without, key=natural_key)[0]
-        notes.append(f"{len(without)} folders without images are no classes, {first!r} the first")
+        said = counted(len(without), "folder without images is no class", "folders without images are no classes")
+        notes.append(f"{said}, {first!r} the first")
     return notes + list(notes_on_depth(files if classes else ()))
 
 
@@ -250,7 +251,11 @@ def _by_class(root: Path, tree: Tree) -> tuple[tuple[str, ...], list[list[tuple[
         raise DataError(f"{root}: no images: expected files named {', '.join(EXTENSIONS)} in class folders")
     loose = by_class.pop("", [])
     if by_class and loose:
-        log.warning("%s: %d images beside the class folders are left out", root, len(loose))
+        log.warning(
+            "%s: %s left out",
+            root,
+            counted(len(loose), "image beside the class folders is", "images beside the class folders are"),
+        )
     classes = tuple(sorted(by_class, key=natural_key))
     return classes, [by_class[name] for name in classes] or [loose]
 

@@ -20,7 +20,7 @@ from rsbdali.data.names import is_hidden, is_image_name, is_skipped_name, notes_
 from rsbdali.data.sources.base import DEFAULT_THREADS, Entry, Progress, Scan, StoredImage, header_or_reason
 from rsbdali.data.sources.storage import Blob, BlobFile, FileInfo, Storage, fingerprint_of
 from rsbdali.data.text import LabelError, parse_label
-from rsbdali.errors import DataError, RsbdaliError, UnreadableImage
+from rsbdali.errors import DataError, RsbdaliError, UnreadableImage, counted
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 SPLIT_FOLDERS = ("train", "val", "validation", "test")
@@ -77,7 +77,8 @@ class TarSource:
                 if progress is not None:
                     progress(done, len(shards))
         if not found:
-            raise DataError(f"{self._what}: no images in {len(shards)} tar files" + (f": {bad[0][1]}" if bad else ""))
+            why = f": {bad[0][1]}" if bad else ""
+            raise DataError(f"{self._what}: no images in {counted(len(shards), 'tar file')}{why}")
         notes = notes_on_names(names.hidden, names.skipped)
         return to_scan(self._what, _class_folders(found, shards), kind="tar", shards=shards, bad=bad, notes=notes)
 

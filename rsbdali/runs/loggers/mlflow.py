@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rsbdali.errors import RsbdaliError
+from rsbdali.errors import RsbdaliError, counted
 from rsbdali.runs.loggers.base import RunPosition, Status
 from rsbdali.runs.loggers.run_ids import read_id, write_id
 
@@ -80,7 +80,7 @@ class MlflowLogger:
             except MlflowException:
                 lost += 1
         if lost:
-            log.warning("MLflow lost %d of %d records: metrics.jsonl has them all", lost, len(self._sending))
+            log.warning("MLflow lost %d of %s: metrics.jsonl has them all", lost, counted(len(self._sending), "record"))
         try:
             self._client.set_terminated(self._run_id, STATUS[status])
         except MlflowException as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rsbdali.bounded import NotPlain, is_number, read_lines
-from rsbdali.errors import RsbdaliError
+from rsbdali.errors import RsbdaliError, counted
 from rsbdali.runs.folder import BEST, LAST, fact_count, is_epoch_file, parse_record, read_args
 
 MARKS = ("metrics.jsonl", "summary.csv")
@@ -105,7 +105,7 @@ def _read(folder: Path, name: str) -> Run:
     epochs = [r for r in records if r["kind"] == "epoch"]
     if not epochs:
         epochs, damaged = _summary(folder / "summary.csv")
-        notes += [f"summary.csv: {damaged} damaged lines left out"] if damaged else []
+        notes += [f"summary.csv: {counted(damaged, 'damaged line')} left out"] if damaged else []
     if not recipe:
         notes.append("args.yaml is missing: settings and environment are unknown")
     if not epochs:
@@ -135,7 +135,7 @@ def _records(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
             records.append(parse_record(line))
         except NotPlain:
             damaged += 1
-    return records, [f"metrics.jsonl: {damaged} damaged lines left out"] if damaged else []
+    return records, [f"metrics.jsonl: {counted(damaged, 'damaged line')} left out"] if damaged else []
 
 
 def _summary(path: Path) -> tuple[list[dict[str, Any]], int]:

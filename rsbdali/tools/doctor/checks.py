@@ -17,6 +17,7 @@ from rsbdali import __version__
 from rsbdali.data.cache import default_folder
 from rsbdali.distributed.processes import cpu_quota
 from rsbdali.environment import cpu_model, package_version
+from rsbdali.errors import counted
 from rsbdali.tools.doctor.data import check_data
 from rsbdali.tools.doctor.findings import Finding, Level, can_train, print_findings
 from rsbdali.tools.doctor.gpu import check_dali, check_gpus, check_torch, check_triton
@@ -58,7 +59,7 @@ def check_cpu() -> list[Finding]:
 
 def judge_cpu(model: str, cores: int, usable: int, quota: float | None) -> Finding:
     """Cores of the machine, of the affinity mask, and of the container's quota (None: no quota)."""
-    text = f"{model}, {cores} cores"
+    text = f"{model}, {counted(cores, 'core')}"
     if quota is not None and quota < usable:
         fix = f"give --workers {max(1, round(quota))}, or the container more"
         return Finding(Level.WARNING, "CPU", f"{text}, {usable} usable, but a quota of {quota:g} slows them down", fix)
@@ -75,7 +76,9 @@ def check_memory() -> list[Finding]:
     text = f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB unused"
     found = [Finding(Level.GOOD, "memory", text)]
     if total < threads * MEMORY_PER_THREAD:
-        found = [Finding(Level.WARNING, "memory", f"{text}: little for {threads} cores", "use fewer --workers")]
+        found = [
+            Finding(Level.WARNING, "memory", f"{text}: little for {counted(threads, 'core')}", "use fewer --workers")
+        ]
     if torch.cuda.is_available():
         found.append(_check_pinned())
     return found

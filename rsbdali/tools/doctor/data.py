@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rsbdali.errors import counted
 from rsbdali.tools.doctor.findings import Finding, Level
 
 IMAGES = 200
@@ -29,9 +30,9 @@ def judge_data(code: int, out: str, err: str) -> list[Finding]:
         said = f"killed by signal {-code}" if code < 0 else lines[-1] if lines else f"status {code}"
         return [Finding(Level.FATAL, "data", f"the images cannot be tried: {said}")]
     found = json.loads(out)
-    text = f"{found['tried']} of {found['images']:,} images tried in {found['name']}: "
+    text = f"{found['tried']} of {counted(found['images'], 'image')} tried in {found['name']}: "
     text += f"{len(found['bad'])} will be replaced, {found['converted']} read through an RGB copy"
-    text += f"; {found['left_out']} files are no image" if found["left_out"] else ""
+    text += f"; {counted(found['left_out'], 'file is', 'files are')} no image" if found["left_out"] else ""
     names = [f"{path} ({reason})" for path, reason in found["bad"][:NAMED]]
     if not names:
         return [Finding(Level.GOOD, "data", text)]

@@ -11,6 +11,7 @@ from nvidia.dali import fn, pipeline_def
 from PIL import Image
 from torch.utils.dlpack import from_dlpack
 
+from rsbdali.errors import counted
 from rsbdali.pipelines.decode import decode
 
 WORST = 8  # levels: decoders round the inverse transform differently, 1 to 3 is usual
@@ -29,8 +30,9 @@ def main(device: str, folder: str) -> None:
     with Image.open(path) as image:
         apart = int(np.abs(theirs_HWC - np.asarray(image.convert("RGB"))).max())
     if apart > WORST:
-        sys.exit(f"its pixels differ from Pillow's by {apart} levels")
-    sys.stdout.write(f"a JPEG decodes as by Pillow ({f'at most {apart} levels apart' if apart else 'exactly'})\n")
+        sys.exit(f"its pixels differ from Pillow's by {counted(apart, 'level')}")
+    how = f"at most {counted(apart, 'level')} apart" if apart else "exactly"
+    sys.stdout.write(f"a JPEG decodes as by Pillow ({how})\n")
 
 
 def _by_dali(path: Path, device: str) -> np.ndarray:

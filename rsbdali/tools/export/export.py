@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from timm.models import save_for_hf
 
 from rsbdali.atomic import naming, write_text
-from rsbdali.errors import RsbdaliError
+from rsbdali.errors import RsbdaliError, counted
 from rsbdali.tools.export.model_card import card
 from rsbdali.tools.export.onnx import preprocessing, require_onnx, write_onnx
 from rsbdali.tools.export.source import Source, read_source
@@ -73,7 +73,10 @@ def export(options: ExportOptions) -> list[str]:
             shutil.rmtree(unfinished, ignore_errors=True)
     which = "averaged weights" if source.averaged else "weights"
     files = ", ".join(sorted(path.name for path in out.iterdir()))
-    return [*said, f"{which} of {source.recipe.model} after {source.epochs} epochs in {options.out}: {files}"]
+    return [
+        *said,
+        f"{which} of {source.recipe.model} after {counted(source.epochs, 'epoch')} in {options.out}: {files}",
+    ]
 
 
 def _write(source: Source, form: Format, folder: Path, name: str) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from rsbdali.errors import counted
 from rsbdali.runs.folder import fact_count
 from rsbdali.tools.export.source import Source
 
@@ -35,7 +36,7 @@ def _opening(source: Source) -> str:
     weights = "averaged over training (EMA)" if source.averaged else "of the last step, not averaged"
     return (
         f"`{recipe.model}`, trained with recipe `{recipe.name}` in the manner of *ResNet Strikes Back* ({PAPER}) by "
-        f"{programs}. The weights are {weights}, after {source.epochs} of {recipe.epochs} epochs."
+        f"{programs}. The weights are {weights}, after {source.epochs} of {counted(recipe.epochs, 'epoch')}."
     )
 
 
@@ -57,13 +58,13 @@ def _data(source: Source) -> str:
     names = source.class_names
     shown = ", ".join(f"`{_plain(name)}`" for name in names[:SHOWN_CLASSES])
     rest = f" and {len(names) - SHOWN_CLASSES} more (config.json has all)" if len(names) > SHOWN_CLASSES else ""
-    facts, counted = source.facts, ""
+    facts, images = source.facts, ""
     train, val = fact_count(facts, "train_images"), fact_count(facts, "val_images")
     if train is not None and val is not None:
-        counted = f"{train:,} images in training, {val:,} in validation, "
+        images = f"{counted(train, 'image')} in training, {val:,} in validation, "
     # the last part only: the full path is private
     folder = f"folder `{_plain(Path(facts['data']).name)}`, " if facts.get("data") else ""
-    return f"## Data\n\n{folder}{counted}{len(names)} classes: {shown}{rest}."
+    return f"## Data\n\n{folder}{images}{counted(len(names), 'class', 'classes')}: {shown}{rest}."
 
 
 def _use(source: Source, name: str) -> str:

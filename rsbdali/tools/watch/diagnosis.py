@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from rsbdali.errors import counted
 from rsbdali.tools.watch.figures import BLOCKS, PassFigures, blocks, differ, slow_worker
 from rsbdali.tools.watch.machine import Usage
 
@@ -58,7 +59,7 @@ def diagnose(now: PassFigures, first: PassFigures | None = None) -> Report:
         first: those of the loader's first pass, where `now` is a later one.
     """
     if len(now.wait_N) < FEW or now.seconds <= 0:
-        text = f"Pass {now.number}: {len(now.wait_N) + 1} batches are too few to tell what waits for what."
+        text = f"Pass {now.number}: {_too_few(now.given)}."
         return Report(cause="too short", waiting=0.0, loader_rate=None, at_least=False, step_rate=None, text=text)
     cause = _cause(now)
     loader, at_least = _loader_rate(now)
@@ -78,6 +79,12 @@ def diagnose(now: PassFigures, first: PassFigures | None = None) -> Report:
         step_rate=step,
         text=" ".join(f"{each[0].upper()}{each[1:]}." for each in sentences if each),
     )
+
+
+def _too_few(given: int) -> str:
+    if not given:
+        return "the loader has given no batches"
+    return f"{counted(given, 'batch is', 'batches are')} too few to tell what waits for what"
 
 
 def _cause(now: PassFigures) -> Cause:
@@ -171,7 +178,8 @@ def _remedy(now: PassFigures, cause: Cause, step: float) -> str:
     if cause == "cores":
         foreign = max(0.0, usage.cores_busy - usage.cores_used)
         whose = f", {foreign:.1f} of them by other programs" if foreign >= NOTICED_CORES else ""
-        return f"all {usage.cores} cores are busy{whose}: more workers would not help, less work an image would"
+        cores = f"all {usage.cores} cores are" if usage.cores > 1 else "the one core is"
+        return f"{cores} busy{whose}: more workers would not help, less work an image would"
     if cause == "workers":
         return _more_workers(now, step)
     return _slow_storage(now)

@@ -16,6 +16,7 @@ class PassFigures:
 
     Attributes:
         number: of the pass, from 1.
+        given: batches, the first among them.
         start_s: seconds from `iter()` to the first batch.
         wait_N: float64, seconds that each batch was waited for, on the GPU where there is one.
         step_N: float64, seconds of the step on each, likewise.
@@ -30,6 +31,7 @@ class PassFigures:
     """
 
     number: int
+    given: int
     start_s: float
     wait_N: np.ndarray
     step_N: np.ndarray

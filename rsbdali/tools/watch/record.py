@@ -89,6 +89,7 @@ class Record:
         wait_s, cpu_s = (sum(values[1 : self.given]) for values in (self._host.wait_s, self._host.wait_cpu_s))
         return PassFigures(
             number=self._number,
+            given=self.given,
             start_s=self._start_s,
             wait_N=wait_N[1:end],
             step_N=step_N[1:end],
