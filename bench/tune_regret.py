@@ -71,7 +71,7 @@ def measure(options: TuneOptions, *, runs: int, rounds: int, by: By, say: Say = 
         runs: how many of them.
         rounds: of each setting, of the grid and of the comparison.
         by: see `tune.Bench`.
-        say: told in a line what is being done.
+        say: called with a line on what is being done.
     """
     with tempfile.TemporaryDirectory(prefix="rsbdali-regret-") as scratch:
         spec = make_spec(options, Path(scratch), say)

@@ -253,7 +253,7 @@ def test_one_slow_worker(planted: Plant, slow: int) -> None:
     machine = planted()
     report = run(machine, Loader(machine, lambda w, k: 0.2 if w == slow else 0.01, workers=3))[0].report()
     assert report.cause == "one worker"
-    assert f"worker {slow} is slow, the 2 others' batches lie ready" in str(report)
+    assert f"worker {slow} is slow, the 2 others' batches are ready" in str(report)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 4])
@@ -330,9 +330,9 @@ def test_few_batches_tell_nothing(planted: Plant) -> None:
     machine = planted()
     report = run(machine, Loader(machine, every(1), batches=9))[0].report()
     assert report.cause == "too short"
-    assert str(report) == "Pass 1: 9 batches are too few to tell what waits for what."
+    assert str(report) == "Pass 1: 9 batches are too few to show what waits for what."
     one = run(machine, Loader(machine, every(1), batches=1))[0].report()
-    assert str(one) == "Pass 1: 1 batch is too few to tell what waits for what."
+    assert str(one) == "Pass 1: 1 batch is too few to show what waits for what."
 
 
 def test_an_empty_loader_has_no_batches() -> None:
@@ -534,7 +534,7 @@ def test_the_line_goes_to_standard_error_of_rank_0(
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         assert len(list(watched)) == 3
-    assert capsys.readouterr().err == "rsbdali watch: Pass 2: 3 batches are too few to tell what waits for what.\n"
+    assert capsys.readouterr().err == "rsbdali watch: Pass 2: 3 batches are too few to show what waits for what.\n"
 
 
 @pytest.mark.parametrize(

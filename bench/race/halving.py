@@ -66,7 +66,7 @@ def search(
         seconds: for all rounds together, about: three candidates are tried in any case, and the finalists have five
             rounds.
         clock: seconds.
-        say: told what each rung left over.
+        say: called with a line on what each rung left over.
     """
     budget = _Budget(seconds, clock)
     scores = _first_rung(candidates, measure, budget)

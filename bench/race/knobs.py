@@ -64,7 +64,7 @@ def decode_modes(device: str) -> tuple[str, ...]:
 
 
 def default_settings(cores: int) -> LoaderSettings:
-    """What a loader has that nobody tuned."""
+    """What a loader has that was not tuned."""
     return LoaderSettings(threads=cores, chunk=MOST_CHUNK, prefetch=PREFETCH)
 
 

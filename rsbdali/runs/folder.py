@@ -1,6 +1,6 @@
 """The files of a run beside its checkpoints, in `<output>/<experiment>/`.
 
-    args.yaml        the recipe as it ran, in a form that --recipe takes; how it was started stands in its header
+    args.yaml        the recipe as it ran, in a form that --recipe takes; how it was started is in its header
     args-until-*     the same of earlier steps, where the run was resumed with other settings (`args_history`)
     summary.csv      one line an epoch, in the columns that timm writes
     metrics.jsonl    one JSON object a line: an epoch ("kind": "epoch") or a moment in it ("kind": "step")
@@ -80,7 +80,7 @@ def check_free(folder: Path, experiment: str | None, resume: str | None) -> None
 
 
 def resumed_folder(resume: str | None) -> Path | None:
-    """The folder that a resume names itself, or in which its checkpoint lies; None for `auto` and without a resume."""
+    """The folder that a resume names itself, or in which its checkpoint is; None for `auto` and without a resume."""
     if resume is None or resume == "auto":
         return None
     return Path(resume) if Path(resume).is_dir() else Path(resume).parent
@@ -187,7 +187,7 @@ def _epoch_of_row(line: bytes) -> int:
 
 
 def _keep_lines(path: Path, keep: Callable[[bytes], bool], head: bytes = b"") -> None:
-    """Drop the lines that `keep` is false for, and those that it cannot read; `head` stands before the others."""
+    """Drop the lines that `keep` is false for, and those that it cannot read; `head` comes before the others."""
     if not path.exists():
         return
     lines, damaged = list(bounded.read_lines(path)), 0
@@ -220,7 +220,7 @@ def _append(path: Path, text: str) -> None:
 def _csv_line(values: Iterable[Any]) -> str:
     line = StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue().encode("utf-8", "backslashreplace").decode()  # as it will stand in the file
+    return line.getvalue().encode("utf-8", "backslashreplace").decode()  # as it will be in the file
 
 
 def read_args(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:

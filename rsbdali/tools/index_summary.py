@@ -129,8 +129,8 @@ def report(
         DataError: no such folder, or no images in it; where it has train or val, what training would refuse (classes of
             val that train lacks, a flat folder without a label file), once all is printed.
     """
-    place = Location.parse(folder)
-    if not place.is_url and place.pattern is None and not folder.is_dir():
+    location = Location.parse(folder)
+    if not location.is_url and location.pattern is None and not folder.is_dir():
         raise DataError(f"{folder}: no such folder: expected a folder of images, or one that holds train/ and val/")
     parts = find_parts(folder)
     classes: tuple[str, ...] | None = None

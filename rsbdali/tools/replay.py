@@ -54,7 +54,7 @@ class ReplayOptions:
         run: the run's folder.
         step: counted from 0, within `epoch` or, without one, over the whole run.
         epoch: counted from 0.
-        data: where the data lies now; None: where it lay.
+        data: where the data is now; None: where it was.
         device: auto, cpu, cuda or cuda:N.
     """
 
@@ -85,7 +85,7 @@ class Replay:
 
     def lines(self) -> list[str]:
         """One line a row, as they are drawn: mix group, row in it, image, crop, what was done to it, and mixed in."""
-        return [self._line(*place) for place in self._places()]
+        return [self._line(*row) for row in self._rows()]
 
     def write_csv(self, path: Path) -> Path:
         """Write all rows as a table: group, row, image, crop (y, x, h, w), augmentation, mixing, partner.
@@ -96,7 +96,7 @@ class Replay:
         table = StringIO()
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(("group", "row", "image", "y", "x", "h", "w", "augmentation", "mixing", "partner"))
-        for batch, row in self._places():
+        for batch, row in self._rows():
             name, partner = self._names(batch, row)
             plan = batch.plan
             done = ", ".join(describe(plan, row))
@@ -105,7 +105,7 @@ class Replay:
         write_text(path, table.getvalue())
         return path
 
-    def _places(self) -> list[tuple[TrainBatch, int]]:
+    def _rows(self) -> list[tuple[TrainBatch, int]]:
         """The rows, taken in turn from the mix groups."""
         return [(batch, row) for row in range(len(self.batches[0].plan)) for batch in self.batches]
 
@@ -130,12 +130,12 @@ class Replay:
             out: a .png file.
             images: rows to draw, taken in turn from the mix groups.
         """
-        places = self._places()[:images]
-        layout = Layout.of_tiles(self.recipe, len(places), DRAWS)
+        rows = self._rows()[:images]
+        layout = Layout.of_tiles(self.recipe, len(rows), DRAWS)
         canvas = Image.new("RGB", layout.size, PAPER)
         write_title(canvas, f"{self.recipe.name}: epoch {self.epoch + 1}, step {self.step + 1}", self.recipe)
         mixed = {batch.group: mixed_pixels(self.recipe, batch.plan, _rows_last(batch)) for batch in self.batches}
-        for r, (batch, row) in enumerate(places):
+        for r, (batch, row) in enumerate(rows):
             self._draw_row(canvas, layout, r, batch, row, mixed[batch.group][row])
         with naming(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def replay(options: ReplayOptions) -> Replay:
     with closing(
         TrainLoader(index, recipe, device=device, decode=decode, hw_decoder_load=load, dtype=torch.uint8)
     ) as loader:
-        epoch, step = _place(options, at, recipe, loader.steps_per_epoch)
+        epoch, step = _position(options, at, recipe, loader.steps_per_epoch)
         loader.mixup_enabled = True  # the plans say how rows were mixed
         loader.seek(epoch, step)
         batches = [_kept(batch) for batch in islice(loader, loader.groups_per_step)]
@@ -200,7 +200,7 @@ def _index(options: ReplayOptions, settings: Settings, now: Settings) -> ImageIn
         facts = {**facts, **{key: now.facts[key] for key in ("data", "class_map") if key in facts and key in now.facts}}
     data = options.data or (Path(facts["data"]) if "data" in facts else None)
     if data is None:
-        raise RsbdaliError(f"{options.run} does not say where its data lies: say it (--data)")
+        raise RsbdaliError(f"{options.run} does not say where its data is: say it (--data)")
     class_map = Path(facts["class_map"]) if "class_map" in facts else None
     index = open_split(data, "train", class_map=class_map)
     then = _count(settings, "train_images", len(index))
@@ -228,7 +228,7 @@ def _load(settings: Settings) -> float | None:
         raise RsbdaliError(f"{settings.path} is damaged: hw_decoder_load: {text}") from error
 
 
-def _place(options: ReplayOptions, at: Position | None, recipe: Recipe, steps: int) -> Position:
+def _position(options: ReplayOptions, at: Position | None, recipe: Recipe, steps: int) -> Position:
     epoch, step = divmod(options.step, steps) if at is None else at
     if not (0 <= step < steps and 0 <= epoch < recipe.epochs):
         raise RecipeError(

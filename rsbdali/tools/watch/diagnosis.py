@@ -11,7 +11,7 @@ from rsbdali.tools.watch.figures import BLOCKS, PassFigures, blocks, differ, slo
 from rsbdali.tools.watch.machine import Usage
 
 WAITING = 0.05  # share of waiting from which data holds training back
-FEW = 2 * BLOCKS  # batches below which nothing can be told
+FEW = 2 * BLOCKS  # batches below which no cause can be named
 START = 0.1  # share of a pass that its workers' start may take
 BUSY = 0.6  # workers that compute for less of their time wait for something else
 FULL = 0.9  # of the cores
@@ -84,7 +84,7 @@ def diagnose(now: PassFigures, first: PassFigures | None = None) -> Report:
 def _too_few(given: int) -> str:
     if not given:
         return "the loader has given no batches"
-    return f"{counted(given, 'batch is', 'batches are')} too few to tell what waits for what"
+    return f"{counted(given, 'batch is', 'batches are')} too few to show what waits for what"
 
 
 def _cause(now: PassFigures) -> Cause:
@@ -165,7 +165,7 @@ def _remedy(now: PassFigures, cause: Cause, step: float) -> str:
         count = (now.traits.workers or 0) - 1
         others = "the other one's" if count == 1 else f"the {count} others'"
         return (
-            f"worker {slow_worker(now)} is slow, {others} batches lie ready: look at its part of the data, "
+            f"worker {slow_worker(now)} is slow, {others} batches are ready: look at its part of the data, "
             "or at what shares its core (in_order=False lets the others go first)"
         )
     usage = now.usage

@@ -1,4 +1,4 @@
-"""The figures of a pass, and how differences between them are told from noise."""
+"""The figures of a pass, and how differences between them are separated from noise."""
 
 from dataclasses import dataclass
 
@@ -76,7 +76,7 @@ def differ(some: np.ndarray, others: np.ndarray) -> bool:
 
 
 def slow_worker(figures: PassFigures) -> int | None:
-    """The one worker process that training waits for while the others' batches lie ready; None if there is none.
+    """The one worker process that training waits for while the others' batches are ready; None if there is none.
 
     Its batches are most of the waiting, and when they come, the others have made nearly all that they may make ahead.
     Workers in lockstep, all equally slow, show the first and not the second.

@@ -1,4 +1,4 @@
-"""What Linux tells of the work behind a loader: CPU time, cores that are busy, the container's quota, bytes read."""
+"""What Linux reports of the work behind a loader: CPU time, cores that are busy, the container's quota, bytes read."""
 
 import contextlib
 import os
@@ -72,7 +72,7 @@ class Usage:
 
     @property
     def cores_free(self) -> float:
-        """Cores that nobody uses and that this process may."""
+        """Cores that are idle and that this process may use."""
         return max(0.0, min(self.cores - self.cores_busy, self.limit - self.cores_used))
 
 

@@ -13,7 +13,7 @@ from rsbdali.tools.watch.timeline import GpuTimeline, HostTimeline
 from rsbdali.tools.watch.traits import Traits, batches_ready, is_pageable, rows_of, worker_ids
 
 LOOK_S = 1.0  # seconds between two looks at /proc
-LONG_WAIT_S = 1e-3  # below it nothing is asked of the loader: the look would cost more than it tells
+LONG_WAIT_S = 1e-3  # below it nothing is asked of the loader: asking would cost more than it shows
 
 
 class Record:

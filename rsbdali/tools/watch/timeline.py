@@ -61,7 +61,7 @@ class GpuTimeline:
     """The same by events on the GPU: how long it stood idle between a step and the next batch, and its steps.
 
     The host is usually ahead of the GPU. It may wait for a batch while the GPU still works, and nothing is lost: no
-    time passes on the GPU between the two events of that wait. Events are read once they have passed; nobody waits.
+    time passes on the GPU between the two events of that wait. Events are read once they have passed, without a wait.
 
     Args:
         make_event: a new event with timing.

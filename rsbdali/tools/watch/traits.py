@@ -56,7 +56,7 @@ def worker_ids(iterator: Any) -> list[int]:
 
 
 def batches_ready(iterator: Any) -> int:
-    """Batches that torch's DataLoader has got before their turn; -1 where it does not tell."""
+    """Batches that torch's DataLoader has got before their turn; -1 where that is not known."""
     tasks = getattr(iterator, "_task_info", None)
     return sum(len(task) > 1 for task in tasks.values()) if isinstance(tasks, dict) else -1
 
@@ -75,7 +75,7 @@ def rows_of(batch: Any) -> int | None:
 
 
 def is_pageable(batch: Any) -> bool:
-    """Whether a batch lies in host memory that a GPU can only copy from while the host waits."""
+    """Whether a batch is in host memory that a GPU can only copy from while the host waits."""
     torch = sys.modules.get("torch")
     if torch is None:
         return False

@@ -1,4 +1,4 @@
-"""`rsbdali.watch`: stands between a loop and its loader, and takes the time."""
+"""`rsbdali.watch`: wraps a loop's loader and takes the time."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ def watch(
     """The loader, watched: the same batches, `len` and attributes; at the end of each pass one line says who waited.
 
     A loop over it needs no change. It costs microseconds a batch (`python -m rsbdali.bench.watch_overhead`). With a GPU
-    the times are the GPU's, by events that nobody waits for.
+    the times are the GPU's, by events without a wait.
 
     Args:
         loader: anything that can be iterated: a torch `DataLoader`, an iterator of DALI, a loader of rsbdali, …
@@ -31,7 +31,7 @@ def watch(
         machine: where times and counts come from; None: this machine.
 
     Returns:
-        An object that stands for the loader; its `report()` judges what was seen so far, at any time.
+        A wrapper of the loader; its `report()` judges what was seen so far, at any time.
 
     Raises:
         RsbdaliError: `loader` cannot be iterated, or `probe` is no number of steps.
