@@ -33,6 +33,8 @@ from rsbdali.errors import RsbdaliError, counted
 from rsbdali.loader import tuned
 from rsbdali.loader.decode_mode import has_jpeg_engine
 from rsbdali.loader.tuned import LoaderSettings
+from rsbdali.ops.backend import missing_compiler
+from rsbdali.plan.augmentation import cpu_only
 from rsbdali.recipe import Recipe
 
 ROUND_S = 0.5  # of measuring; a round holds two batches at least
@@ -184,6 +186,7 @@ def searched_on(spec: FeedSpec, options: TuneOptions) -> dict[str, Any]:
         "cores": default_threads(),
         "device": spec.device,
         "allow_pixels": options.allow_pixels,
+        "gpu_decodes": missing_compiler() is None and not cpu_only(options.recipe),
         "jpeg_engine": has_jpeg_engine(torch.device(spec.device)),
     }
 

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from rsbdali.errors import CheckpointError, RsbdaliError
 from rsbdali.loader import tuned
 from rsbdali.loader.tuned import LoaderSettings
 from rsbdali.recipe import Recipe
-from rsbdali.training.loader_settings import tuned_settings, tuned_threads
+from rsbdali.training.loader_settings import tuned_settings
+from rsbdali.training.options import TrainOptions
 
 A3 = Recipe.load("a3")
 SOME = LoaderSettings(threads=3, chunk=8, prefetch=4)
@@ -147,7 +149,7 @@ def test_pixels_change_only_where_the_user_lets_them() -> None:
     marked = {knob.name: str(knob) for knob in knobs(2, "cuda:0", allow_pixels=True)}
     assert "speed only" in marked["threads"]
     assert "changes pixels): gpu, cpu" in marked["decode"]
-    assert decode_modes("cpu") == ("auto",)
+    assert decode_modes("cpu", gpu_decodes=True) == ("auto",)
     assert {each.hw_decoder_load for each in grid(2, "cuda", 64, allow_pixels=True)} == {None}
     assert grid(2, "cuda", 64, allow_pixels=False, jpeg_engine=True) == grid(2, "cuda", 64, allow_pixels=False)
     on_gpu = grid(2, "cuda", 64, allow_pixels=True)
@@ -178,6 +180,19 @@ def test_the_card_says_whether_it_has_a_jpeg_engine(
     options = TuneOptions(data=Path("d"), recipe=A3, allow_pixels=True)
     assert searched_on(spec, options)["jpeg_engine"] is engine
     assert not searched_on(dataclasses.replace(spec, device="cpu"), options)["jpeg_engine"]
+
+
+def test_a_gpu_that_cannot_decode_for_the_recipe_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = FeedSpec(kind="rsbdali", root="", cache_dir="", recipe={}, batch_size=4, workers=1, device="cuda:0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr("rsbdali.bench.tune.missing_compiler", lambda: None)
+    blurs = A3.with_overrides({"gaussian_blur_prob": 0.5})
+    tried = {}
+    for name, recipe in (("a3", A3), ("blurs", blurs)):
+        searched = searched_on(spec, TuneOptions(data=Path("d"), recipe=recipe, allow_pixels=True))
+        tried[name] = {each.decode for each in grid(rows=64, **searched)}
+        assert (knobs(**searched)[-1].name == "hw_decoder_load") == (name == "a3")
+    assert tried == {"a3": {"auto", "gpu", "cpu"}, "blurs": {"auto", "cpu"}}
 
 
 def test_a_beginning_of_the_grid_has_all_values() -> None:
@@ -270,7 +285,9 @@ def test_a_damaged_file_is_named(text: str, words: str) -> None:
 
 
 def chosen(recorded: Mapping[str, Any] | None, *, use_tuned: bool = False) -> LoaderSettings | None:
-    return tuned_settings(A3, CPU, World(), use_tuned=use_tuned, recorded=recorded, path=Path("last.pth.tar"))
+    record = None if recorded is None else SimpleNamespace(tuned=recorded)
+    saved = SimpleNamespace(path=Path("last.pth.tar"), record=record)
+    return tuned_settings(TrainOptions(recipe=A3, data=Path("d"), tuned=use_tuned), saved, World(), CPU)
 
 
 def test_a_resumed_run_keeps_what_it_was_begun_with(caplog: pytest.LogCaptureFixture) -> None:
@@ -299,11 +316,10 @@ def test_damaged_settings_in_a_checkpoint_are_refused() -> None:
 
 
 def test_ranks_that_share_the_cores_do_not_go_beyond_their_share() -> None:
-    assert tuned_threads(None, World(), 5) == 5
-    assert tuned_threads(SOME, World(), 2) == 3  # more threads than cores may be best
+    assert SOME.threads_of(World(), 2) == 3  # more threads than cores may be best
     two = World(rank=0, size=2, local_rank=0, local_size=2)
-    assert tuned_threads(SOME, two, 2) == 2
-    assert tuned_threads(SOME, two, 8) == 3
+    assert SOME.threads_of(two, 2) == 2
+    assert SOME.threads_of(two, 8) == 3
 
 
 class FakeBench:

@@ -27,6 +27,7 @@ from rsbdali.loader.tuned import LoaderSettings
 from rsbdali.recipe import Recipe
 from rsbdali.training import session
 from rsbdali.training import train as training
+from rsbdali.training.loader_settings import with_tuned
 from rsbdali.training.options import TrainOptions
 
 SMALL = Recipe.load(
@@ -160,7 +161,7 @@ def test_the_jpeg_engines_share_is_as_tuned_unless_it_is_given(
     given: dict[str, Any], taken: tuple[str, float | None], tmp_path: Path
 ) -> None:
     tuned.keep(SHARED, tuned.machine_key(SMALL, CPU), {})
-    options = training._with_tuned(TrainOptions(recipe=SMALL, data=tmp_path, **given), SHARED, None)
+    options = with_tuned(TrainOptions(recipe=SMALL, data=tmp_path, **given), SHARED, None)
     assert (options.decode, options.hw_decoder_load) == taken
     arguments: dict[str, Any] = {"num_threads": None, "prefetch": None, "decode": "auto", "hw_decoder_load": None}
     found = integration._tuned(SMALL, CPU, World(), {**arguments, **given})

@@ -39,7 +39,9 @@ def _shown(value: Any) -> str:
     return "DALI's own" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def knobs(cores: int, device: str, *, allow_pixels: bool, jpeg_engine: bool = False) -> tuple[Knob, ...]:
+def knobs(
+    cores: int, device: str, *, allow_pixels: bool, gpu_decodes: bool = True, jpeg_engine: bool = False
+) -> tuple[Knob, ...]:
     """All knobs, for a process that may use some cores."""
     # threads that wait for files leave cores idle, so more of them than cores may be best
     threads = {max(1, cores // 2), max(1, 3 * cores // 4), cores, cores + max(1, cores // 2)}
@@ -47,20 +49,22 @@ def knobs(cores: int, device: str, *, allow_pixels: bool, jpeg_engine: bool = Fa
         Knob("threads", "CPU threads", tuple(sorted(threads))),
         Knob("chunk", "images a call to DALI of decode=cpu", CHUNKS),
         Knob("prefetch", "batches in flight", PREFETCHES),
-        *(_of_pixels(device, jpeg_engine) if allow_pixels else ()),
+        *(_of_pixels(decode_modes(device, gpu_decodes=gpu_decodes), jpeg_engine) if allow_pixels else ()),
     )
 
 
-def _of_pixels(device: str, jpeg_engine: bool) -> Iterator[Knob]:
-    yield Knob("decode", "where images are decoded", decode_modes(device), changes_pixels=True)
-    if jpeg_engine:  # rounds otherwise than the GPU's other decoders
+def _of_pixels(modes: tuple[str, ...], jpeg_engine: bool) -> Iterator[Knob]:
+    yield Knob("decode", "where images are decoded", modes, changes_pixels=True)
+    if jpeg_engine and "gpu" in modes:  # rounds otherwise than the GPU's other decoders
         meaning = "share of the JPEGs for the GPU's JPEG engine, of decode=gpu"
         yield Knob("hw_decoder_load", meaning, LOADS, changes_pixels=True)
 
 
-def decode_modes(device: str) -> tuple[str, ...]:
+def decode_modes(device: str, *, gpu_decodes: bool) -> tuple[str, ...]:
     """Where images may be decoded; not by regions on a GPU, where nvImageCodec 0.9 breaks."""
-    return ("gpu", "cpu") if device.startswith("cuda") else ("auto",)
+    if not device.startswith("cuda"):
+        return ("auto",)
+    return ("gpu", "cpu") if gpu_decodes else ("cpu",)
 
 
 def default_settings(cores: int) -> LoaderSettings:
@@ -68,7 +72,15 @@ def default_settings(cores: int) -> LoaderSettings:
     return LoaderSettings(threads=cores, chunk=MOST_CHUNK, prefetch=PREFETCH)
 
 
-def grid(cores: int, device: str, rows: int, *, allow_pixels: bool, jpeg_engine: bool = False) -> list[LoaderSettings]:
+def grid(
+    cores: int,
+    device: str,
+    rows: int,
+    *,
+    allow_pixels: bool,
+    gpu_decodes: bool = True,
+    jpeg_engine: bool = False,
+) -> list[LoaderSettings]:
     """All settings that differ in what they do, the default first, the others shuffled.
 
     So a search that has no time for all tries values of every knob. The order is the same each time.
@@ -78,9 +90,11 @@ def grid(cores: int, device: str, rows: int, *, allow_pixels: bool, jpeg_engine:
         device: `cpu` or `cuda`.
         rows: of a batch: no call has more images than a thread's share of them.
         allow_pixels: the decode mode as well, and with a JPEG engine its share.
-        jpeg_engine: the GPU has one.
+        gpu_decodes: a GPU can decode for this recipe.
+        jpeg_engine: it has a JPEG engine.
     """
-    searched = knobs(cores, device, allow_pixels=allow_pixels, jpeg_engine=jpeg_engine)
+    can = {"gpu_decodes": gpu_decodes, "jpeg_engine": jpeg_engine}
+    searched = knobs(cores, device, allow_pixels=allow_pixels, **can)
     names, values = [knob.name for knob in searched], product(*(knob.values for knob in searched))
     found = [LoaderSettings(**dict(zip(names, each, strict=True))) for each in values]
     others = dict.fromkeys(_distinct(found, device, rows))
