@@ -25,8 +25,11 @@ def log_console() -> Console:
 def counting(what: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
     """Gives a function (done, in all) that moves the bar."""
     console = console or log_console()
+    if not console.is_terminal:  # a bar that is disabled still ends with an empty line before rich 14.1
+        yield lambda _done, _total: None
+        return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), Left())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
 
         def advance(done: int, total: int) -> None:
@@ -39,7 +42,10 @@ def counting(what: str, console: Console | None = None) -> Iterator[Callable[[in
 def waiting(what: str, console: Console | None = None) -> Iterator[None]:
     """Shows that work goes on, and for how long."""
     console = console or log_console()
+    if not console.is_terminal:
+        yield
+        return
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         bar.add_task(what, total=None)
         yield

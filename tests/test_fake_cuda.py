@@ -17,7 +17,7 @@ from timm.utils import ModelEmaV3, model_ema
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from helpers import fakes
-from helpers.fake_cuda import allow_cuda_autocast
+from helpers.fake_cuda import allow_cuda_autocast, needs_no_driver
 from rsbdali.distributed.world import World
 from rsbdali.ops import backend, bce_kernel, lamb_kernels
 from rsbdali.ops.lamb import Lamb
@@ -28,6 +28,7 @@ from rsbdali.training.optim import create_optimizer
 from rsbdali.training.step import TrainStep
 
 GPU = torch.device("cuda", 0)
+pytestmark = needs_no_driver
 ROWS, CLASSES = 8, 10  # the bias of ten classes is odd to LAMB's kernels
 LAMB = ["grad_squares_kernel", "step_scalars_kernel", "moments_kernel", "step_sizes_kernel", "apply_kernel"]
 

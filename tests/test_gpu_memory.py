@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers import fakes
-from helpers.fake_cuda import allow_cuda_autocast
+from helpers.fake_cuda import allow_cuda_autocast, needs_no_driver
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
 from rsbdali.training import gpu_memory
@@ -15,6 +15,7 @@ from rsbdali.training.gpu_memory import GIB, Memory, predict, say_memory
 from rsbdali.training.model import create_model
 
 GPU = torch.device("cuda", 0)
+pytestmark = needs_no_driver
 
 
 @pytest.fixture(scope="module")

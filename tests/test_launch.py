@@ -195,7 +195,7 @@ def test_ranks_get_the_arguments_without_nproc() -> None:
 
 def test_ranks_start_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(DeviceError, match="--nproc 4: there are 2 GPUs here"):
+    with pytest.raises(DeviceError, match="--nproc 4: 2 GPUs are here"):
         launch.launch(4, [], "auto")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(DeviceError, match="leave --nproc out"):

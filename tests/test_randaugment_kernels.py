@@ -274,7 +274,7 @@ def interpreted() -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
+@pytest.mark.parametrize("check", triton_tools.names_of(CHECKS, counting=[check_launches]))
 def test_randaugment_kernels_interpreted(check: str, interpreted: dict[str, str]) -> None:
     assert not interpreted[check], interpreted[check]
 

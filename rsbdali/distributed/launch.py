@@ -65,6 +65,7 @@ def run(config: Any, command: Sequence[str], *, debug: bool) -> int:
     if not debug:  # the ranks have said in one line what is wrong; this would say it in forty
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ[LAUNCHER] = str(os.getpid())
+    before = signal.signal(signal.SIGUSR1, _stop_ranks)  # torch before 2.9 leaves this one alone; later ones replace it
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
@@ -73,8 +74,16 @@ def run(config: Any, command: Sequence[str], *, debug: bool) -> int:
     except SignalException as stopped:
         return exit_code(stopped.sigval)
     finally:
+        signal.signal(signal.SIGUSR1, before)
         del os.environ[LAUNCHER]
     return 0
+
+
+def _stop_ranks(number: int, _frame: object) -> None:
+    """What torch's launcher does at a signal: end the ranks by the same one."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    raise SignalException(f"process {os.getpid()} got {signal.Signals(number).name}", sigval=signal.Signals(number))
 
 
 def exit_code(number: signal.Signals) -> int:

@@ -23,7 +23,9 @@ from rsbdali.distributed.launch import end_with_launcher
 from rsbdali.loader.batch import TrainBatch
 from rsbdali.loader.train import TrainLoader
 from rsbdali.recipe import Recipe
-from rsbdali.training import train
+from rsbdali.training import session
+from rsbdali.training.options import TrainOptions
+from rsbdali.training.train import train
 
 RECIPE = {
     "name": "tiny",
@@ -74,8 +76,8 @@ def worker(folder: Path, data: Path, *, is_mortal: bool = False) -> int:
     end_with_launcher()
     torch.set_num_threads(1)
     NotingLoader.notes, NotingLoader.agent = folder, os.getppid() if is_mortal else None
-    train.TrainLoader = NotingLoader  # type: ignore[misc]
-    options = train.TrainOptions(
+    session.TrainLoader = NotingLoader  # type: ignore[misc]
+    options = TrainOptions(
         recipe=Recipe.from_dict(RECIPE),
         data=data,
         output=folder,
@@ -86,7 +88,7 @@ def worker(folder: Path, data: Path, *, is_mortal: bool = False) -> int:
         workers=1,
         affinity=False,
     )
-    code = train.train(options).exit_code
+    code = train(options).exit_code
     if code:  # else torchrun takes what is returned
         sys.exit(code)
     return code

@@ -7,6 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+needs_no_driver = pytest.mark.skipif(
+    torch.__version__ < "2.9" and not torch.cuda.is_available(),
+    reason="this torch asks CUDA's driver about fake tensors too: it needs a GPU",
+)
+
 
 class FakeCuda:
     """Stands for `torch.cuda`'s streams and events; tensors stay on the CPU.

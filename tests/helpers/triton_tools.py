@@ -18,10 +18,17 @@ import pytest
 CAPABILITIES = (70, 80, 90, 100)
 POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
 
+TRITON = tuple(map(int, metadata.version("triton").split(".")[:2]))
 needs_ranges = pytest.mark.skipif(
-    metadata.version("triton").startswith(("3.5.", "3.6.")) and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
+    TRITON < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
     reason="this Triton's interpreter cannot take range(argument) with NumPy 2.4",
 )
+needs_hooks = pytest.mark.skipif(TRITON < (3, 6), reason="this Triton's interpreter has no hooks that count launches")
+
+
+def names_of(checks: Iterable[Callable[[], None]], counting: Iterable[Callable[[], None]] = ()) -> list[Any]:
+    """Parameters of a test for each check; those that count launches are skipped where that cannot be."""
+    return [pytest.param(check.__name__, marks=needs_hooks if check in counting else ()) for check in checks]
 
 
 def interpret(path: str) -> dict[str, str]:

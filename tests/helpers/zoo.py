@@ -31,7 +31,7 @@ FORMATS: dict[str, Callable[[Image.Image], bytes]] = {
     "webp": lambda image: _saved(image, "WEBP"),
     "tga": lambda image: _saved(image, "TGA"),
     **({"jpeg2000": lambda image: _saved(image, "JPEG2000")} if features.check("jpg_2000") else {}),
-    **({"avif": lambda image: _saved(image, "AVIF")} if features.check("avif") else {}),
+    **({"avif": lambda image: _saved(image, "AVIF")} if "avif" in features.get_supported() else {}),
 }
 
 
