@@ -151,12 +151,11 @@ class PipelineQueue:
         self._schedule(job)
 
     def _schedule(self, job: _Job) -> None:
-        kept_N = job.kept_N
+        kept_N, job.outputs, job.error = job.kept_N, None, None
         if not len(kept_N):
             job.outputs = []
             return
         assert self._pipe is not None, "closed"
-        job.outputs = job.error = None
         self._queue.append([_rows(field, kept_N, job.rows) for field in job.fields])
         self._pipe.schedule_run()
 

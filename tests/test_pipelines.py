@@ -17,7 +17,7 @@ from rsbdali.pipelines import randaugment
 from rsbdali.pipelines.decode import gpu_settings
 from rsbdali.pipelines.eval import EvalExecutor, eval_graph
 from rsbdali.pipelines.train import GraphExecutor, train_graph
-from rsbdali.plan.planner import Planner
+from rsbdali.plan.planner import BatchPlan, Planner
 from rsbdali.plan.randaugment import Op
 from rsbdali.plan.shared_decodes import covering_windows, share_decodes
 from rsbdali.recipe import Recipe
@@ -33,6 +33,13 @@ def index(image_tree: Callable[..., Path]) -> ImageIndex:
 
 def planner_of(index: ImageIndex, recipe: Recipe = RECIPE) -> Planner:
     return Planner(index.width_N, index.height_N, recipe)
+
+
+def replace_samples(plan: BatchPlan, i: int) -> BatchPlan:
+    """A plan whose rows are all the whole of image i."""
+    return replace(
+        plan, sample_N=np.full_like(plan.sample_N, i), crop_N4=np.tile(np.int32([0, 0, 40, 40]), (len(plan), 1))
+    )
 
 
 @pytest.fixture
@@ -116,6 +123,21 @@ def test_eval_failure_leaves_the_others_alone(index: ImageIndex, write_image: Ca
     assert [len(images_NHWC) for images_NHWC, _ in found] == [8, 8, 3]
     assert [sorted(bad) for _, bad in found] == [[], [1], []]
     executor.close()
+
+
+def test_a_batch_of_which_no_row_decodes_says_so_and_the_next_is_whole(index: ImageIndex) -> None:
+    cut = 5
+    path = Path(index.path(cut))
+    path.write_bytes(path.read_bytes()[:-200])  # behind the header: Pillow refuses it as well
+    plan = planner_of(index).batch(0, 0)
+    of_cut, good = replace_samples(plan, cut), replace_samples(plan, 4)
+    executor = GraphExecutor(index, RECIPE, rows=8, device=CPU, num_threads=1, roi=False)
+    for each in (of_cut.rows(slice(0, 1)), good, of_cut.rows(slice(0, 3))):
+        executor.submit(each)
+    one, whole, three = executor.collect(), executor.collect(), executor.collect()
+    executor.close()
+    assert [sorted(batch.bad) for batch in (one, whole, three)] == [[0], [], [0, 1, 2]]
+    assert "truncated" in one.bad[0]
 
 
 @pytest.mark.parametrize("aa", ["rand-m6-mstd0.5-inc1", None])
