@@ -1,7 +1,7 @@
 """tune: the settings with which our loader is fastest on this machine, kept for `train --tuned`.
 
-One process builds the loader with one setting after the other and measures it; see `race/halving.py` for the search and
-`race/knobs.py` for what is searched.
+One process builds the loader with one setting after the other and measures it; `race/successive_halving.py` searches,
+`race/knobs.py` says among what.
 """
 
 import math
@@ -22,9 +22,9 @@ from rsbdali.bench.loader import BenchOptions, check_options, feed_spec
 from rsbdali.bench.measure.meter import Round
 from rsbdali.bench.race.candidate import Candidate
 from rsbdali.bench.race.feeds import FeedSpec
-from rsbdali.bench.race.halving import Halving, search
 from rsbdali.bench.race.knobs import grid, knobs, spec_of
 from rsbdali.bench.race.model_step import measure_model
+from rsbdali.bench.race.successive_halving import Halving, search
 from rsbdali.bench.report.presence import Presence, busy_warning
 from rsbdali.bench.report.verdict import Loader, Model, verdict
 from rsbdali.distributed.devices import default_threads, resolve_device

@@ -23,8 +23,8 @@ from typing import Any
 
 from rich.console import Console
 
-from rsbdali.bench.race.halving import search
 from rsbdali.bench.race.knobs import grid
+from rsbdali.bench.race.successive_halving import search
 from rsbdali.bench.report.presence import Presence, busy_warning
 from rsbdali.bench.tune import ROUND_S, Bench, By, Say, TuneOptions, make_spec, searched_on
 from rsbdali.environment import machine_record, write_record

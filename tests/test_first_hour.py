@@ -306,6 +306,8 @@ def test_a_run_from_python(here: Path) -> None:
     assert summary.outcome.last is not None
     again = rsbdali.train(resume=summary.folder, epochs=2)
     assert (again.folder, again.outcome.epochs, again.outcome.updates) == (summary.folder, 2, 2)
+    auto = rsbdali.train(resume="auto", output="from python", experiment=summary.folder.name, epochs=3)
+    assert (auto.folder, auto.outcome.epochs, auto.outcome.updates) == (summary.folder, 3, 2)
     with pytest.raises(RsbdaliError, match="num_workers=-1: expected 0 or more"):
         rsbdali.create_loader("my data/train", 32, 2, num_workers=-1, device="cpu")
     for arguments, words in (
@@ -314,8 +316,17 @@ def test_a_run_from_python(here: Path) -> None:
         ({"data": "my data", "model": "resnet5"}, "model='resnet5': timm has no such model, did you mean 'resnet50'"),
         ({"data": "my data", "opt": "lam"}, "opt='lam': timm has no such optimizer, did you mean 'lamb'"),
         ({"data": "my data", "device": "tpu"}, "device=tpu: use auto, cpu, cuda or cuda:N"),
-        ({"data": "my data", "workers": -1}, "workers=-1: expected at least 1"),
+        ({"data": "my data", "workers": -1}, "workers=-1: expected a whole number from 1 on"),
         ({"data": "my data", "experiment": "../x"}, "experiment '../x' is no name"),
+        ({"data": "my data", "recipe": 5}, "recipe=5: expected a name, a path or a Recipe"),
+        ({"data": "my data", "loggers": "wandb"}, "loggers='wandb': expected a sequence of names"),
+        ({"data": "my data", "workers": True}, "workers=True: expected a whole number"),
+        ({"data": "my data", "workers": "2"}, "workers='2': expected a whole number"),
+        ({"data": "my data", "on_nan": "go"}, "on_nan='go': expected stop or skip"),
+        ({"data": "my data", "rank_timeout": -1}, "rank_timeout=-1: expected minutes"),
+        ({"data": "my data", "hw_decoder_load": 7}, "hw_decoder_load=7: expected a share from 0 to 1"),
+        ({"data": "my data", "checkpoint_every": "often"}, "'often': expected a number of steps or a time"),
+        ({"resume": "nowhere"}, "nowhere: there is no such run"),
     ):
         with pytest.raises(RsbdaliError, match=re.escape(words)):
             rsbdali.train(**arguments)  # type: ignore[arg-type]

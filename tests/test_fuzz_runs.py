@@ -23,9 +23,9 @@ from rsbdali.errors import RsbdaliError
 from rsbdali.plan.randaugment import MOST, RandAugmentPolicy
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
+from rsbdali.runs.checkpoint_record import read_record
 from rsbdali.runs.folder import RunFolder, read_args
 from rsbdali.runs.loggers.run_ids import read_id
-from rsbdali.runs.record import read_record
 from rsbdali.runs.report.page import report
 from rsbdali.runs.report.reading import read_runs
 from rsbdali.runs.state import Identity, RunState

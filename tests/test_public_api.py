@@ -2,14 +2,19 @@
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
 import pytest
 from mypy import api
 
 import rsbdali
 from rsbdali.integrations.timm_arguments import NO_BEARING, REFUSED, OtherTimmArguments
+from rsbdali.loader.decode_mode import DecodeMode
+from rsbdali.recipe import Recipe
+from rsbdali.training.arguments import TrainArguments
+from rsbdali.training.options import TrainOptions
 
 ROOT = Path(__file__).parents[1]
 SURFACE = {
@@ -119,6 +124,10 @@ own = rsbdali.create_loader("DATA", recipe="a3", is_training=True, sampler=lambd
 for images, targets, rows in own:
     print(rows)
 recipe: rsbdali.Recipe = rsbdali.Recipe.load("a3", {"epochs": 1})
+summary = rsbdali.train(recipe, "DATA", epochs=3, lr="auto", output="runs", decode="cpu", loggers=["wandb"])
+rsbdali.train(resume=summary.folder, epochs=6)
+for batch in rsbdali.watch([1, 2]):
+    print(batch + 1)
 """
 WRONG = {
     'rsbdali.create_loader("DATA", 160, 4, outptu="uint8")': 'Unexpected keyword argument "outptu"',
@@ -128,6 +137,10 @@ WRONG = {
     'rsbdali.create_loader("DATA", 160, 4).set_epoch("a")': 'Argument 1 to "set_epoch" of "TupleLoader"',
     'rsbdali.ImageIndex.load("DATA").split("0.2")': 'Argument 1 to "split" of "ImageIndex"',
     'rsbdali.ImageIndex.load("DATA")["cat"]': 'Invalid index type "str" for "ImageIndex"',
+    'rsbdali.train("a3", "DATA", epoch=3)': 'Unexpected keyword argument "epoch" for "train"; did you mean "epochs"?',
+    'rsbdali.train("a3", "DATA", epochs="3")': 'Argument "epochs" to "train"',
+    'rsbdali.train("a3", "DATA", on_nan="go")': 'Argument "on_nan" to "train"',
+    "rsbdali.watch(3)": 'Argument 1 to "watch" has incompatible type "int"',
     "rsbdali.create_loder": 'Module has no attribute "create_loder"',
 }
 
@@ -160,6 +173,22 @@ def test_the_public_names_are_frozen() -> None:
 def test_types_and_lazy_names_are_the_same() -> None:
     assert sorted(rsbdali.__all__) == sorted(["__version__", *rsbdali._HOMES])
     assert set(OtherTimmArguments.__annotations__) == set(REFUSED) | set(NO_BEARING)
+
+
+def test_the_arguments_of_train_are_its_options_and_the_recipes_keys() -> None:
+    """By the types of both, but for paths, which may be text, and what is wider on purpose."""
+    wider = {"lr": float | Literal["auto"], "decode": DecodeMode, "loggers": Sequence[str]}
+    options, keys = get_type_hints(TrainOptions), get_type_hints(Recipe)
+    left_out = {"recipe", "data", "resume", "name", "reported"}
+    expected = {name: hint for name, hint in {**options, **keys}.items() if name not in left_out} | wider
+    paths = {Path: str | Path, Path | None: str | Path | None}
+    found = get_type_hints(TrainArguments)
+    assert found.keys() == {f.name for cls in (TrainOptions, Recipe) for f in dataclasses.fields(cls)} - left_out
+    assert {
+        name: (hint, expected[name])
+        for name, hint in found.items()
+        if paths.get(expected[name], expected[name]) != hint
+    } == {}
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from rsbdali.errors import CheckpointError, RsbdaliError
 from rsbdali.loader.train import TrainLoader
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
-from rsbdali.runs.checkpoint_manager import newest_valid
+from rsbdali.runs.checkpoint_record import OURS
+from rsbdali.runs.find_checkpoint import newest_valid
 from rsbdali.runs.folder import LAST
-from rsbdali.runs.record import OURS
 from rsbdali.training.save_interval import Due, Interval
 
 TIMINGS = {"seconds", "images_per_s", "wait_share"}
@@ -206,13 +206,13 @@ def test_resume_auto_names_what_it_passes_over(
             path.write_bytes(b"rotten")
     run = toy("run", 1, epochs=2)
     assert "last.pth.tar is truncated, damaged or no checkpoint: passed over" in caplog.text
-    assert "checkpoint-0.pth.tar is the newest whole one" in caplog.text
+    assert "checkpoint-0.pth.tar is the newest valid one" in caplog.text
     assert run.state.epoch == 1
     run.go()
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     for path in (tmp_path / "run").glob("*.pth.tar"):
         path.write_bytes(b"rotten")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .*run is whole, and a run does not begin over them"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*run is valid, and a run does not begin over them"):
         toy("run", 1, epochs=2)
 
 

@@ -16,8 +16,8 @@ from helpers.common import CPU
 from rsbdali.bench import tune, tune_regret
 from rsbdali.bench.measure.meter import Round
 from rsbdali.bench.race.feeds import FeedSpec
-from rsbdali.bench.race.halving import LEAST_FINAL, Halving, is_shown, search
 from rsbdali.bench.race.knobs import decode_modes, default_settings, grid, knobs, spec_of
+from rsbdali.bench.race.successive_halving import LEAST_FINAL, Halving, is_shown, search
 from rsbdali.bench.tune import Tuned, TuneOptions, lines, score, searched_on
 from rsbdali.distributed.world import World
 from rsbdali.errors import CheckpointError, RsbdaliError

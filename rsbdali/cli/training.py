@@ -119,15 +119,18 @@ def train(
     from rsbdali.cli import resuming
     from rsbdali.distributed.launch import launch
     from rsbdali.recipe import Recipe, demo_overrides
+    from rsbdali.runs import resumed_run
     from rsbdali.training.options import TrainOptions
     from rsbdali.training.train import train as run
 
     changed = parse_overrides(overrides)
-    chosen = Recipe.load(recipe, {**(demo_overrides() if demo else {}), **changed})
-    before = resuming.run_of(rest["resume"], rest["output"], rest["experiment"], chosen)
-    if before is not None:
+    load = partial(Recipe.load, recipe, {**(demo_overrides() if demo else {}), **changed})
+    before = resumed_run.run_of(rest["resume"], rest["output"], rest["experiment"], load)
+    if before is None:
+        chosen = load()
+    else:
         named = context.meta[RECIPE_GIVEN] or demo
-        chosen = resuming.same_recipe(before, chosen) if named else resuming.recipe_of(before, changed)
+        chosen = resumed_run.same_recipe(before, load()) if named else resumed_run.recipe_of(before, changed)
         rest = resuming.options_of(before, context, rest)
     data, nproc = rest.pop("data"), rest.pop("nproc")
     if batch_size is not None:

@@ -104,8 +104,15 @@ class ImageIndex:
 
     def __getitem__(self, i: int) -> tuple[str, int]:
         """Path and label of image i, as in torchvision's `samples`; the label is -1 where unknown."""
-        i = range(len(self))[i]
-        return self.path(i), int(self.label_N[i])
+        return self.path(i), int(self.label_N[self._row(i)])
+
+    def _row(self, i: int) -> int:
+        """A row by its number, from the end where that is negative, as in a list."""
+        if isinstance(i, slice):
+            raise TypeError(f"{self!r} takes one number, as in index[0]: index.subset takes several")
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
+        return range(len(self))[i]
 
     @property
     def num_classes(self) -> int:
@@ -140,13 +147,13 @@ class ImageIndex:
 
     def relative_path(self, i: int) -> str:
         """Path of image i below the root, or within its shard."""
+        i = self._row(i)
         start = self.path_end_N[i - 1] if i else 0
         return os.fsdecode(self.path_bytes[start : self.path_end_N[i]].tobytes())
 
     def path(self, i: int) -> str:
         """Absolute path of image i; for an image in a shard `shard::path`, for one in a store its URL."""
-        i = range(len(self))[i]
-        path = self.relative_path(i)
+        i, path = self._row(i), self.relative_path(i)
         location = Location.parse(self.name)
         if not len(self.shard_N) and not location.is_url:
             return os.path.join(self.root, path)

@@ -10,6 +10,7 @@ import torch
 from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import default_threads, find_device, to_device
 from rsbdali.distributed.world import World
+from rsbdali.errors import counted
 from rsbdali.loader.bad_images import BadImages
 from rsbdali.loader.batch import EvalBatch
 from rsbdali.loader.decode_mode import create_eval_executor
@@ -90,6 +91,9 @@ class EvalLoader(NotPicklable):
 
     def __len__(self) -> int:
         return self._length
+
+    def __repr__(self) -> str:
+        return f"EvalLoader(on {self.device}: {self.index!r}, {counted(len(self), 'batch', 'batches')})"
 
     def seek_batch(self, epoch: int, batch: int) -> None:
         """Let the next `iter()` start at a batch; all epochs are the same here."""

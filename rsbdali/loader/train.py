@@ -17,6 +17,7 @@ from rsbdali.data.index import ImageIndex
 from rsbdali.distributed.devices import default_threads, find_device, to_device
 from rsbdali.distributed.shares import own_groups
 from rsbdali.distributed.world import World
+from rsbdali.errors import counted
 from rsbdali.loader.bad_images import BadImages, BadRows
 from rsbdali.loader.batch import TrainBatch
 from rsbdali.loader.decode_mode import choose_decode, create_executor
@@ -142,6 +143,13 @@ class TrainLoader(NotPicklable):
     def seek_batch(self, epoch: int, batch: int) -> None:
         """As `seek`, by batches (mix groups) of this rank; `batch` = `len(self)` leaves nothing of the epoch."""
         self._next_epoch, self._next_batch = epoch, batch
+
+    def __repr__(self) -> str:
+        steps = counted(self.steps_per_epoch, "step")
+        start = f"at epoch {self._next_epoch}, batch {self._next_batch}"
+        return (
+            f"TrainLoader({self.recipe.name} on {self.device}, decode={self.decode}: {self.index!r}, {steps}, {start})"
+        )
 
     def __iter__(self) -> Iterator[TrainBatch]:
         with self.door.entered():

@@ -20,7 +20,7 @@ from rsbdali.errors import CheckpointError, counted
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint, resume_rules
 from rsbdali.runs.checkpoint import UNREADABLE, load_weights
-from rsbdali.runs.record import OURS, Record, read_record
+from rsbdali.runs.checkpoint_record import OURS, Record, read_record
 
 log = logging.getLogger(__name__)
 

@@ -133,8 +133,8 @@ def put(
 def describe(plan: BatchPlan, row: int) -> list[str]:
     """Caption of one draw: its ops (one line each), then flip and resize filter."""
     names = [
-        _op_name(Op(int(op)), float(arg), int(interp))
-        for op, arg, interp in zip(plan.op_NL[row], plan.arg_NL[row], plan.op_interp_NL[row], strict=True)
+        _op_name(Op(int(op)), float(arg))
+        for op, arg in zip(plan.op_NL[row], plan.arg_NL[row], strict=True)
         if op != Op.NONE
     ]
     resized = ("flipped, " if plan.flip_N[row] else "") + ("bicubic" if plan.interp_N[row] == BICUBIC else "bilinear")
@@ -150,7 +150,7 @@ def describe_mix(plan: BatchPlan, row: int) -> str:
     return f"{how}, lambda {lam:.2f}"
 
 
-def _op_name(op: Op, arg: float, interp: int) -> str:
+def _op_name(op: Op, arg: float) -> str:
     name = op.name.replace("_", " ").capitalize()
     if op in WITHOUT_ARGUMENT:
         return name

@@ -17,7 +17,7 @@ from rsbdali.errors import CheckpointError
 from rsbdali.loader import tuned
 from rsbdali.loader.decode_mode import choose_decode, resumed_decode
 from rsbdali.loader.tuned import LoaderSettings
-from rsbdali.runs.checkpoint_manager import Saved
+from rsbdali.runs.find_checkpoint import Saved
 from rsbdali.training.options import TrainOptions
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _said(settings: LoaderSettings, whose: str) -> LoaderSettings:
     return settings
 
 
-def _parsed(recorded: Mapping[str, Any], path: Path | None) -> LoaderSettings:
+def _parsed(recorded: Mapping[str, Any], path: Path) -> LoaderSettings:
     try:
         return LoaderSettings.of(dict(recorded))
     except NotPlain as error:

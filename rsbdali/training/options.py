@@ -4,7 +4,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_args
 
+from rsbdali.bounded import is_count, is_number, shown
 from rsbdali.data.sources.location import Location
 from rsbdali.distributed import process_group
 from rsbdali.distributed.launch import NPROC
@@ -14,6 +16,7 @@ from rsbdali.training.acceleration import OFF, Acceleration
 from rsbdali.training.nonfinite import OnNan
 from rsbdali.training.save_interval import Interval
 
+MOST_MINUTES = 1_000_000  # of waiting for other ranks
 # kept elsewhere (recipe, folder), or of effect only when a run begins
 OF_THE_START = {"recipe", "output", "experiment", "resume", "initial_checkpoint", "pretrained", "prepare"}
 
@@ -24,7 +27,7 @@ class TrainOptions:
 
     Attributes:
         recipe: what to train and how.
-        data: folder with train/<class>/… and val/<class>/… (or validation).
+        data: folder with train/<class>/… and val/<class>/… (or validation), or another source (docs/DATA.md).
         output: folder of all experiments.
         experiment: folder of this one below it; None: `<recipe>-<model>`, numbered.
         resume: a checkpoint to go on from, a run's folder for its newest valid one, or 'auto' for the experiment's, if
@@ -78,10 +81,24 @@ class TrainOptions:
     loggers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        """Refuse what no run takes.
+
+        Raises:
+            RsbdaliError: names the option and what it may be.
+        """
         for name, least in (("workers", 1), ("eval_batch_size", 1), ("max_bad_images", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise RsbdaliError(f"{name}={value}: expected at least {least}")
+            self._expect(name, value is None or (is_count(value) and value >= least), f"a whole number from {least} on")
+        load, wait = self.hw_decoder_load, self.rank_timeout
+        self._expect("hw_decoder_load", load is None or (is_number(load) and 0 <= load <= 1), "a share from 0 to 1")
+        self._expect("rank_timeout", is_number(wait) and 0 < wait <= MOST_MINUTES, f"minutes, up to {MOST_MINUTES:,}")
+        self._expect("on_nan", self.on_nan in get_args(OnNan), " or ".join(get_args(OnNan)))
+        self._expect("loggers", isinstance(self.loggers, tuple | list), 'a sequence of names, such as ("wandb",)')
+        _ = self.save_every  # refuses what it cannot read
+
+    def _expect(self, name: str, is_right: bool, expected: str) -> None:
+        if not is_right:
+            raise RsbdaliError(f"{name}={shown(getattr(self, name))}: expected {expected}")
 
     @property
     def acceleration(self) -> Acceleration:

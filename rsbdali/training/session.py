@@ -12,7 +12,7 @@ from rsbdali.distributed.world import World
 from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.loader.eval import eval_batch_size
 from rsbdali.loader.tuned import DEFAULT_PREFETCH, LoaderSettings
-from rsbdali.runs.checkpoint_manager import Saved
+from rsbdali.runs.find_checkpoint import Saved
 from rsbdali.runs.folder import add_bad_image
 from rsbdali.training.options import TrainOptions
 from rsbdali.training.precision import amp_dtype

@@ -23,8 +23,8 @@ class TrainSummary:
     folder: Path
     outcome: Outcome
     seconds: float
-    is_rank_zero: bool = True
-    again: str = ""
+    is_rank_zero: bool
+    again: str
 
     @property
     def exit_code(self) -> int:
@@ -38,7 +38,7 @@ class TrainSummary:
         return best if best.exists() else self.folder / LAST
 
     def lines(self) -> list[str]:
-        """Rank 0's last words: how to go on after a signal, best top-1, where the checkpoint is."""
+        """What rank 0 prints last: how to go on after a signal, best top-1, where the checkpoint is."""
         outcome, lines = self.outcome, []
         if not self.is_rank_zero:
             return []

@@ -7,7 +7,7 @@ Under torchrun every process does the same; rank 0 writes files and prints.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -32,8 +32,9 @@ from rsbdali.loader import EvalLoader, TrainLoader
 from rsbdali.progress_bar import counting, waiting
 from rsbdali.recipe import Recipe
 from rsbdali.runs.args_history import keep_earlier
-from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager
 from rsbdali.runs.claim import claimed
+from rsbdali.runs.find_checkpoint import find_saved, resume_from
 from rsbdali.runs.folder import one_line, read_args
 from rsbdali.runs.loggers import RunPosition, require
 from rsbdali.runs.loggers.run_log import LoggedFolder, RunLog, open_loggers
@@ -65,49 +66,69 @@ def train(options: TrainOptions) -> TrainSummary:
     check_model(options.recipe.model)  # before anything that takes time, or complains of what it leads to
     check_optimizer(options.recipe.opt)
     require(options.loggers)
-    _ = options.save_every  # refused before anything costly starts
     world = World.from_env()
     device = resolve_device(devices.local_device(options.device, world))
     options.acceleration.check(options.recipe, device, world)
-    on_all_ranks = partial(collectives.on_all_ranks, world=world)
-    with (
-        _resume_named(options, world),
-        process_group.process_group(world, device, timedelta(minutes=options.rank_timeout)),
-        ExitStack() as held,
-    ):
-        on_all_ranks(lambda: _prepare(options, world))
-        named = {"class_map": options.class_map, "val_labels": options.val_labels}
-        with counting("index") if world.is_rank_zero else nullcontext() as advance:
-            train_index, val_index = load_indexes(options.data, world, **named, progress=advance)
-        folder = collectives.broadcast_object(on_all_ranks(lambda: _folder(options, world, held)), world)
-        saved = find_saved(options.resume, folder, world)
-        tuned = tuned_settings(options, saved, world, device)  # before the cores are shared out: kept by their number
-        with pinned(world, device, enabled=options.affinity) as threads:
-            chosen = with_decoding(with_tuned(options, tuned, saved), saved, train_index, world, device, threads)
-            session = Session(
-                options=chosen, world=world, device=device, folder=folder, saved=saved, tuned=tuned, threads=threads
-            )
-            with (
-                closing(on_all_ranks(lambda: _started(session, train_index))) as loader,
-                closing(on_all_ranks(lambda: session.eval_loader(val_index))) as eval_loader,
-                kernel_policy(device, deterministic=options.deterministic),
-            ):
-                outcome, seconds = _run(session, loader, eval_loader)
+    timeout = timedelta(minutes=options.rank_timeout)
+    with _resume_named(world) as found, process_group.process_group(world, device, timeout), ExitStack() as held:
+        collectives.on_all_ranks(lambda: _prepare(options, world), world)
+        indexes = _load_indexes(options, world)
+        folder = collectives.on_all_ranks(lambda: _folder(options, world, held), world)
+        folder = collectives.broadcast_object(folder, world)
+        found(folder)
+        outcome, seconds = _train(options, world, device, folder, *indexes)
         collectives.barrier(world)
-    again = resume_command(folder, world, launched=NPROC in os.environ)
-    return TrainSummary(folder, outcome, seconds, world.is_rank_zero, again)
+    return TrainSummary(folder, outcome, seconds, world.is_rank_zero, _again(folder, world))
+
+
+def _train(
+    options: TrainOptions,
+    world: World,
+    device: torch.device,
+    folder: Path,
+    train_index: ImageIndex,
+    val_index: ImageIndex,
+) -> tuple[Outcome, float]:
+    """Choose how images are decoded, start the loaders, and train; the outcome, and seconds of the whole run."""
+    on_all_ranks = partial(collectives.on_all_ranks, world=world)
+    saved = find_saved(options.resume, folder, world)
+    tuned = tuned_settings(options, saved, world, device)  # before the cores are shared out: kept by their number
+    with pinned(world, device, enabled=options.affinity) as threads:
+        chosen = with_decoding(with_tuned(options, tuned, saved), saved, train_index, world, device, threads)
+        session = Session(
+            options=chosen, world=world, device=device, folder=folder, saved=saved, tuned=tuned, threads=threads
+        )
+        with (
+            closing(on_all_ranks(lambda: _started(session, train_index))) as loader,
+            closing(on_all_ranks(lambda: session.eval_loader(val_index))) as eval_loader,
+            kernel_policy(device, deterministic=options.deterministic),
+        ):
+            return _run(session, loader, eval_loader)
 
 
 @contextmanager
-def _resume_named(options: TrainOptions, world: World) -> Iterator[None]:
-    """Add the whole command that resumes the run to the error that a rank was lost."""
+def _resume_named(world: World) -> Iterator[Callable[[Path], None]]:
+    """Add the whole command that resumes the run to the error that a rank was lost.
+
+    Gives a function that takes the run's folder, once it is known.
+    """
+    folders: list[Path] = []
     try:
-        yield
+        yield folders.append
     except LostRankError as lost:
-        if options.experiment is None:
+        if not folders:
             raise
-        again = resume_command(options.output / options.experiment, world, launched=NPROC in os.environ)
-        raise LostRankError(f"{lost}; by hand: {again}") from lost
+        raise LostRankError(f"{lost}; by hand: {_again(folders[0], world)}") from lost
+
+
+def _again(folder: Path, world: World) -> str:
+    return resume_command(folder, world, launched=NPROC in os.environ)
+
+
+def _load_indexes(options: TrainOptions, world: World) -> tuple[ImageIndex, ImageIndex]:
+    with counting("index") if world.is_rank_zero else nullcontext() as advance:
+        named = {"class_map": options.class_map, "val_labels": options.val_labels}
+        return load_indexes(options.data, world, **named, progress=advance)
 
 
 def make_state(
@@ -183,7 +204,6 @@ def _run(session: Session, loader: TrainLoader, eval_loader: EvalLoader) -> tupl
         reporter=reporter,
         files=files,
         saver=saver,
-        name_of=loader.index.path,
     )
     with closing(reporter), run_log:
         outcome = Trainer(run, options).run()

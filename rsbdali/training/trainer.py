@@ -11,7 +11,6 @@ finite) is summed over the ranks, together with the loss.
 import logging
 import signal
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -43,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """What the loop did.
 
     Attributes:
         epochs: epochs that are complete.
@@ -82,7 +81,6 @@ class Run:
         reporter: shows progress.
         files: of the run; None on ranks that write nothing.
         saver: of checkpoints; None on ranks that write nothing.
-        name_of: the name of a training image by its row of the index.
     """
 
     state: RunState
@@ -95,7 +93,6 @@ class Run:
     reporter: Reporter
     files: RunFolder | None = None
     saver: CheckpointManager | None = None
-    name_of: Callable[[int], str] = str
 
 
 class Trainer:
@@ -130,7 +127,9 @@ class Trainer:
         )
         self._scale = state.scaler.get_scale() if state.scaler.is_enabled() else None
         folder = run.files.path if run.files else None
-        self._losses = LossWatch(options.on_nan, scale=self._scale, world=run.world, folder=folder, name_of=run.name_of)
+        self._losses = LossWatch(
+            options.on_nan, scale=self._scale, world=run.world, folder=folder, name_of=run.loader.index.path
+        )
         self._schedule = Schedule(state.optimizer, self.recipe)
         self._pace = ThroughputMeter(self.recipe, run.loader.steps_per_epoch)
         self._stop, self._due = StopRequest(says=run.world.is_rank_zero), Due(options.save_every)

@@ -24,7 +24,7 @@ from rsbdali.progress_bar import counting
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint import load_weights
-from rsbdali.runs.record import read_record
+from rsbdali.runs.checkpoint_record import read_record
 from rsbdali.training.evaluate import EvalResult, evaluate
 from rsbdali.training.model import create_model
 from rsbdali.training.precision import amp_dtype, kernel_policy, warn_if_emulated

@@ -42,6 +42,7 @@ class FakeTrainLoader:
 
     def __init__(self, chosen: Recipe, *, rank: int = 0, world_size: int = 1, steps: int = 3) -> None:
         self.recipe, self.steps_per_epoch, self.wait_s = chosen, steps, 0.0
+        self.index = SimpleNamespace(path=str)
         self.groups = range(rank, chosen.mix_groups, world_size)
         self.groups_per_step = len(self.groups)
         self.place = 0, 0

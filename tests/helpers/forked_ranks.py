@@ -23,7 +23,8 @@ from helpers.common import CPU
 from helpers.fakes import CLASSES, FakeEvalLoader, FakeTrainLoader, recipe
 from rsbdali.distributed.world import World
 from rsbdali.errors import RsbdaliError
-from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager
+from rsbdali.runs.find_checkpoint import find_saved, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity
 from rsbdali.training.live_display import Silent

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rsbdali.runs.record import Record
+from rsbdali.runs.checkpoint_record import Record
 
 
 def record(epoch: int, step: int = 0, history: Mapping[str, float] | None = None) -> dict[str, Any]:

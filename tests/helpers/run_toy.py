@@ -16,7 +16,8 @@ from rsbdali.distributed import collectives, process_group
 from rsbdali.distributed.launch import exit_code
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager
+from rsbdali.runs.find_checkpoint import find_saved, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity
 from rsbdali.training.live_display import Plain, Silent

@@ -22,9 +22,10 @@ import torch
 from helpers.records import record
 from rsbdali.errors import CheckpointError
 from rsbdali.runs import checkpoint
-from rsbdali.runs.checkpoint_manager import CheckpointManager, newest_valid
+from rsbdali.runs.checkpoint_manager import CheckpointManager
+from rsbdali.runs.checkpoint_record import OURS
+from rsbdali.runs.find_checkpoint import newest_valid
 from rsbdali.runs.folder import LAST
-from rsbdali.runs.record import OURS
 
 VALUES = 100_000  # float32: 0.4 MB a tensor
 

@@ -9,7 +9,8 @@ from helpers.common import CPU
 from helpers.fakes import CLASSES, FakeEvalLoader, FakeTrainLoader
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
-from rsbdali.runs.checkpoint_manager import CheckpointManager, find_saved, resume_from
+from rsbdali.runs.checkpoint_manager import CheckpointManager
+from rsbdali.runs.find_checkpoint import find_saved, resume_from
 from rsbdali.runs.folder import RunFolder
 from rsbdali.runs.state import Identity, RunState
 from rsbdali.training import trainer
@@ -41,6 +42,7 @@ class Run:
         identity = Identity(recipe, tuple("abcd"), recipe.mix_groups, steps)
         resume_from(find_saved(resume, folder), self.state, identity)
         self.loader, self.eval_loader = FakeTrainLoader(recipe, steps=steps), FakeEvalLoader(recipe)
+        self.loader.index.path = name_of
         self.listener = Listener()
         run = trainer.Run(
             state=self.state,
@@ -53,7 +55,6 @@ class Run:
             reporter=self.listener,
             files=RunFolder(folder, epoch=self.state.epoch, step=self.state.step),
             saver=CheckpointManager(folder, recipe.checkpoint_hist, self.state.history),
-            name_of=name_of,
         )
         self.trainer = trainer.Trainer(run, TrainOptions(recipe=recipe, data=folder, **more))
 

@@ -14,8 +14,8 @@ from rsbdali.errors import CheckpointError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint import load_weights
+from rsbdali.runs.checkpoint_record import read_record
 from rsbdali.runs.folder import read_args
-from rsbdali.runs.record import read_record
 from rsbdali.training.model import create_model
 
 

@@ -2,9 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from rsbdali.errors import RsbdaliError
 from rsbdali.tools.watch.diagnosis import Report, diagnose
@@ -12,12 +12,13 @@ from rsbdali.tools.watch.machine import Machine
 from rsbdali.tools.watch.record import Record
 from rsbdali.tools.watch.traits import rows_of, traits_of
 
+T = TypeVar("T")
 OWN = ("_loader", "_machine", "_say", "_probe", "_records", "_running", "_count")
 
 
 def watch(
-    loader: Any, *, probe: int = 0, say: Callable[[str], None] | None = None, machine: Machine | None = None
-) -> "Watched":
+    loader: Iterable[T], *, probe: int = 0, say: Callable[[str], None] | None = None, machine: Machine | None = None
+) -> "Watched[T]":
     """The loader, watched: the same batches, `len` and attributes; at the end of each pass one line says who waited.
 
     A loop over it needs no change. It costs microseconds a batch (`python -m rsbdali.bench.watch_overhead`). With a GPU
@@ -48,23 +49,26 @@ def _to_standard_error(line: str) -> None:
         sys.stderr.write(f"rsbdali watch: {line}\n")
 
 
-class Watched:
-    """Stands for a loader (see `watch`): what it does not have itself is asked of the loader, and set there."""
+class Watched(Generic[T]):
+    """A wrapper of a loader (see `watch`): attributes that it does not have itself are the loader's, set there too."""
 
     def __init__(self, loader: Any, *, probe: int, say: Callable[[str], None], machine: Machine) -> None:
         self._loader, self._probe, self._say, self._machine = loader, probe, say, machine
         self._records: list[Record] = []  # of the first pass and the newest
         self._count = 0
-        self._running: Pass | None = None
+        self._running: Pass[T] | None = None
 
-    def __iter__(self) -> "Pass":
+    def __repr__(self) -> str:
+        return f"watch({self._loader!r})"
+
+    def __iter__(self) -> "Pass[T]":
         self._count += 1
         record = Record(self._count, traits_of(self._loader), self._machine)
         # not the pass itself: a loop that breaks drops its iterator, and the workers behind it end
         self._records = [*self._records[:1], record]
-        return Pass(iter(self._loader), record, probe=self._probe if self._count == 1 else 0, done=self._tell)
+        return Pass(iter(self._loader), record, probe=self._probe if self._count == 1 else 0, done=self._say_report)
 
-    def __next__(self) -> Any:
+    def __next__(self) -> T:
         """The next batch of a loader that is its own iterator, as DALI's are; other loaders have none."""
         if not hasattr(type(self._loader), "__next__"):
             raise TypeError(f"'{type(self._loader).__name__}' object is not an iterator")
@@ -83,7 +87,7 @@ class Watched:
         first, newest = self._records[0], self._records[-1]
         return diagnose(newest.figures(), None if first is newest else first.figures())
 
-    def _tell(self) -> None:
+    def _say_report(self) -> None:
         self._say(str(self.report()))
 
     def __len__(self) -> int:
@@ -111,7 +115,7 @@ class Watched:
         return self._loader.__exit__(kind, error, at)
 
 
-class Pass(Iterator[Any]):
+class Pass(Iterator[T]):
     """One pass over a loader.
 
     Args:
@@ -124,12 +128,13 @@ class Pass(Iterator[Any]):
         ended: whether it has come to its end.
     """
 
-    def __init__(self, iterator: Iterator[Any], record: Record, *, probe: int, done: Callable[[], None]) -> None:
+    def __init__(self, iterator: Iterator[T], record: Record, *, probe: int, done: Callable[[], None]) -> None:
         self._iterator, self._record, self._done = iterator, record, done
-        self._probe, self._kept = probe, None
+        self._probe = probe
+        self._kept: T | None = None
         self.ended = False
 
-    def __next__(self) -> Any:
+    def __next__(self) -> T:
         if self.ended:
             raise StopIteration
         self._record.ask()
@@ -144,7 +149,7 @@ class Pass(Iterator[Any]):
             self._kept = batch  # a whole one: the last of a pass may be smaller
         return batch
 
-    def _replay(self) -> Any:
+    def _replay(self) -> T:
         """The kept batch once more, or the end."""
         if self._kept is not None and self._record.replays < self._probe:
             self._record.got_again()
