@@ -1,4 +1,4 @@
-"""A batch's encoded images, read by threads while earlier batches are decoded: a promise that the queue redeems.
+"""A batch's encoded images, read by threads while earlier batches are decoded: the queue waits for them.
 
 Where each image has a window, a seekable one is read in part (`regions.py`), and its window is moved accordingly.
 """

@@ -102,7 +102,7 @@ class RegionReader:
         small_B = self._small(len(raw_B))
         length = loops.splice(raw_B, region.length_K, region.field_F, small_B)
         if not length or parse(small_B[:length]) != (Format.JPEG, fields[loops.WIDTH], fields[loops.HEIGHT]):
-            return None  # the file has changed: read as a whole, it is judged as any other
+            return None  # the file has changed: read as a whole, it is checked as any other
         self._used += length
         window_4[:2] -= fields[loops.Y], fields[loops.X]
         return small_B[:length]

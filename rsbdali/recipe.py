@@ -276,7 +276,9 @@ def _read(name_or_path: str) -> dict[str, Any]:
             raise RecipeError(f"no recipe file {name_or_path}")
     elif (name_or_path := name_or_path.lower()) not in recipe_names():
         hint = nearest(name_or_path, recipe_names())
-        raise RecipeError(f"unknown recipe {name_or_path!r}{hint}; known: {', '.join(recipe_names())}, or a .yaml path")
+        raise RecipeError(
+            f"unknown recipe {name_or_path!r}{hint or ';'} known: {', '.join(recipe_names())}, or a .yaml path"
+        )
     try:
         values = bounded.parse_yaml(bounded.read_text(path) if path else recipe_text(name_or_path))
     except NotPlain as error:

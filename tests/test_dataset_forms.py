@@ -162,8 +162,13 @@ def test_rows_and_evaluation_follow_the_list(tree: Path) -> None:
     assert index.class_to_idx == {"class0": 0, "class1": 1, "class2": 2}
     assert index.targets == [index.class_to_idx[name] for _, name in pairs]
     assert index[-1] == index[17] == (index.path(17), index.targets[17])
-    with pytest.raises(IndexError):
-        index[18]
+    assert index.relative_path(-18) == index.relative_path(0)
+    for read in (index.__getitem__, index.path, index.relative_path):
+        for wrong in (18, -19):
+            with pytest.raises(IndexError, match=f"image {wrong} of 18"):
+                read(wrong)
+    with pytest.raises(TypeError, match=r"takes one number.*subset takes several"):
+        index[0:2]  # type: ignore[index]
     # the same images: a state goes from a list to the folder and back
     assert index.digest == ImageIndex.scan(tree).digest
     with create_loader(pairs, **SMALL | {"interpolation": "bilinear", "return_index": True}) as loader:

@@ -288,12 +288,22 @@ def test_the_first_signal_is_answered(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text == ""
 
 
-def test_a_run_of_damaged_options(here: Path, tmp_path: Path) -> None:
+def test_a_run_of_damaged_options(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "args.yaml").write_text("# options: [1\nname: a3\n")
     with pytest.raises(RsbdaliError, match="is damaged: its options is no JSON"):
         read_options(tmp_path)
     (tmp_path / "args.yaml").write_text("name: a3\n")
     assert read_options(tmp_path) == {}
+    run = here / "bad options"
+    run.mkdir()
+    text = (here / "out put/run/args.yaml").read_text()
+    (run / "args.yaml").write_text(text.replace('"on_nan": "stop"', '"on_nan": "foo"'))
+    said = refused("train --resume 'bad options'", monkeypatch, capsys)
+    assert "args.yaml: its --on-nan is 'foo': 'foo' is not one of 'stop', 'skip'." in said
+    said = refused("train --resume 'bad options' --on-nan skip", monkeypatch, capsys)
+    assert "holds no checkpoint yet" in said
 
 
 def test_a_run_from_python(here: Path) -> None:

@@ -10,7 +10,7 @@ from helpers.common import TINY
 from rsbdali.errors import CheckpointError, RecipeError
 from rsbdali.recipe import Recipe
 from rsbdali.runs import checkpoint
-from rsbdali.training.model import create_model, reseed
+from rsbdali.training.model import check_model, create_model, reseed
 
 
 def small(**values: object) -> Recipe:
@@ -54,6 +54,12 @@ def test_a_vit_is_evaluated_at_another_size() -> None:
 def test_unknown_model_names_near_ones() -> None:
     with pytest.raises(RecipeError, match=r"model='resnet_50': timm has no such model, did you mean .*'resnet50'.*\?$"):
         create_model(small(model="resnet_50"), 3)
+
+
+def test_weights_that_timm_does_not_have_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"timm has no such weights of resnet18, did you mean 'a1_in1k'\?$"):
+        check_model("resnet18.a1_in1")
+    check_model("resnet18.a1_in1k")
 
 
 def test_a_setting_that_a_model_refuses_is_named() -> None:

@@ -46,6 +46,37 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize(
+    ("out", "shards", "message"),
+    [
+        ("data", None, "is within the source"),
+        ("data/train", None, "is within the source"),
+        ("data/train/packed", 2, "is within the source"),
+        ("memory://bucket", 2, "a folder of this machine"),
+        ("shards", None, "a shard, which would be left beside the folder"),
+        ("folder", 2, "a folder of images, which would be read in place of the shards"),
+    ],
+)
+def test_outputs_that_would_be_read_along_with_others_are_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, shards: int | None, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pack(PackOptions(data, tmp_path / "shards", 1))
+    (tmp_path / "folder" / "train").mkdir(parents=True)
+    before = contents(tmp_path)
+    with pytest.raises(DataError, match=message):
+        pack(PackOptions(data, Path(out), shards, seekable=True))
+    assert contents(tmp_path) == before
+
+
+def test_what_a_killed_packing_left_is_removed(data: Path, tmp_path: Path) -> None:
+    left = tmp_path / "out" / ".train-000000.tar.0123abcd.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"half a shard")
+    pack(PackOptions(data, tmp_path / "out", 1))
+    assert [path.name for path in left.parent.iterdir() if path.name.startswith(".")] == []
+
+
 def test_shards_hold_what_the_folder_held(data: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     packed = pack(PackOptions(data, tmp_path / "out", 3), lambda done, total: seen.append((done, total)))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from helpers.common import TINY
 from rsbdali.cli.main import cli
+from rsbdali.data.index import ImageIndex
 from rsbdali.errors import DataError, RecipeError, RsbdaliError
 from rsbdali.loader.batch import TrainBatch
 from rsbdali.loader.train import TrainLoader
@@ -94,6 +96,19 @@ def test_replay_gives_the_pixels_of_training(trained: tuple[Path, dict[tuple[int
     index = found.index
     names = {index.path(int(i)) for batch in seen.values() for i in batch.plan.sample_N}
     assert not any(name.endswith("class1/6.JPEG") for name in names)
+
+
+def test_other_images_than_the_runs_are_refused(
+    trained: tuple[Path, dict[tuple[int, int, int], TrainBatch]], tmp_path: Path
+) -> None:
+    """As many as before, one of them in another class."""
+    folder, _ = trained
+    moved = shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    found = replay(ReplayOptions(run=folder, step=0, data=moved))
+    assert found.index.digest == ImageIndex.load(tmp_path / "data/train").digest
+    (moved / "train/class0/0.JPEG").rename(moved / "train/class1/7.JPEG")
+    with pytest.raises(DataError, match="has other images than in the run, by path, label and size"):
+        replay(ReplayOptions(run=folder, step=0, data=moved))
 
 
 def test_steps_before_a_resume_with_other_settings_are_shown_by_theirs(

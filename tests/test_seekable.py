@@ -254,6 +254,30 @@ def seekable_folder(data: Path) -> Path:
     return data.parent / "folder" / "train"
 
 
+def test_an_image_that_the_source_no_longer_has_is_not_left_among_the_packed_ones(data: Path) -> None:
+    root = seekable_folder(data)
+    gone = sorted((data / "train").rglob("*.JPEG"))[0]
+    gone.unlink()
+    with pytest.raises(DataError, match=rf"{gone.name}: is no image of the source: remove it"):
+        seekable_folder(data)
+    (root / gone.relative_to(data / "train")).unlink()
+    assert len(ImageIndex.load(seekable_folder(data))) == len(ImageIndex.load(data / "train"))
+
+
+def test_a_packing_of_which_nothing_can_be_read_in_part_warns_of_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in/a").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "in/a/x.png")
+    pack(PackOptions(tmp_path / "in", tmp_path / "out", None, seekable=True))
+    assert ImageIndex.scan(tmp_path / "out/train").intervals is None
+    assert [record for record in caplog.records if record.levelname == "WARNING" and "npy" in record.message] == []
+    (tmp_path / "out/train" / FOLDER_NAME).write_bytes(b"no table at all" * 9)
+    assert ImageIndex.scan(tmp_path / "out/train").intervals is None
+    assert f"{FOLDER_NAME} is damaged (" in caplog.text
+    assert "pickle" not in caplog.text
+
+
 def test_a_folder_is_packed_on_where_it_was_stopped(data: Path) -> None:
     root = seekable_folder(data)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in root.rglob("*.JPEG")}

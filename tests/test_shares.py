@@ -9,7 +9,7 @@ from torch import nn
 
 from helpers import fakes
 from helpers.common import CPU
-from rsbdali.distributed.shares import efficiency, most_groups, own_groups, uneven_shares
+from rsbdali.distributed.shares import efficiency, most_groups, own_groups, raised_groups, uneven_shares
 from rsbdali.distributed.world import World
 from rsbdali.recipe import Recipe
 from rsbdali.training.statistics import weigh_statistics
@@ -41,6 +41,12 @@ def test_every_group_has_one_rank_and_rank_0_owns_most(groups: int) -> None:
 )
 def test_what_is_said_of_uneven_shares(groups: int, ranks: int, said: str | None) -> None:
     assert uneven_shares(groups, ranks) == said
+
+
+def test_more_groups_than_asked_for_are_said() -> None:
+    assert raised_groups(4, 4, 64) is None
+    said = "mix_groups=1 becomes 4, one a rank: rows are mixed in groups of 16, not of 64, and a resume keeps that"
+    assert raised_groups(1, 4, 64) == said
 
 
 def test_the_table_of_the_documentation_is_what_the_arithmetic_gives() -> None:

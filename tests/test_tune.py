@@ -237,7 +237,8 @@ def test_settings_are_kept_for_a_machine_and_a_size(cache_home: Path) -> None:
     assert path.is_relative_to(cache_home / "rsbdali" / "tuned")
     assert tuned.find(A3, CPU) == SOME
     assert tuned.find(A3.with_overrides({"lr": 1.0, "model": "resnet18"}), CPU) == SOME
-    with pytest.raises(RsbdaliError, match="nothing is tuned here for a3 at 128 × 128 px"):
+    hint = r"nothing is tuned here for a3 at 128 × 128 px .*tune --recipe a3 --set img_size=128 --data DATA`"
+    with pytest.raises(RsbdaliError, match=hint):
         tuned.find(A3.with_overrides({"img_size": 128}), CPU)
     other = dataclasses.replace(SOME, threads=1, decode="cpu")
     tuned.keep(other, tuned.machine_key(A3, CPU), {})

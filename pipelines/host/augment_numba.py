@@ -162,17 +162,17 @@ def _contrast(image_HWC: np.ndarray, factor: float) -> None:
 @kernel("void(u1[:, :, ::1], f4)")
 def _color(image_HWC: np.ndarray, factor: float) -> None:
     height, width, _ = image_HWC.shape
-    grey_X = np.empty(3 * width, np.float32)
+    gray_X = np.empty(3 * width, np.float32)
     for y in range(height):
         image_WC = image_HWC[y]
         for x in range(width):
             gray = np.float32(_luma(image_WC[x, 0], image_WC[x, 1], image_WC[x, 2]))
-            grey_X[3 * x] = gray
-            grey_X[3 * x + 1] = gray
-            grey_X[3 * x + 2] = gray
+            gray_X[3 * x] = gray
+            gray_X[3 * x + 1] = gray
+            gray_X[3 * x + 2] = gray
         image_X = image_WC.reshape(3 * width)
         for x in range(3 * width):
-            image_X[x] = _blend(grey_X[x], np.float32(image_X[x]), factor)
+            image_X[x] = _blend(gray_X[x], np.float32(image_X[x]), factor)
 
 
 @kernel("void(u1[:, :, ::1], f4)")

@@ -122,7 +122,7 @@ def pack_command(folder: Path, **options: Any) -> None:
         click.echo(f"{counted(packed.kept_shards, 'shard was', 'shards were')} there already")
     if chosen.seekable:
         others = sum(packed.images.values()) - packed.seekable
-        lines = f", of {counted(packed.whole_lines, 'whole line')} only" if packed.whole_lines else ""
+        lines = f" ({packed.whole_lines:,} of them by whole lines)" if packed.whole_lines else ""
         as_before = counted(others, "is as it was", "are as they were")
         click.echo(f"{counted(packed.seekable, 'image is', 'images are')} read in part{lines}; {as_before}")
     if chosen.max_size is not None:

@@ -18,7 +18,7 @@ from rsbdali.errors import counted
     required=True,
     help="Counted from 1, as the run's lines count: in --epoch, else over the whole run.",
 )
-@click.option("--epoch", type=click.IntRange(1), help="Counted from 1.")
+@click.option("--epoch", type=click.IntRange(1), show_default="from --step", help="Counted from 1.")
 @click.option("--data", type=PATH, show_default="where it was", help="Where the data is now.")
 @out_option(None, "Picture to write (PNG); a CSV of that name gets all rows.", show_default="replay-….png in the run")
 @click.option("--images", type=click.IntRange(1), default=12, help="Rows that are drawn and printed.")

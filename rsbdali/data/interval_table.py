@@ -137,16 +137,19 @@ def read_intervals(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray
     """Columns and lengths of a file; None where there is none, or it is not one that was written here."""
     try:
         with open(path, "rb") as file:
-            column_K5 = np.load(file, allow_pickle=False)
+            column_K5 = np.lib.format.read_array(file, allow_pickle=False)
             start, size = file.tell(), os.fstat(file.fileno()).st_size
-        if column_K5.dtype != np.int64 or column_K5.shape[1:] != (COLUMNS,) or not len(column_K5):
+        if column_K5.dtype != np.int64 or column_K5.shape[1:] != (COLUMNS,):
             raise ValueError("not a table of intervals")
-        if np.any(np.diff(column_K5[:, [0, 4]], axis=0) < 0) or size != start + 2 * column_K5[-1, 4]:
-            raise ValueError("damaged")
+        lengths = int(column_K5[-1, 4]) if len(column_K5) else 0
+        if np.any(np.diff(column_K5[:, [0, 4]], axis=0) < 0) or size != start + 2 * lengths:
+            raise ValueError("not its length")
+        if not lengths:  # of a packing in which no image could be written again
+            return None
         # copy on write: compiled loops take only what can be written to
         return column_K5, np.memmap(path, np.uint16, "c", start).view(np.ndarray)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
-        log.warning("%s cannot be used (%s): its images are read as a whole", path, error)
+        log.warning("%s is damaged (%s): its images are read as a whole", path, error)
         return None

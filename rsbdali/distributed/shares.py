@@ -26,6 +26,22 @@ def efficiency(groups: int, ranks: int) -> float:
     return groups / (ranks * most_groups(groups, ranks))
 
 
+def raised_groups(asked: int, groups: int, rows: int) -> str | None:
+    """One line where more mix groups are mixed than the recipe asks for, since each rank owns one at least.
+
+    Args:
+        asked: the recipe's `mix_groups`.
+        groups: mix groups of the global batch.
+        rows: of the global batch.
+    """
+    if asked >= groups:
+        return None
+    return (
+        f"mix_groups={asked} becomes {groups}, one a rank: rows are mixed in groups of {rows // groups}, not of "
+        f"{rows // asked}, and a resume keeps that"
+    )
+
+
 def uneven_shares(groups: int, ranks: int) -> str | None:
     """One line on who owns how much and what that costs: "3 ranks own 2, 1, 1 of 4 groups: as fast as 2".
 

@@ -133,7 +133,7 @@ def refuse(others: Mapping[str, Any], *, is_training: bool, honored: Iterable[st
     Args:
         others: by name.
         is_training: of the loader.
-        honored: names of the arguments that are, for the hint at a misspelt one.
+        honored: names of the arguments that are, for the hint at a misspelled one.
 
     Raises:
         RecipeError: one of them is unknown, or would do something in timm.

@@ -7,6 +7,7 @@ do not change a batch, but for `decode` and `hw_decoder_load`, which are the def
 import hashlib
 import json
 import os
+import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from rsbdali.distributed.devices import default_threads
 from rsbdali.distributed.world import World
 from rsbdali.environment import cpu_model
 from rsbdali.errors import RsbdaliError, counted
-from rsbdali.recipe import Recipe
+from rsbdali.recipe import Recipe, recipe_names
 
 DEFAULT_PREFETCH = 2
+KEYS = ("aa", "aug_repeats", "aug_repeats_mode")  # of a recipe, which the work on an image depends on besides its size
 MOST = {"threads": 4096, "chunk": 31, "prefetch": 64}
 EARLIER = {"hw_decoder_load": None}  # what earlier versions did not tune
 
@@ -99,9 +101,7 @@ def machine_key(recipe: Recipe, device: torch.device) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name(device) if on_gpu else "",
         "train_size": list(recipe.train_size),
-        "aa": recipe.aa,
-        "aug_repeats": recipe.aug_repeats,
-        "aug_repeats_mode": recipe.aug_repeats_mode,
+        **{key: getattr(recipe, key) for key in KEYS},
     }
 
 
@@ -119,6 +119,20 @@ def keep(settings: LoaderSettings, key: dict[str, Any], measured: dict[str, Any]
     return path
 
 
+def _text(value: Any) -> str:
+    """A recipe's value as `--set` takes it."""
+    return "none" if value is None else f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+
+
+def _differing(recipe: Recipe) -> str:
+    """The keys of a machine's settings that are not as in the recipe of that name, as options."""
+    if recipe.name not in recipe_names():
+        return ""
+    named = Recipe.load(recipe.name)
+    keys = [key for key in ("img_size", *KEYS) if getattr(recipe, key) != getattr(named, key)]
+    return "".join(f" --set {shlex.quote(f'{key}={_text(getattr(recipe, key))}')}" for key in keys)
+
+
 def find(recipe: Recipe, device: torch.device) -> LoaderSettings:
     """The settings kept for this machine, device and recipe.
 
@@ -131,7 +145,7 @@ def find(recipe: Recipe, device: torch.device) -> LoaderSettings:
         size = " × ".join(map(str, recipe.train_size))
         raise RsbdaliError(
             f"nothing is tuned here for {recipe.name} at {size} px on {counted(key['cores'], 'core')} ({device.type}): "
-            f"run `rsbdali tune --recipe {recipe.name} --data DATA` on this machine first"
+            f"run `rsbdali tune --recipe {recipe.name}{_differing(recipe)} --data DATA` on this machine first"
         )
     try:
         record = parse_json(read_text(path))

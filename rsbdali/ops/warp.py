@@ -26,7 +26,7 @@ def affine_matrices(op_N: np.ndarray, arg_N: np.ndarray, size: tuple[int, int]) 
         size: (H, W) of the image.
 
     Returns:
-        float64, shape (N, 6): (a, b, c, d, e, f) with x_in = a x + b y + c and y_in = d x + e y + f at pixel centres.
+        float64, shape (N, 6): (a, b, c, d, e, f) with x_in = a x + b y + c and y_in = d x + e y + f at pixel centers.
     """
     height, width = size
     matrix_N6 = np.tile(np.array(IDENTITY), (len(op_N), 1))
@@ -88,7 +88,7 @@ def warp(images_NHWC: torch.Tensor, matrix_N6: torch.Tensor, *, cubic: bool) -> 
         uint8, same shape: truncated, not rounded, and with a hard edge to the fill, as Pillow's.
     """
     n, height, width, channels = images_NHWC.shape
-    x_11W, y_1H1 = _centres(width, matrix_N6)[None, None], _centres(height, matrix_N6)[None, :, None]
+    x_11W, y_1H1 = _centers(width, matrix_N6)[None, None], _centers(height, matrix_N6)[None, :, None]
     a, b, c, d, e, f = matrix_N6.T[:, :, None, None]
     x_P, y_P = (a * x_11W + b * y_1H1 + c).flatten(), (d * x_11W + e * y_1H1 + f).flatten()
     inside_P = (x_P >= 0) & (x_P < width) & (y_P >= 0) & (y_P < height)
@@ -112,7 +112,7 @@ def warp(images_NHWC: torch.Tensor, matrix_N6: torch.Tensor, *, cubic: bool) -> 
     return torch.where(inside_P, values_CP, fill_C1).T.reshape(n, height, width, channels)
 
 
-def _centres(count: int, like: torch.Tensor) -> torch.Tensor:
+def _centers(count: int, like: torch.Tensor) -> torch.Tensor:
     return torch.arange(count, dtype=torch.float64, device=like.device) + 0.5
 
 

@@ -22,7 +22,7 @@ from rsbdali.runs.folder import ARGS, one_line, parse_args, read_args_file
 
 Position = tuple[int, int]  # epoch and step, from 0
 # facts that decide what is in a batch; where the data is does not, and classes stay
-FACTS = ("decode", "hw_decoder_load", "train_images", "steps_per_epoch")
+FACTS = ("decode", "hw_decoder_load", "train_images", "train_digest", "steps_per_epoch")
 MOST_DIGITS = 10
 
 log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from, and the batches of a seed stay what they were (unless images were shrunk).
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -93,6 +94,7 @@ def pack(options: PackOptions, progress: Progress | None = None) -> Packed:
     if options.seekable:
         _require_loops()
     indexes = _indexes(options)
+    _refuse_output(options, indexes)
     if options.shards is None:
         return _pack_folder(options, indexes, progress)
     jobs = {split: _jobs(options, split, index, indexes) for split, index in indexes.items()}
@@ -163,6 +165,22 @@ def _require_loops() -> None:
         find_loops()
     except NumbaError as error:
         raise DataError(f"--seekable needs Numba: {error}") from error
+
+
+def _refuse_output(options: PackOptions, indexes: dict[str, ImageIndex]) -> None:
+    """Refuse an output folder that is no folder here, is part of the source, or holds the other kind of output."""
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(options.out)):
+        raise DataError(f"{options.out}: shards and images are written to a folder of this machine; upload them then")
+    out = options.out.resolve()
+    for split, index in indexes.items():
+        source, own = Path(index.root).resolve(), out / split
+        if out.is_relative_to(source) or own.is_relative_to(source) or source.is_relative_to(own):
+            raise DataError(f"{options.out}: is within the source, {index.name}: choose another folder")
+        if options.shards is not None and own.is_dir():
+            raise DataError(f"{own}: is a folder of images, which would be read in place of the shards beside it")
+    shard = next(options.out.glob("*.tar"), None) if options.shards is None else None
+    if shard is not None:
+        raise DataError(f"{shard}: a shard, which would be left beside the folder of images: choose another folder")
 
 
 def _indexes(options: PackOptions) -> dict[str, ImageIndex]:

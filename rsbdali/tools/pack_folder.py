@@ -15,6 +15,7 @@ from typing import NamedTuple
 from rsbdali.atomic import write_atomically
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.interval_table import FOLDER_NAME, PackedImage, path_key, write_intervals
+from rsbdali.data.names import is_image_name
 from rsbdali.errors import DataError
 from rsbdali.tools.pack_seekable import Seekable, check_seekable, make_seekable
 
@@ -41,8 +42,8 @@ def write_folder(index: ImageIndex, root: Path, workers: int, progress: Progress
     Raises:
         DataError: images that are not in class folders, one that cannot be read, a folder that cannot be written to.
     """
-    for i in range(len(index)):
-        _target(index, i, root)  # before any is written
+    targets = {os.fspath(_target(index, i, root)) for i in range(len(index))}  # before any is written
+    _refuse_leftovers(root, targets)
     found: list[PackedImage] = []
     whole_lines = 0
     try:
@@ -60,6 +61,15 @@ def write_folder(index: ImageIndex, root: Path, workers: int, progress: Progress
     except OSError as error:
         raise DataError(f"{error.filename or root}: cannot be written: {error.strerror}") from error
     return FolderRecord(len(found), sum(image.intervals is not None for image in found), whole_lines)
+
+
+def _refuse_leftovers(root: Path, targets: set[str]) -> None:
+    """Images of an earlier packing that the source no longer has would be read along with the others."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(folder, name)
+            if is_image_name(name) and path not in targets:
+                raise DataError(f"{path}: is no image of the source: remove it, or choose an empty folder")
 
 
 def _target(index: ImageIndex, i: int, root: Path) -> Path:

@@ -190,6 +190,8 @@ def check_shard(job: ShardJob) -> ShardJob:
 
 def write_public(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     """`write_atomically`, for a file that others may read (a temporary file is its maker's alone)."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
+        left.unlink()
     write_atomically(path, fill)
     path.chmod(0o644)
 

@@ -196,7 +196,7 @@ def _settings(options: ReplayOptions, history: Sequence[Settings]) -> tuple[Sett
 
 def _index(options: ReplayOptions, settings: Settings, now: Settings) -> ImageIndex:
     facts = settings.facts
-    if facts.get("train_images") == now.facts.get("train_images"):
+    if all(facts.get(key) == now.facts.get(key) for key in ("train_images", "train_digest")):
         facts = {**facts, **{key: now.facts[key] for key in ("data", "class_map") if key in facts and key in now.facts}}
     data = options.data or (Path(facts["data"]) if "data" in facts else None)
     if data is None:
@@ -208,6 +208,8 @@ def _index(options: ReplayOptions, settings: Settings, now: Settings) -> ImageIn
         raise DataError(
             f"{index.name} has {counted(len(index), 'image')} now and had {then} in the run: its batches are gone"
         )
+    if settings.facts.get("train_digest", index.digest) != index.digest:
+        raise DataError(f"{index.name} has other images than in the run, by path, label and size: its batches are gone")
     return index
 
 
@@ -231,10 +233,10 @@ def _load(settings: Settings) -> float | None:
 def _position(options: ReplayOptions, at: Position | None, recipe: Recipe, steps: int) -> Position:
     epoch, step = divmod(options.step, steps) if at is None else at
     if not (0 <= step < steps and 0 <= epoch < recipe.epochs):
+        where = f" in epoch {epoch + 1}" if options.epoch is not None else ""
         raise RecipeError(
-            f"the run has no step {options.step + 1}"
-            + (f" in epoch {epoch + 1}" if options.epoch is not None else "")
-            + f": it has {counted(recipe.epochs, 'epoch')} of {counted(steps, 'step')}"
+            f"the run has no step {options.step + 1}{where}: it has {counted(recipe.epochs, 'epoch')}, there of "
+            f"{counted(steps, 'step')} each"
         )
     return epoch, step
 

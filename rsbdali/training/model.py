@@ -89,10 +89,13 @@ def check_model(name: str) -> None:
     """Refuse a name that is no model's.
 
     Raises:
-        RecipeError: timm has no such model.
+        RecipeError: timm has no such model, or knows no such tag of its weights.
     """
     if not timm.is_model(name):
         raise RecipeError(f"model={name!r}: timm has no such model{nearest(name, timm.list_models(), most=3)}")
+    model, _, tag = name.partition(".")
+    if tag and tag not in (known := timm.models.get_arch_pretrained_cfgs(model)):
+        raise RecipeError(f"model={name!r}: timm has no such weights of {model}{nearest(tag, known, most=3)}")
 
 
 def start_from(model: nn.Module, path: str | Path) -> None:

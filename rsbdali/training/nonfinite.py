@@ -33,7 +33,7 @@ MIN_SCALE = 1.0
 
 
 class LossWatch:
-    """Hears every loss, and ends the run at the first that is not finite, or the last of too many.
+    """Observes every loss, and ends the run at the first that is not finite, or the last of too many.
 
     Args:
         on_nan: stop or skip.

@@ -24,7 +24,7 @@ from rsbdali.distributed import collectives, devices, process_group
 from rsbdali.distributed.affinity import pinned
 from rsbdali.distributed.devices import resolve_device
 from rsbdali.distributed.launch import NPROC
-from rsbdali.distributed.shares import uneven_shares
+from rsbdali.distributed.shares import raised_groups, uneven_shares
 from rsbdali.distributed.world import World
 from rsbdali.environment import versions
 from rsbdali.errors import LostRankError
@@ -246,6 +246,7 @@ def _facts(session: Session, loader: TrainLoader, eval_loader: EvalLoader, state
         OPTIONS: options_text(options.kept()),
         "tuned": session.tuned or "no",
         "train_images": len(loader.index),
+        "train_digest": loader.index.digest,
         "val_images": len(eval_loader.index),
         "classes": len(loader.index.classes),
         "steps_per_epoch": loader.steps_per_epoch,
@@ -269,6 +270,8 @@ def _introduce(session: Session, state: RunState, identity: Identity, indexes: t
         log.info("%s", line)
     if (shares := uneven_shares(identity.mix_groups, world.size)) is not None:
         log.warning("%s (docs/CLUSTERS.md)", shares)
+    if (raised := raised_groups(recipe.mix_groups, identity.mix_groups, recipe.global_batch_size)) is not None:
+        log.warning("%s", raised)
     fine_tunes = options.initial_checkpoint is not None or options.pretrained
     if (advice := recipe.rate_advice) and not (fine_tunes and " of the rate" in advice):  # a low one is meant there
         log.warning("%s", advice)

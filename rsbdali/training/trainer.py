@@ -4,8 +4,8 @@
        signal: save (epoch, step) ──────── signal: save (epoch, all steps): a resume evaluates first
        interval: save, and on
 
-All ranks take the same turns: what makes them turn (a signal, a save that rank 0's clock asks for, a loss that is not
-finite) is summed over the ranks, together with the loss.
+All ranks decide alike: what they decide by (a signal, a save that rank 0's clock asks for, a loss that is not finite)
+is summed over the ranks, together with the loss.
 """
 
 import logging

@@ -26,7 +26,7 @@ from rsbdali.runs import checkpoint
 from rsbdali.runs.checkpoint import load_weights
 from rsbdali.runs.checkpoint_record import read_record
 from rsbdali.training.evaluate import EvalResult, evaluate
-from rsbdali.training.model import create_model
+from rsbdali.training.model import check_model, create_model
 from rsbdali.training.precision import amp_dtype, kernel_policy, warn_if_emulated
 
 FALLBACK = "a3"
@@ -114,6 +114,8 @@ def choose_recipe(options: ValidateOptions, content: Mapping[str, Any] | None) -
     """The recipe asked for, else the one the checkpoint or the published weights were evaluated with."""
     if content is None and options.model is None:
         raise RsbdaliError("nothing to validate: give --checkpoint PATH, or --model NAME --pretrained")
+    if options.model is not None:
+        check_model(options.model)
     if content is None and not options.pretrained:
         raise RsbdaliError(f"--model {options.model} has no weights yet: add --pretrained, or give --checkpoint PATH")
     record = read_record(content or {}, str(options.checkpoint))

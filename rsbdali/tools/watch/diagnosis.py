@@ -148,7 +148,8 @@ def _head(now: PassFigures, loader: float, at_least: bool, step: float) -> str:
 
 
 def _advice(now: PassFigures, cause: Cause, step: float) -> str:
-    gain = f"{1 / (1 - now.waiting):.2g} ×" if now.waiting < 1 else "much"
+    times = 1 / (1 - now.waiting) if now.waiting < 1 else 0.0
+    gain = f"{times:.2g} ×" if 0 < times < 100 else f"{_number(times)} ×" if times else "much"
     if cause == "step":
         return "the step is the limit: nothing in the loader would make training faster"
     if cause == "start":

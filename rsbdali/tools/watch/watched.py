@@ -38,7 +38,7 @@ def watch(
         RsbdaliError: `loader` cannot be iterated, or `probe` is no number of steps.
     """
     if not hasattr(type(loader), "__iter__"):
-        raise RsbdaliError(f"watch: a {type(loader).__name__} cannot be iterated, expected a loader of batches")
+        raise RsbdaliError(f"watch: {type(loader).__name__} cannot be iterated, expected a loader of batches")
     if not isinstance(probe, int) or probe < 0:
         raise RsbdaliError(f"watch: probe={probe!r}: expected a number of steps, 0 for none")
     return Watched(loader, probe=probe, say=say or _to_standard_error, machine=machine or Machine())
