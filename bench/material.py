@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rsbdali.data.index import ImageIndex
+from rsbdali.data.interval_table import FOLDER_NAME, PackedImage, path_key, write_intervals
 from rsbdali.data.splits import open_split
 from rsbdali.errors import DataError
 
@@ -35,19 +36,27 @@ def enough_images(index: ImageIndex, batch_size: int, scratch: Path) -> tuple[Pa
 
 
 def link_tree(index: ImageIndex, root: Path, copies: int) -> None:
-    """Make a tree of class folders in which every image is there `copies` times, as symbolic links."""
-    for name, target in _links(index, copies):
+    """Make a tree of class folders in which every image is there `copies` times, as symbolic links.
+
+    Images that can be read in part can be so there as well.
+    """
+    packed = []
+    for i, name, target in _links(index, copies):
         link = root / name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(target)
+        if (intervals := index.intervals_of(i)) is not None:
+            packed.append(PackedImage(path_key(os.fsencode(name)), int(index.nbytes_N[i]), intervals))
+    if packed:
+        write_intervals(root / FOLDER_NAME, packed)
 
 
-def _links(index: ImageIndex, copies: int) -> Iterator[tuple[Path, str]]:
+def _links(index: ImageIndex, copies: int) -> Iterator[tuple[int, Path, str]]:
     for i in range(len(index)):
         target = os.path.realpath(index.path(i))
         label, suffix = int(index.label_N[i]), Path(target).suffix
         for copy in range(copies):
-            yield Path(index.classes[label]) / f"{i:07d}_{copy:04d}{suffix}", target
+            yield i, Path(index.classes[label]) / f"{i:07d}_{copy:04d}{suffix}", target
 
 
 def _main(data: str, folder: str, count: str) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from helpers.jpegs import Memory, jpeg, pixels
 from rsbdali.bench import seekable
+from rsbdali.bench.material import enough_images
 from rsbdali.cli.main import cli
 from rsbdali.data.index import ImageIndex
 from rsbdali.data.interval_table import FOLDER_NAME, interval_names
@@ -276,6 +277,20 @@ def test_a_packing_of_which_nothing_can_be_read_in_part_warns_of_nothing(
     assert ImageIndex.scan(tmp_path / "out/train").intervals is None
     assert f"{FOLDER_NAME} is damaged (" in caplog.text
     assert "pickle" not in caplog.text
+
+
+def test_the_benchs_links_to_seekable_images_are_seekable(data: Path, tmp_path: Path) -> None:
+    index = ImageIndex.load(seekable_folder(data))
+    root, copies = enough_images(index, 4, tmp_path / "scratch")
+    tiled = ImageIndex.load(root)
+    assert (copies > 1, len(tiled)) == (True, copies * len(index))
+    for i in range(len(index)):
+        for copy in range(copies):
+            found, own = tiled.intervals_of(i * copies + copy), index.intervals_of(i)
+            assert (found is None) == (own is None)
+            if found is not None and own is not None:
+                assert found.sampling == own.sampling
+                np.testing.assert_array_equal(found.length_K, own.length_K)
 
 
 def test_a_folder_is_packed_on_where_it_was_stopped(data: Path) -> None:
