@@ -95,6 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "__init__",
         "errors",
         "atomic",
+        "bounded",
         "progress_bar",
         "recipe",
         "distributed",

@@ -57,7 +57,7 @@ def test_unknown_model_names_near_ones() -> None:
 
 
 def test_weights_that_timm_does_not_have_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"timm has no such weights of resnet18, did you mean 'a1_in1k'\?$"):
+    with pytest.raises(RecipeError, match=r"timm has no such weights of resnet18, did you mean 'resnet18\.a1_in1k'"):
         check_model("resnet18.a1_in1")
     check_model("resnet18.a1_in1k")
 

@@ -134,7 +134,7 @@ def test_steps_before_a_resume_with_other_settings_are_shown_by_theirs(
             assert (found.epoch, found.step) == (epoch, step)
             check(found, seen)
     assert found.recipe.aa == "rand-m2-n1"
-    with pytest.raises(RecipeError, match="the run has no step 13: it has 3 epochs of 5 steps"):
+    with pytest.raises(RecipeError, match="the run has no step 13: it has 3 epochs, there of 5 steps each"):
         replay(ReplayOptions(run=folder, step=12))
     # a resume from the end of the first epoch with its settings makes all of it one run again
     again = {"resume": str(folder / "checkpoint-0.pth.tar"), "recipe": options.recipe.with_overrides({"epochs": 1})}
@@ -198,7 +198,7 @@ def test_replay_mistakes_are_one_line(
     folder, _ = trained
     mistakes: list[tuple[type[RsbdaliError], str, dict[str, Any]]] = [
         (RsbdaliError, "is no run's folder: it holds no args.yaml", {"run": tmp_path}),
-        (RecipeError, "the run has no step 5: it has 2 epochs of 2 steps", {"step": 4}),
+        (RecipeError, "the run has no step 5: it has 2 epochs, there of 2 steps each", {"step": 4}),
         (RecipeError, "the run has no step 3 in epoch 1", {"epoch": 0, "step": 2}),
         (RecipeError, "the run has no step 1 in epoch 3", {"epoch": 2}),
         (DataError, "no such folder", {"data": tmp_path / "nowhere"}),

@@ -108,7 +108,7 @@ def test_a_run_is_not_overwritten(options: TrainOptions) -> None:
         train(named)
     for path in first.folder.glob("*.pth.tar"):  # hard links of one file: all are damaged
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole.*last\.pth\.tar is truncated"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is valid.*last\.pth\.tar is truncated"):
         train(dataclasses.replace(named, resume="auto"))
     assert (first.folder / "last.pth.tar").stat().st_size == 1000
 

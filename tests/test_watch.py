@@ -538,7 +538,7 @@ def test_the_line_goes_to_standard_error_of_rank_0(
 
 
 @pytest.mark.parametrize(
-    ("loader", "probe", "words"), [(7, 0, "a int cannot be iterated"), ([], -1, "probe=-1"), ([], "x", "probe='x'")]
+    ("loader", "probe", "words"), [(7, 0, "int cannot be iterated"), ([], -1, "probe=-1"), ([], "x", "probe='x'")]
 )
 def test_mistakes(loader: Any, probe: Any, words: str) -> None:
     with pytest.raises(RsbdaliError, match=words):

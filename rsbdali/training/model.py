@@ -94,8 +94,8 @@ def check_model(name: str) -> None:
     if not timm.is_model(name):
         raise RecipeError(f"model={name!r}: timm has no such model{nearest(name, timm.list_models(), most=3)}")
     model, _, tag = name.partition(".")
-    if tag and tag not in (known := timm.models.get_arch_pretrained_cfgs(model)):
-        raise RecipeError(f"model={name!r}: timm has no such weights of {model}{nearest(tag, known, most=3)}")
+    if tag and name not in (known := timm.models.get_arch_pretrained_cfgs(model)):
+        raise RecipeError(f"model={name!r}: timm has no such weights of {model}{nearest(name, known, most=3)}")
 
 
 def start_from(model: nn.Module, path: str | Path) -> None:
