@@ -335,6 +335,7 @@ def test_a_run_from_python(here: Path) -> None:
         ({"data": "my data", "on_nan": "go"}, "on_nan='go': expected stop or skip"),
         ({"data": "my data", "rank_timeout": -1}, "rank_timeout=-1: expected minutes"),
         ({"data": "my data", "hw_decoder_load": 7}, "hw_decoder_load=7: expected a share from 0 to 1"),
+        ({"data": "my data", "checkpoint_every": 500}, "checkpoint_every=500: expected steps or a time"),
         ({"data": "my data", "checkpoint_every": "often"}, "'often': expected a number of steps or a time"),
         ({"resume": "nowhere"}, "nowhere: there is no such run"),
     ):
