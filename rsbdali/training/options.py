@@ -95,7 +95,9 @@ class TrainOptions:
         self._expect("on_nan", self.on_nan in get_args(OnNan), " or ".join(get_args(OnNan)))
         self._expect("loggers", isinstance(self.loggers, tuple | list), 'a sequence of names, such as ("wandb",)')
         every = self.checkpoint_every
-        self._expect("checkpoint_every", every is None or isinstance(every, str), "steps or a time, '500steps' or '10m'")
+        self._expect(
+            "checkpoint_every", every is None or isinstance(every, str), "steps or a time, '500steps' or '10m'"
+        )
         _ = self.save_every  # refuses what it cannot read
 
     def _expect(self, name: str, is_right: bool, expected: str) -> None:
