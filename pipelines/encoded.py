@@ -91,23 +91,10 @@ class EncodedInput:
         for start in range(0, len(sample_N), READ_ROWS):
             some = slice(start, start + READ_ROWS)
             window_K4 = None if window_N4 is None else window_N4[some]
-            futures.append(self._pool.submit(read_images, self._index, sample_N[some].tolist(), window_K4))
+            # a reader for each part: its memory is in use until DALI has copied it
+            futures.append(self._pool.submit(RegionReader().read, self._index, sample_N[some].tolist(), window_K4))
         return PendingImages(self._index, sample_N, window_N4, futures)
 
     def close(self) -> None:
         """End the threads; what is not read yet never will be."""
         self._pool.shutdown(cancel_futures=True)
-
-
-def read_images(index: ImageSource, samples: Sequence[int], window_K4: np.ndarray | None) -> Read:
-    """Encoded images that DALI may see, or the reason why one cannot be had."""
-    if window_K4 is None:
-        return [_read(index, i) for i in samples], None
-    return RegionReader().read(index, samples, window_K4)  # a new one: its memory is in use until DALI has copied it
-
-
-def _read(index: ImageSource, i: int) -> np.ndarray | str:
-    try:
-        return index.read_bytes(i)
-    except UnreadableImage as error:
-        return str(error)

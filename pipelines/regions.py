@@ -1,8 +1,9 @@
 """What is decoded of an image: a small JPEG of the restart intervals under a window, or all of it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import repeat
 from types import ModuleType
 from typing import NamedTuple
 
@@ -66,14 +67,14 @@ class RegionReader:
         self._raw_B, self._small_B, self._used = np.empty(0, np.uint8), np.empty(0, np.uint8), 0
 
     def read(
-        self, index: ImageSource, samples: Sequence[int], window_M4: np.ndarray
-    ) -> tuple[list[np.ndarray | str], np.ndarray]:
+        self, index: ImageSource, samples: Sequence[int], window_M4: np.ndarray | None
+    ) -> tuple[list[np.ndarray | str], np.ndarray | None]:
         """Read encoded images that DALI may see and that hold the windows.
 
         Args:
             index: the images.
             samples: rows of the index.
-            window_M4: int32 (y, x, h, w) in pixels of the image.
+            window_M4: int32 (y, x, h, w) in pixels of the image; None for whole images.
 
         Returns:
             M arrays uint8 (length,), valid until the next call, or the reason why an image cannot be had; int32 (M, 4),
@@ -82,21 +83,23 @@ class RegionReader:
         Raises:
             SourceError: the source does not answer.
         """
-        self._used, inside_M4 = 0, window_M4.copy()
-        return [self._read(index, i, inside_M4[k]) for k, i in enumerate(samples)], inside_M4
+        self._used, inside_M4 = 0, None if window_M4 is None else window_M4.copy()
+        windows: Iterable[np.ndarray | None] = repeat(None) if inside_M4 is None else inside_M4
+        return [self._read(index, i, window_4) for i, window_4 in zip(samples, windows, strict=False)], inside_M4
 
-    def _read(self, index: ImageSource, i: int, window_4: np.ndarray) -> np.ndarray | str:
+    def _read(self, index: ImageSource, i: int, window_4: np.ndarray | None) -> np.ndarray | str:
         """The region under a window, which is moved accordingly, or the whole image."""
         try:
-            region = _region(index, i, window_4)
-            small = None if region is None else self._read_region(index, i, region, window_4)
+            small = None if window_4 is None else self._read_region(index, i, window_4)
             return index.read_bytes(i) if small is None else small
         except UnreadableImage as error:
             return str(error)
 
-    def _read_region(self, index: ImageSource, i: int, region: _Region, window_4: np.ndarray) -> np.ndarray | None:
-        loops, fields = find_splice(), region.field_F.tolist()
-        assert loops is not None
+    def _read_region(self, index: ImageSource, i: int, window_4: np.ndarray) -> np.ndarray | None:
+        loops, region = find_splice(), _region(index, i, window_4)
+        if loops is None or region is None:
+            return None
+        fields = region.field_F.tolist()
         raw_B = self._raw(sum(part.nbytes for part in region.parts))
         index.read_parts(i, region.parts, raw_B)
         small_B = self._small(len(raw_B))

@@ -168,7 +168,7 @@ def test_rows_and_evaluation_follow_the_list(tree: Path) -> None:
             with pytest.raises(IndexError, match=f"image {wrong} of 18"):
                 read(wrong)
     with pytest.raises(TypeError, match=r"takes one number.*subset takes several"):
-        index[0:2]  # type: ignore[index]
+        index[0:2]
     # the same images: a state goes from a list to the folder and back
     assert index.digest == ImageIndex.scan(tree).digest
     with create_loader(pairs, **SMALL | {"interpolation": "bilinear", "return_index": True}) as loader:

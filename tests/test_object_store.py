@@ -207,7 +207,9 @@ def test_seekable_images_are_fetched_in_part(bucket: Bucket, proxy: Proxy, tmp_p
     assert proxy.reads - before == 6
     assert nbytes < 0.5 * index.nbytes_N.sum()
     for i, (y, x, h, w) in enumerate(inside_M4.tolist()):
-        whole_HWC, small_HWC = pixels(index.read_stored(i)), pixels(images[i].tobytes())  # type: ignore[union-attr]
+        small_B = images[i]
+        assert isinstance(small_B, np.ndarray), small_B
+        whole_HWC, small_HWC = pixels(index.read_stored(i)), pixels(small_B.tobytes())
         np.testing.assert_array_equal(small_HWC[y : y + h, x : x + w], whole_HWC[40:70, 100:150])
     index.reader.close()
 

@@ -206,7 +206,8 @@ def test_where_intervals_are_is_copied_once_a_version(url: str, fetched: Fetched
     for check in (True, False):
         again = ImageIndex.load(where, cache_dir=cache, check=check)
         assert again.intervals is not None
-        np.testing.assert_array_equal(again.intervals.start_N, index.intervals.start_N)  # type: ignore[union-attr]
+        assert again.intervals is not None
+        np.testing.assert_array_equal(again.intervals.start_N, index.intervals.start_N)
     assert interval_reads(fetched) == []
     fs = fsspec.filesystem("memory")
     fs.pipe_file(first[0], fs.cat_file(first[0]))  # written again: another time

@@ -122,17 +122,22 @@ def test_create_loader_takes_what_is_tuned_and_says_so(
         create_loader(root, **arguments)
 
 
-def test_a_run_takes_what_is_tuned_and_records_it_and_its_resume_takes_it(
-    image_tree: Tree, kept: Path, made: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def run_options(image_tree: Tree, tmp_path: Path) -> dict[str, Any]:
+    """Of a run of one epoch in out/run."""
     image_tree(per_class=2, split="val")
-    options: dict[str, Any] = {
+    return {
         "recipe": SMALL.with_overrides({"epochs": 1}),
         "data": image_tree().parent,
         "output": tmp_path / "out",
         "experiment": "run",
         "device": "cpu",
     }
+
+
+def test_a_run_takes_what_is_tuned_and_records_it_and_its_resume_takes_it(
+    image_tree: Tree, kept: Path, made: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    options = run_options(image_tree, tmp_path)
     training.train(TrainOptions(**options, tuned=True))
     content = torch.load(tmp_path / "out/run/last.pth.tar", weights_only=True)
     assert content["rsbdali"]["tuned"] == FOUND.to_dict()
@@ -172,15 +177,8 @@ def test_a_run_records_the_jpeg_engines_share_and_its_resume_takes_it(
     image_tree: Tree, made: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     """On a CPU, where the share is recorded and not used."""
-    image_tree(per_class=2, split="val")
     tuned.keep(replace(SHARED, decode="cpu"), tuned.machine_key(SMALL, CPU), {})
-    options: dict[str, Any] = {
-        "recipe": SMALL.with_overrides({"epochs": 1}),
-        "data": image_tree().parent,
-        "output": tmp_path / "out",
-        "experiment": "run",
-        "device": "cpu",
-    }
+    options = run_options(image_tree, tmp_path)
     training.train(TrainOptions(**options, tuned=True))
     content = torch.load(tmp_path / "out/run/last.pth.tar", weights_only=True)["rsbdali"]
     assert (content["hw_decoder_load"], content["tuned"]["hw_decoder_load"]) == (0.9, 0.9)

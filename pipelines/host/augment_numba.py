@@ -1,7 +1,7 @@
 """RandAugment's ops on one image by compiled loops, bit for bit what timm gets from Pillow.
 
 Images are uint8 (H, W, 3), contiguous, and changed in place. Each loop is the C that it equals: `Point.c` (tables),
-`Blend.c` (float32, truncated), `Filter.c` (the 3 × 3 smoothing), `Geometry.c` (affine transform in doubles).
+`Blend.c` (float32, truncated), `Filter.c` (the 3 × 3 smoothing); `warp_numba` has the geometric ops.
 
 Shapes: P pixels of a line, X = 3 × W interleaved values of a row, C channels, V levels.
 """

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,15 +55,10 @@ class Session:
         return TrainLoader(
             index,
             options.recipe,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            device=self.device,
-            decode=options.decode,
-            hw_decoder_load=options.hw_decoder_load,
+            **self._of_both(),
             num_threads=options.workers or threads,
             prefetch=DEFAULT_PREFETCH if tuned is None else tuned.prefetch,
             chunk=None if tuned is None else tuned.chunk,
-            dtype=self.dtype,
             on_bad=partial(self.note_bad, "does not decode, another takes its place"),
             max_bad_images=options.max_bad_images,
         )
@@ -73,16 +69,22 @@ class Session:
         return EvalLoader(
             index,
             options.recipe,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            device=self.device,
-            decode=options.decode,
-            hw_decoder_load=options.hw_decoder_load,
-            batch_size=options.eval_batch_size or eval_batch_size(self.device),
+            **self._of_both(),
             num_threads=options.workers or self.threads,
-            dtype=self.dtype,
+            batch_size=options.eval_batch_size or eval_batch_size(self.device),
             on_bad=partial(self.note_bad, "does not decode, not evaluated"),
         )
+
+    def _of_both(self) -> dict[str, Any]:
+        """Arguments that both loaders take alike."""
+        return {
+            "rank": self.world.rank,
+            "world_size": self.world.size,
+            "device": self.device,
+            "decode": self.options.decode,
+            "hw_decoder_load": self.options.hw_decoder_load,
+            "dtype": self.dtype,
+        }
 
     def note_bad(self, fate: str, path: str, reason: str) -> None:
         """Log an image that cannot be used, and add it to the run's list.

@@ -76,7 +76,7 @@ def worker(folder: Path, data: Path, *, is_mortal: bool = False) -> int:
     end_with_launcher()
     torch.set_num_threads(1)
     NotingLoader.notes, NotingLoader.agent = folder, os.getppid() if is_mortal else None
-    session.TrainLoader = NotingLoader  # type: ignore[misc]
+    session.TrainLoader = NotingLoader
     options = TrainOptions(
         recipe=Recipe.from_dict(RECIPE),
         data=data,

@@ -14,7 +14,7 @@ needs_no_driver = pytest.mark.skipif(
 
 
 class FakeCuda:
-    """Stands for `torch.cuda`'s streams and events; tensors stay on the CPU.
+    """Replaces `torch.cuda`'s streams and events; tensors stay on the CPU.
 
     Attributes:
         diary: (what, stream, event) in the order it happened; `wait for host` is what a loader must never do.
