@@ -65,6 +65,11 @@ class ImageSource(Protocol):
     width_N: np.ndarray
     height_N: np.ndarray
 
+    @property
+    def intervals(self) -> object | None:
+        """Not None where some images can be read in part."""
+        ...
+
     def __len__(self) -> int: ...
 
     def read_bytes(self, i: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.common import CPU
 from helpers.jpegs import Memory, jpeg, pixels
 from rsbdali.bench import seekable
 from rsbdali.bench.material import enough_images
@@ -277,6 +278,16 @@ def test_a_packing_of_which_nothing_can_be_read_in_part_warns_of_nothing(
     assert ImageIndex.scan(tmp_path / "out/train").intervals is None
     assert f"{FOLDER_NAME} is damaged (" in caplog.text
     assert "pickle" not in caplog.text
+
+
+def test_splicing_is_compiled_for_seekable_images_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+    monkeypatch.setattr(workers, "find_splice", lambda: compiled.append(1))
+    for root, times in ((data / "train", 0), (seekable_folder(data), 1)):
+        index = ImageIndex.load(root)
+        made = workers.Workers(index, rows=4, size=(32, 32), device=CPU, num_threads=1)
+        made.close()
+        assert len(compiled) == times
 
 
 def test_the_benchs_links_to_seekable_images_are_seekable(data: Path, tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ class Workers:
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._batches: deque[_Batch] = deque()
         self._chunk_images = max(1, min(CHUNK, chunk or CHUNK, -(-rows // num_threads)))
+        if index.intervals is not None:
+            find_splice()  # compiled here, as all else in `_start_threads`
         self._threads = _start_threads(num_threads, self._chunks, self._chunk_images)
         self._close = weakref.finalize(self, _stop_threads, self._threads, self._chunks)
         close_at_exit(self)
@@ -147,7 +149,7 @@ class Workers:
 
 
 def _start_threads(count: int, chunks: "queue.SimpleQueue[_Chunk | None]", chunk_images: int) -> list[threading.Thread]:
-    find_resize(), find_augment(), find_splice()  # compiled here, once, where an error is seen
+    find_resize(), find_augment()  # compiled here, once, where an error is seen
     workers = [
         threading.Thread(
             target=_work, args=(WindowDecoder(chunk_images), chunks), name=f"rsbdali-host-{i}", daemon=True
